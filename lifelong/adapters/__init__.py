@@ -1,0 +1,1 @@
+"""Bridges to other libraries; each is the only file that imports its library, lazily."""

@@ -1,0 +1,69 @@
+"""The error tree.
+
+LifelongError                 ends a verb with exit code 2 and one message
+├── InputError                a file, card, recipe or option is wrong
+│   └── UnknownNameError      a name that is not in a registry; offers the nearest
+├── ExpansionError            a growth target that cannot be reached exactly
+├── CorruptionError           a committed file is not what the ledger says
+└── BrokenPromiseError        exit code 3: a verification or a forgetting budget failed
+Interrupted                   exit code 130: stopped on request, resumable
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LifelongError(Exception):
+    """What was wrong, the value, where, what is allowed; shown without a traceback."""
+
+    exit_code = 2
+
+
+class InputError(LifelongError):
+    """A file, card, recipe or option is wrong."""
+
+
+class UnknownNameError(InputError):
+    """A name that a registry does not hold."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str], where: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        place = f"{where}: " if where else ""
+        super().__init__(f"{place}there is no {kind} {name!r}{did_you_mean(str(name), self.known)}")
+
+
+class ExpansionError(LifelongError):
+    """A growth target that cannot be reached exactly; the message names the nearest feasible sizes."""
+
+
+class CorruptionError(LifelongError):
+    """A committed file is not what the ledger says it is."""
+
+
+class BrokenPromiseError(LifelongError):
+    """A verification or a forgetting budget failed."""
+
+    exit_code = 3
+
+
+class Interrupted(BaseException):  # noqa: N818 - like KeyboardInterrupt: no `except Exception` may swallow it
+    """Stopped on request after saving; the same command continues."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str], limit: int = 24) -> str:
+    """A clause that offers the nearest known name and lists what is allowed."""
+    known = sorted(known)
+    close = nearest(name, known)
+    hint = f"; did you mean {close!r}?" if close else "."
+    listed = ", ".join(known[:limit]) + (f", ... ({len(known)} in all)" if len(known) > limit else "")
+    return f"{hint} Known: {listed or 'none'}"

@@ -1,0 +1,1 @@
+"""Growing a model without changing its function."""

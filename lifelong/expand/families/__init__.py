@@ -1,0 +1,1 @@
+"""One table per architecture family; the folder is the registry."""

@@ -1,0 +1,1 @@
+"""Knowledge inheritance: the loss, its teachers, schedules and caches."""

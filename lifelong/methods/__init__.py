@@ -1,0 +1,1 @@
+"""One continual-learning method per file; the folder is the registry."""

@@ -1,0 +1,240 @@
+"""Frozen values passed between layers. No torch here: a report must open in a blink.
+
+Sign convention, stated once: losses are nats per token; forgetting is positive when a domain got worse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+NATS_PER_BIT = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class DomainLoss:
+    """Held-out loss of one model on one domain.
+
+    `document_nats` and `document_tokens` hold the same sums per held-out document, in order, so that a
+    confidence interval over documents can be computed without running the model again.
+    """
+
+    domain: str
+    nats: float
+    tokens: int
+    bytes: int
+    document_nats: tuple[float, ...] = ()
+    document_tokens: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def nats_per_token(self) -> float:
+        """Sum of the negative log-likelihoods over predicted tokens, divided by their number."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The same sum in bits over the UTF-8 bytes of the documents: comparable across tokenizers."""
+        return self.nats / NATS_PER_BIT / self.bytes
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the nats per token."""
+        return math.exp(self.nats_per_token)
+
+
+Row = tuple["float | None", ...]
+
+
+@dataclass(frozen=True)
+class LossMatrix:
+    """R[t][k]: held-out loss on domain k after stage t; `initial` is row -1, the model before the stream.
+
+    `stage_domains[t]` is the column that stage t trained on. An entry is None where a domain was not yet
+    known when that stage was evaluated (a run extended later).
+    """
+
+    domains: tuple[str, ...]
+    stages: tuple[str, ...]
+    stage_domains: tuple[int, ...]
+    initial: Row
+    nats_per_token: tuple[Row, ...]
+    bits_per_byte: tuple[Row, ...] = ()
+    tokens: tuple[tuple[int | None, ...], ...] = ()
+    initial_bits_per_byte: Row = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of `matrix.json` that describe the matrix."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LossMatrix:
+        """Inverse of `to_json`; other keys of `matrix.json` are ignored."""
+        row = lambda values: tuple(values)  # noqa: E731
+        return cls(
+            domains=tuple(data["domains"]),
+            stages=tuple(data["stages"]),
+            stage_domains=tuple(data["stage_domains"]),
+            initial=row(data["initial"]),
+            nats_per_token=tuple(row(values) for values in data["nats_per_token"]),
+            bits_per_byte=tuple(row(values) for values in data.get("bits_per_byte", ())),
+            tokens=tuple(tuple(values) for values in data.get("tokens", ())),
+            initial_bits_per_byte=row(data.get("initial_bits_per_byte", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something cost. FLOPs count multiply and add separately; `flops` includes `teacher_flops`."""
+
+    tokens: int = 0
+    flops: float = 0.0
+    teacher_flops: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.tokens + other.tokens,
+            self.flops + other.flops,
+            self.teacher_flops + other.teacher_flops,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class ComputeLedger:
+    """Cost by phase of a stage: grow, recover, train, probe, evaluate, ..."""
+
+    phases: Mapping[str, Cost] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Cost:
+        """Sum over phases."""
+        return sum(self.phases.values(), Cost())
+
+    def adding(self, phase: str, cost: Cost) -> ComputeLedger:
+        """A ledger with `cost` added to `phase`."""
+        return ComputeLedger({**self.phases, phase: self.phases.get(phase, Cost()) + cost})
+
+    def to_json(self) -> dict[str, Any]:
+        """Phase name to its cost."""
+        return {phase: asdict(cost) for phase, cost in self.phases.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ComputeLedger:
+        """Inverse of `to_json`."""
+        return cls({phase: Cost(**cost) for phase, cost in data.items()})
+
+
+@dataclass(frozen=True)
+class ExpansionReport:
+    """What a growth did and how far the function moved.
+
+    `source` and `target` are shapes (axis name to size). Differences are between the logits of the small
+    and the grown model on the same tokens; a figure that was not measured is None.
+    """
+
+    family: str
+    mode: str
+    source: Mapping[str, Any]
+    target: Mapping[str, Any]
+    parameters_before: int
+    parameters_after: int
+    max_logit_difference_float64: float | None = None
+    max_logit_difference_float32: float | None = None
+    max_logit_difference_bfloat16: float | None = None
+    loss_difference: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    tolerance: float = 1e-10
+    passed: bool = True
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ExpansionReport:
+        """Inverse of `to_json`."""
+        return cls(**{**data, "notes": tuple(data.get("notes", ()))})
+
+
+@dataclass(frozen=True)
+class TrainPoint:
+    """One logged optimizer step of a stage. `tokens` counts from the start of the phase."""
+
+    phase: str
+    step: int
+    tokens: int
+    loss: float
+    ce: float | None = None
+    kl: float | None = None
+    alpha: float = 0.0
+    learning_rate: float = 0.0
+    gradient_norm: float | None = None
+    replay_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ProbePoint:
+    """A small held-out evaluation during a stage. `tokens` counts from the start of the stage."""
+
+    step: int
+    tokens: int
+    domain: str
+    nats_per_token: float
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One committed stage, one line of the ledger. Hashes are SHA-256 in hex."""
+
+    index: int
+    name: str
+    domain: str
+    parent: str
+    recipe_hash: str
+    tokens: int
+    shape: Mapping[str, Any]
+    parameters: int
+    cost: Mapping[str, Any]
+    row: Mapping[str, Mapping[str, float]]
+    fingerprints: Mapping[str, str]
+    seeds: Mapping[str, int]
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+    expansion: Mapping[str, Any] | None = None
+    replay: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    committed_at: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StageRecord:
+        """Inverse of `to_json`."""
+        return cls(**{**data, "notes": tuple(data.get("notes", ()))})
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run_recipe` hands back."""
+
+    out: str
+    matrix: LossMatrix
+    metrics: Mapping[str, float | None]
+    cost: Cost
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Domains, their sources, tokenising, packing, mixing and memory."""
