@@ -223,6 +223,79 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Text generated after stage `stage` (-1: the initial model) from the opening of a held-out document."""
+
+    stage: int
+    domain: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """Everything a report needs, read from a run folder; the sequences run over committed stages.
+
+    `unfinished` names the stages of the recipe that are not committed yet. `losses[t]` holds the
+    held-out losses after stage t with their per-document sums, `initial_losses` those of row -1.
+    """
+
+    name: str
+    path: str
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    stages: tuple[StageRecord, ...]
+    unfinished: tuple[str, ...]
+    matrix: LossMatrix
+    initial_losses: tuple[DomainLoss, ...]
+    losses: tuple[tuple[DomainLoss, ...], ...]
+    train: tuple[tuple[TrainPoint, ...], ...]
+    probes: tuple[tuple[ProbePoint, ...], ...]
+    expansions: tuple[ExpansionReport | None, ...]
+    samples: tuple[Sample, ...] = ()
+
+
+class RunObserver:
+    """Told what a run does, as it does it; every hook may be left out. A live display is one of these.
+
+    Phases of a stage: prepare, grow, recover, train, evaluate, commit.
+    """
+
+    def run_started(self, name: str, stage_names: Sequence[str], stage_tokens: Sequence[int]) -> None:
+        """The whole plan: one name and one token budget a stage."""
+
+    def stage_started(self, index: int, shape: Mapping[str, Any], parameters: int) -> None:
+        """Stage `index` begins (or continues) with a model of this shape."""
+
+    def stage_skipped(self, record: StageRecord) -> None:
+        """The stage was committed by an earlier invocation."""
+
+    def phase_started(self, phase: str, total_tokens: int) -> None:
+        """A phase begins; `total_tokens` is 0 where its length is not counted in tokens."""
+
+    def stepped(self, point: TrainPoint) -> None:
+        """One optimizer step was logged."""
+
+    def probed(self, point: ProbePoint) -> None:
+        """A small evaluation during a stage."""
+
+    def expanded(self, report: ExpansionReport) -> None:
+        """The model grew and was verified."""
+
+    def evaluated(self, stage: int, losses: Sequence[DomainLoss]) -> None:
+        """All domains were evaluated after stage `stage` (-1: before the first)."""
+
+    def noted(self, text: str) -> None:
+        """Something the user should read: a warning, a fallback."""
+
+    def stage_committed(self, record: StageRecord) -> None:
+        """The stage is safe on disk."""
+
+    def run_finished(self, result: RunResult) -> None:
+        """The stream is done."""
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What `run_recipe` hands back."""
 
