@@ -48,8 +48,11 @@ class BrokenPromiseError(LifelongError):
     exit_code = 3
 
 
-class Interrupted(BaseException):  # noqa: N818 - like KeyboardInterrupt: no `except Exception` may swallow it
-    """Stopped on request after saving; the same command continues."""
+class Interrupted(BaseException):
+    """Stopped on request after saving; the same command continues.
+
+    Like KeyboardInterrupt it is no Exception: no `except Exception` on the way may swallow it.
+    """
 
     exit_code = 130
 

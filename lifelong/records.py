@@ -41,7 +41,7 @@ class DomainLoss:
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats per token."""
+        """Exp of the nats per token."""
         return math.exp(self.nats_per_token)
 
 
@@ -72,16 +72,15 @@ class LossMatrix:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LossMatrix:
         """Inverse of `to_json`; other keys of `matrix.json` are ignored."""
-        row = lambda values: tuple(values)  # noqa: E731
         return cls(
             domains=tuple(data["domains"]),
             stages=tuple(data["stages"]),
             stage_domains=tuple(data["stage_domains"]),
-            initial=row(data["initial"]),
-            nats_per_token=tuple(row(values) for values in data["nats_per_token"]),
-            bits_per_byte=tuple(row(values) for values in data.get("bits_per_byte", ())),
+            initial=tuple(data["initial"]),
+            nats_per_token=tuple(tuple(values) for values in data["nats_per_token"]),
+            bits_per_byte=tuple(tuple(values) for values in data.get("bits_per_byte", ())),
             tokens=tuple(tuple(values) for values in data.get("tokens", ())),
-            initial_bits_per_byte=row(data.get("initial_bits_per_byte", ())),
+            initial_bits_per_byte=tuple(data.get("initial_bits_per_byte", ())),
         )
 
 
