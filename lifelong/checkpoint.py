@@ -1,0 +1,162 @@
+"""Files that survive: atomic writes, hashes, and the model folder of a stage.
+
+Only safetensors, JSON, YAML and Arrow are written here; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lifelong.errors import CorruptionError, InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHUNK_BYTES = 1 << 20
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Like `write_text`; numbers keep all their digits, so that what is read back is bitwise the same."""
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of ours.
+
+    Raises:
+        CorruptionError: missing, unreadable, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CorruptionError(f"{path}: the file is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptionError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file below `folder` durable."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tree_hashes(folders: Iterable[Path], root: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folders`, by its path relative to `root`."""
+    return {
+        path.relative_to(root).as_posix(): file_hash(path)
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder that appears complete or not at all: fill the yielded one, it is made durable and renamed."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    remove_tree(partial)
+    partial.mkdir(parents=True)
+    yield partial
+    sync_tree(partial)
+    partial.rename(folder)
+    sync_folder(folder.parent)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A plain `save_pretrained` folder with the tokenizer beside the weights."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_model(source: str | Path, objective: str, revision: str | None = None) -> PreTrainedModel:
+    """A model in float32 with the head of the objective (`clm` or `mlm`), from a folder or the hub.
+
+    Raises:
+        InputError: no such checkpoint, or one that transformers cannot load.
+    """
+    import transformers
+
+    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
+    try:
+        return auto.from_pretrained(str(source), revision=revision or "main", dtype="float32")
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"checkpoint {str(source)!r}: transformers cannot load it as {objective}: {reason}") from None
+
+
+def load_config(source: str | Path, revision: str | None = None) -> Any:
+    """The configuration of a checkpoint, without its weights.
+
+    Raises:
+        InputError: no such checkpoint.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(str(source), revision=revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"checkpoint {str(source)!r}: {reason}") from None
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over names, shapes and bytes of all weights and the configuration's architecture."""
+    digest = hashlib.sha256(model.config.model_type.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(_bytes_dtype()).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _bytes_dtype() -> Any:
+    import torch
+
+    return torch.uint8

@@ -1,0 +1,322 @@
+"""The verbs of `lifelong`. Heavy libraries are imported inside a verb, so that `--help` answers at once.
+
+Exit codes: 0 done; 2 the input is wrong; 3 a verification or a forgetting budget was broken; 1 a bug;
+130 interrupted, resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from lifelong.errors import BrokenPromiseError, InputError, Interrupted, LifelongError
+
+app = typer.Typer(
+    name="lifelong",
+    help="Continual pre-training of language models: learn one domain after the other, grow, and see what was forgotten.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+domain_app = typer.Typer(no_args_is_help=True, help="Corpora: add one, list, look inside, check.")
+app.add_typer(domain_app, name="domain")
+
+OverrideOption = Annotated[Optional[list[str]], typer.Option("--set", metavar="A.B=VALUE", help="Change a key of the recipe; may be repeated.")]  # noqa: UP045
+JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+CardsOption = Annotated[list[str], typer.Option("--domain", metavar="CARD", help="Name or path of a domain card; may be repeated.")]
+
+_verbose = False
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Read the options that all verbs share."""
+    global _verbose  # noqa: PLW0603 - read by `main` after typer has returned
+    _verbose = verbose
+    if version:
+        from lifelong import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    out: Annotated[Optional[Path], typer.Option(help="Run folder; default runs/NAME.")] = None,  # noqa: UP045
+    overrides: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a whole stream; continues by itself where an interrupted run stopped."""
+    from lifelong.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    quiet_libraries()
+    from lifelong.pipeline import run_recipe
+    from lifelong.report.progress import RichObserver
+
+    result = run_recipe(loaded, out or Path("runs") / loaded.name, None if as_json else RichObserver())
+    _finish(Path(result.out), as_json)
+
+
+@app.command()
+def extend(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    domain: Annotated[str, typer.Option(metavar="CARD", help="Name or path of the new domain's card.")],
+    tokens: Annotated[Optional[str], typer.Option(help="Token budget, for example 2M; default: that of the last stage.")] = None,  # noqa: UP045
+    overrides: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn one more domain, from the run's own folder; the earlier corpora are not needed."""
+    quiet_libraries()
+    from lifelong.pipeline import extend_run
+    from lifelong.report.progress import RichObserver
+
+    observer = None if as_json else RichObserver()
+    result = extend_run(run_folder, domain, tokens=tokens, overrides=overrides or (), observer=observer)
+    _finish(Path(result.out), as_json)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    overrides: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Dry run: shapes, parameters, tokens, steps, FLOPs and warnings of every stage; loads no weights."""
+    from lifelong.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    quiet_libraries()
+    from lifelong.plan import plan_recipe, plan_table
+
+    stages = plan_recipe(loaded)
+    if as_json:
+        typer.echo(json.dumps(stages.to_json(), indent=1))
+    else:
+        _print(plan_table(stages))
+
+
+@app.command()
+def expand(
+    source: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the grown model.")],
+    layers: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
+    hidden_size: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
+    intermediate_size: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
+    heads: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
+    kv_heads: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
+    head_dim: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
+    vocab_size: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
+    experts: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
+    mode: Annotated[str, typer.Option(help="exact keeps the function; elle copies at random, as published.")] = "exact",
+    approximate: Annotated[bool, typer.Option("--approximate", help="Go on where exactness is impossible; the gap is reported.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Only say what would be done; loads no weights.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Grow a checkpoint; the result is verified and loads with plain from_pretrained."""
+    targets = {
+        "layers": layers, "hidden_size": hidden_size, "intermediate_size": intermediate_size, "heads": heads,
+        "kv_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocab_size, "experts": experts,
+    }  # fmt: skip
+    targets = {axis: size for axis, size in targets.items() if size is not None}
+    if not targets:
+        raise InputError("expand: name at least one larger size, for example --layers 12 --hidden-size 768")
+    if mode not in ("exact", "elle"):
+        raise InputError(f"expand --mode: 'exact' or 'elle', not {mode!r}")
+    quiet_libraries()
+    from lifelong.expand import expand_checkpoint, explain_expansion
+
+    if explain:
+        typer.echo(explain_expansion(source, targets, mode=mode, approximate=approximate))
+        return
+    from lifelong.report.table import expansion_table
+
+    report = expand_checkpoint(source, out, targets=targets, mode=mode, approximate=approximate, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=1))
+    else:
+        _print(expansion_table(report))
+    if not report.passed:
+        raise BrokenPromiseError(f"the grown model is not exact: logits differ by {report.max_logit_difference_float64:.1e}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage).")],
+    domain: CardsOption,
+    tokens: Annotated[str, typer.Option(help="Held-out tokens per domain.")] = "100k",
+    sequence_length: Annotated[int, typer.Option()] = 256,
+    objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
+    split: Annotated[str, typer.Option(help="valid or test.")] = "valid",
+    as_json: JsonOption = False,
+) -> None:
+    """Held-out loss per domain."""
+    quiet_libraries()
+    from lifelong.pipeline import evaluate_cards
+    from lifelong.report.table import losses_table
+
+    losses = evaluate_cards(model, domain, tokens=tokens, sequence_length=sequence_length, objective=objective, split=split)
+    if as_json:
+        figures = [
+            {"domain": loss.domain, "nats_per_token": loss.nats_per_token, "perplexity": loss.perplexity,
+             "bits_per_byte": loss.bits_per_byte, "tokens": loss.tokens}
+            for loss in losses
+        ]  # fmt: skip
+        typer.echo(json.dumps(figures, indent=1))
+    else:
+        _print(losses_table(losses))
+
+
+@app.command()
+def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
+    """Every committed file against its hash; the ledger's chain."""
+    from lifelong.ledger import check_run, read_records
+
+    findings = check_run(run_folder)
+    if findings:
+        raise InputError(f"{run_folder}: {len(findings)} finding{'s' * (len(findings) > 1)}\n  " + "\n  ".join(findings))
+    records = read_records(run_folder)
+    files = sum(len(record.files) for record in records)
+    typer.echo(f"{run_folder}: {len(records) - 1} stages, {files} files, all as committed")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    out: Annotated[Optional[Path], typer.Option(help="Where to write; default RUN/report.")] = None,  # noqa: UP045
+    as_json: JsonOption = False,
+) -> None:
+    """One run, or a comparison of several; checks what the recipe expects."""
+    from lifelong.ledger import read_history
+
+    if len(runs) == 1:
+        from lifelong.report import write_report
+
+        write_report(read_history(runs[0]), out or runs[0] / "report")
+        _finish(runs[0], as_json, out or runs[0] / "report")
+        return
+    from lifelong.report.compare import compare_runs, write_comparison
+
+    comparison = compare_runs([read_history(path) for path in runs])
+    if as_json:
+        typer.echo(json.dumps(comparison.to_json(), indent=1))
+        return
+    from lifelong.report.table import comparison_table
+
+    _print(comparison_table(comparison))
+    if out is not None:
+        typer.echo(f"report: {write_comparison(comparison, out)}")
+
+
+LISTS = {
+    "domains": "corpora", "families": "architectures that can grow", "methods": "continual-learning methods",
+    "metrics": "metrics of a run", "recipes": "experiments",
+}  # fmt: skip
+
+
+@app.command(name="list")
+def list_names(
+    what: Annotated[str, typer.Argument(help=" | ".join(LISTS))],
+) -> None:
+    """What there is."""
+    from lifelong.errors import UnknownNameError
+    from lifelong.plugins import plugin_names
+
+    if what not in LISTS:
+        raise UnknownNameError("list", what, LISTS)
+    if what == "domains":
+        from lifelong.stream.domain import known_domains
+
+        names = known_domains()
+    elif what == "recipes":
+        from lifelong.recipe import known_recipes
+
+        names = known_recipes()
+    else:
+        names = plugin_names({"families": "lifelong.expand.families"}.get(what, f"lifelong.{what}"))
+    typer.echo("\n".join(names))
+
+
+@app.command()
+def schema(what: Annotated[str, typer.Argument(help="recipe | domain")]) -> None:
+    """JSON schema for editors."""
+    from lifelong.errors import UnknownNameError
+
+    if what == "recipe":
+        from lifelong.recipe import Recipe
+
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+    elif what == "domain":
+        from lifelong.stream.domain import domain_schema
+
+        typer.echo(json.dumps(domain_schema(), indent=1))
+    else:
+        raise UnknownNameError("schema", what, ["recipe", "domain"])
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own messages."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not _verbose:
+        warnings.filterwarnings("ignore")
+        logging.getLogger("torch").setLevel(logging.ERROR)
+    import datasets
+
+    datasets.disable_progress_bars()
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None:
+    """Show the matrix and the metrics of a run, and whether it met its recipe's expectations."""
+    from lifelong.ledger import read_history
+    from lifelong.report import matrix_json
+    from lifelong.report.table import run_tables
+
+    history = read_history(out)
+    if as_json:
+        typer.echo(json.dumps(matrix_json(history), indent=1))
+        return
+    for table in run_tables(history):
+        _print(table)
+    typer.echo(f"report: {(report_folder or out / 'report') / 'index.html'}")
+
+
+def main() -> None:
+    """Entry point: one message and an exit code instead of a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (LifelongError, Interrupted) as error:
+        if _verbose:
+            raise
+        label = "interrupted" if isinstance(error, Interrupted) else "error"
+        print(f"{label}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(Interrupted.exit_code)
+
+
+if __name__ == "__main__":
+    main()

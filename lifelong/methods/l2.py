@@ -1,0 +1,42 @@
+"""L2 to the previous stage: weights are held near where the stage began.
+
+Source: Li et al. 2018 (arXiv 1802.01483), L2-SP, equation 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lifelong.train.method import Method, StageContext
+
+
+@dataclass
+class Plugin(Method):
+    """`strength / 2` times the squared distance between the weights and those at the start of the stage."""
+
+    strength: float = 1.0
+    anchors: dict[str, Tensor] = field(default_factory=dict, init=False)
+
+    def begin_stage(self, context: StageContext) -> None:
+        """Take the anchors; in the first stage of a model from random weights there is nothing to keep."""
+        if context.stage_index > 0:
+            self.anchors = {name: p.detach().clone() for name, p in context.model.named_parameters() if p.requires_grad}
+
+    def loss_term(self, model: PreTrainedModel) -> Tensor | None:
+        """The penalty, or None without anchors."""
+        if not self.anchors:
+            return None
+        terms = [((p - self.anchors[n]) ** 2).sum() for n, p in model.named_parameters() if n in self.anchors]
+        return 0.5 * self.strength * sum(terms[1:], terms[0])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The anchors."""
+        return dict(self.anchors)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the anchors back."""
+        self.anchors = dict(state)

@@ -1,0 +1,386 @@
+"""The whole experiment in one YAML file. Every error is reported at once, with its path and the nearest valid name.
+
+Reading a recipe imports neither torch nor transformers; what only they can judge (the keys of `train:`)
+is checked by `train.arguments` before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from lifelong.errors import InputError, UnknownNameError, nearest
+from lifelong.plugins import plugin_names, shipped_folder
+
+MULTIPLIERS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "t": 1_000_000_000_000}
+
+
+def parse_count(value: object) -> object:
+    """`2M` -> 2000000; whole numbers pass; anything else is left for the type check to refuse."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kKmMbBtT]?)\s*", value)
+        if match:
+            number = float(match[1].replace("_", "")) * MULTIPLIERS[match[2].lower()]
+            if number == int(number):
+                return int(number)
+    return value
+
+
+def parse_fraction(value: object) -> object:
+    """`2%` -> 0.02; numbers pass."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)):
+        return float(match[1]) / 100
+    return value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
+PositiveCount = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+Fraction = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, le=1)]
+Size = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are errors, values are never coerced from other types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shape(Section):
+    """Sizes of a model; what is not named stays, or takes the family's default."""
+
+    layers: Size | None = None
+    hidden_size: Size | None = None
+    intermediate_size: Size | None = None
+    heads: Size | None = None
+    kv_heads: Size | None = None
+    head_dim: Size | None = None
+    vocab_size: Size | None = None
+
+    def sizes(self) -> dict[str, int]:
+        """The axes that are named."""
+        return {axis: size for axis in Shape.model_fields if (size := getattr(self, axis)) is not None}
+
+
+class ModelSection(Shape):
+    """`checkpoint` of any supported model, or `family` and sizes to start from random weights."""
+
+    checkpoint: str | None = None
+    revision: str | None = None
+    family: str | None = None
+    config: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSection:
+        if (self.checkpoint is None) == (self.family is None):
+            raise ValueError("name either `checkpoint` (start from a model) or `family` (start from random weights)")
+        if self.checkpoint is not None and (self.sizes() or self.config):
+            raise ValueError("a checkpoint brings its own sizes; grow it with `expand:` in a stage")
+        if self.family is not None and self.family not in (known := plugin_names("lifelong.expand.families")):
+            raise ValueError(str(UnknownNameError("family", self.family, known)))
+        return self
+
+
+class TokenizerTraining(Section):
+    """A tokenizer trained on the stream's own text."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: Annotated[int, BeforeValidator(parse_count), Field(ge=300, lt=2**24)] = 8192
+    max_bytes: PositiveCount = 50_000_000
+
+
+class TokenizerSection(Section):
+    """`train` or `checkpoint`; without either the model's own."""
+
+    train: TokenizerTraining | None = None
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokenizerSection:
+        if (self.train is None) == (self.checkpoint is None):
+            raise ValueError("name either `train` or `checkpoint`")
+        return self
+
+
+class ExpandSection(Shape):
+    """Sizes after the growth at the start of a stage."""
+
+    mode: Literal["exact", "elle"] = "exact"
+    approximate: bool = False
+
+    @model_validator(mode="after")
+    def _something_grows(self) -> ExpandSection:
+        if not self.sizes():
+            raise ValueError(f"names no size; known: {', '.join(Shape.model_fields)}")
+        return self
+
+
+class StageSection(Section):
+    """One domain of the stream."""
+
+    domain: str
+    tokens: PositiveCount
+    expand: ExpandSection | None = None
+    train: dict[str, Any] = {}
+
+
+class InheritSection(Section):
+    """Knowledge inheritance; `on` says which tokens are taught."""
+
+    teacher: str = "previous"
+    on: Literal["all", "new", "replay"] = "all"
+    alpha: Fraction = 1.0
+    schedule: Literal["linear", "constant", "step", "cosine"] = "linear"
+    until: Union[Literal["surpassed"], Fraction] = 0.3  # noqa: UP007 - pydantic reads it at run time
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    bernoulli: bool = False
+
+
+class ReplaySection(Section):
+    """A bounded memory of earlier domains and its share of what is trained on, in tokens."""
+
+    memory_tokens: Count = 200_000
+    share: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.1
+    mix: Literal["uniform", "proportional", "adaptive"] = "adaptive"
+    policy: str = "domain-balanced"
+
+
+class RecoverSection(Section):
+    """Plain training on the memory right after a growth (ELLE's function recovering warmup)."""
+
+    tokens: Count = 0
+
+
+class EvaluateSection(Section):
+    """Held-out evaluation after every stage; `probes` small ones on a log-spaced schedule during a stage."""
+
+    tokens: PositiveCount = 100_000
+    split: Literal["valid", "test"] = "valid"
+    probes: Count = 0
+    probe_tokens: PositiveCount = 4_000
+    samples: Count = 1
+
+
+class MethodSection(BaseModel):
+    """A continual-learning method by name, with its own settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="after")
+    def _known(self) -> MethodSection:
+        if self.name.startswith("avalanche:"):
+            return self
+        known = plugin_names("lifelong.methods")
+        if self.name.replace("_", "-") not in known:
+            raise ValueError(str(UnknownNameError("method", self.name, known)))
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings."""
+        return dict(self.model_extra or {})
+
+
+class Expectation(Section):
+    """A value that `lifelong report` checks; the tolerance is relative if it ends in %, else absolute."""
+
+    value: float
+    tolerance: str | float = "5%"
+
+
+class Recipe(Section):
+    """One reproducible run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    model: ModelSection
+    tokenizer: TokenizerSection | None = None
+    objective: Literal["clm", "mlm"] = "clm"
+    sequence_length: Annotated[int, Field(ge=8)] = 256
+    stages: Annotated[tuple[StageSection, ...], Field(min_length=1)]
+    inherit: InheritSection | None = None
+    replay: ReplaySection | None = None
+    recover: RecoverSection | None = None
+    methods: tuple[MethodSection, ...] = ()
+    budget: dict[str, Fraction] = {}
+    train: dict[str, Any] = {}
+    evaluate: EvaluateSection = EvaluateSection()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    expect: dict[str, Expectation] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Recipe:
+        if self.model.family is not None and self.tokenizer is None:
+            raise ValueError("`tokenizer` is missing: a model from random weights brings none; use "
+                             "{train: {kind: bpe, vocab_size: 8192}} or {checkpoint: ...}")
+        named = {stage.domain for stage in self.stages}
+        for domain in self.budget:
+            if domain not in named:
+                raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
+        if self.inherit and self.inherit.on == "replay" and not self.replay:
+            raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
+        return self
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain YAML values; what was not written in the recipe is written out with its default."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_yaml(self) -> str:
+        """The complete recipe as YAML."""
+        return yaml.safe_dump(self.to_plain(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def tokenizer_size(self) -> int | None:
+        """Vocabulary of a tokenizer that is still to be trained."""
+        return self.tokenizer.train.vocab_size if self.tokenizer and self.tokenizer.train else None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that changes a run; texts and expectations do not."""
+        plain = {key: value for key, value in self.to_plain().items() if key not in ("description", "expect")}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name (./recipes, then the shipped ones) or path, with `a.b=value` overrides applied.
+
+    Raises:
+        InputError: no such recipe, no YAML, or any number of wrong keys and values, all in one message.
+    """
+    path = find_recipe(str(recipe))
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a recipe is a mapping (name:, model:, stages: ...), this is a {type(data).__name__}")
+    for override in overrides:
+        apply_override(data, override)
+    return parse_recipe(data, where=str(path))
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file of a recipe name or path.
+
+    Raises:
+        InputError: there is none; offers the nearest name.
+    """
+    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+        if not path.is_file():
+            raise InputError(f"recipe {recipe!r}: there is no such file")
+        return path
+    for folder in (Path("recipes"), shipped_folder("recipes")):
+        if (path := folder / f"{recipe}.yaml").is_file():
+            return path
+    raise UnknownNameError("recipe", recipe, known_recipes())
+
+
+def known_recipes() -> list[str]:
+    """Names of the recipes in ./recipes and of the shipped ones."""
+    return sorted({path.stem for folder in (Path("recipes"), shipped_folder("recipes")) for path in folder.glob("*.yaml")})
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain values.
+
+    Raises:
+        InputError: names every wrong key and value with its dotted path.
+    """
+    try:
+        return Recipe.model_validate(dict(data))
+    except ValidationError as error:
+        lines = [f"  {_path(item['loc'])}: {_explain(item)}" for item in error.errors()]
+        plural = "s" if len(lines) > 1 else ""
+        raise InputError(f"{where}: {len(lines)} error{plural}\n" + "\n".join(lines)) from None
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Apply `a.b=value` (`stages.1.tokens=2M`); the value is YAML, `null` removes a section.
+
+    Raises:
+        InputError: no `=`, or a path that does not lead anywhere.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {override!r}: write a.b=value, for example --set replay.share=0.2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override!r}: {text!r} is no YAML value") from None
+    node: Any = data
+    keys = path.split(".")
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise InputError(f"--set {override!r}: {'.'.join(keys[:depth])} has entries 0 to {len(node) - 1}, not {key!r}")
+            index: Any = int(key)
+        elif isinstance(node, dict):
+            index = key
+        else:
+            raise InputError(f"--set {override!r}: {'.'.join(keys[:depth])} is a value and has no {key!r}")
+        if last:
+            node[index] = value
+        else:
+            if isinstance(node, dict) and not isinstance(node.get(index), (dict, list)):
+                node[index] = {}
+            node = node[index]
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    dotted = ""
+    for part in location:
+        if isinstance(part, int):
+            dotted += f"[{part}]"
+        elif not part.startswith(("literal[", "function-", "constrained-")):
+            dotted += f".{part}" if dotted else part
+    return dotted or "recipe"
+
+
+def _explain(item: Any) -> str:
+    location, kind = item["loc"], item["type"]
+    if kind == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        close = nearest(str(location[-1]), known)
+        hint = f"; did you mean {close!r}?" if close else "."
+        return f"unknown key{hint} Known: {', '.join(sorted(known))}"
+    if kind == "missing":
+        return "is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    value = item.get("input")
+    shown = "" if kind == "value_error" else f", not {_shorten(value)}"
+    return f"{message[0].lower()}{message[1:]}{shown}"
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields_at(location: Sequence[int | str]) -> list[str]:
+    """Names of the keys that are allowed at a path of the recipe."""
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int) or not isinstance(model, type) or part not in model.model_fields:
+            continue
+        model = _section_of(model.model_fields[part].annotation)
+    return list(model.model_fields) if isinstance(model, type) else []
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is not None:
+        for argument in get_args(annotation):
+            if (section := _section_of(argument)) is not None:
+                return section
+    return None

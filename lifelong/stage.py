@@ -1,0 +1,494 @@
+"""One stage of a run: grow, recover, train, evaluate, remember, commit.
+
+Every phase writes its result below `.work/` with one rename, so that a killed run continues at the phase, and
+inside training at the step, where it stopped. Earlier domains are only met through the run folder: its memory
+and its held-out documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lifelong.checkpoint import load_model, read_json, save_model, weights_fingerprint, whole_folder, write_json
+from lifelong.errors import BrokenPromiseError, InputError
+from lifelong.evaluate.perplexity import evaluate_domain
+from lifelong.evaluate.probes import probe_steps
+from lifelong.evaluate.samples import sample_texts
+from lifelong.expand import expand_model, model_shape
+from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.schedule import make_schedule
+from lifelong.inherit.teachers import OnlineTeacher
+from lifelong.ledger import Ledger, loss_matrix, read_losses, stage_name, write_losses
+from lifelong.recipe import ExpandSection, Recipe, StageSection
+from lifelong.records import ComputeLedger, Cost, DomainLoss, ProbePoint, RunObserver, StageRecord
+from lifelong.stream.domain import Domain
+from lifelong.stream.heldout import Heldout
+from lifelong.stream.memory import ReplayMemory, write_generation
+from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
+from lifelong.stream.packing import Collator
+from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
+from lifelong.train.arguments import blocks_per_step, training_arguments
+from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
+from lifelong.train.method import Method, StageContext, make_methods
+from lifelong.train.stage_trainer import Phase, PhaseCurve, StopRequest, load_methods, save_methods, train_phase
+
+FLOAT32_LOSS_TOLERANCE = 1e-4
+VERIFY_TOKENS = 2_000
+
+
+@dataclass
+class RunContext:
+    """What all stages of a run share. `domains` are the columns of the loss matrix, in stream order."""
+
+    recipe: Recipe
+    ledger: Ledger
+    domains: list[Domain]
+    tokenizer: PreTrainedTokenizerBase
+    versions: dict[str, str]
+    observer: RunObserver = field(default_factory=RunObserver)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        return self.ledger.out
+
+    @cached_property
+    def heldouts(self) -> list[Heldout]:
+        """Held-out documents of every domain, from the run folder."""
+        return [Heldout.open(self.out / "heldout" / domain.name) for domain in self.domains]
+
+    @property
+    def mask_id(self) -> int | None:
+        """Token that hides what a masked model must predict."""
+        return self.tokenizer.mask_token_id if self.recipe.objective == "mlm" else None
+
+    def collator(self, seed: int) -> Collator:
+        """Packed rows to batches, with the masks of `seed`."""
+        return Collator(
+            objective=self.recipe.objective,
+            pad_id=pad_id(self.tokenizer),
+            mask_id=self.mask_id,
+            vocab_size=len(self.tokenizer),
+            sequence_length=self.recipe.sequence_length,
+            seed=seed,
+        )
+
+    def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
+        """Held-out loss of every domain."""
+        return [self.evaluate_one(model, heldout) for heldout in self.heldouts]
+
+    def evaluate_one(self, model: PreTrainedModel, heldout: Heldout, tokens: int | None = None) -> DomainLoss:
+        """Held-out loss of one domain, on its first documents up to `tokens` where given."""
+        return evaluate_domain(
+            model,
+            heldout if tokens is None else heldout.head(tokens),
+            objective=self.recipe.objective,
+            sequence_length=self.recipe.sequence_length,
+            pad_id=pad_id(self.tokenizer),
+            mask_id=self.mask_id,
+        )
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, or any other where there is none: padding is never attended to nor predicted."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
+
+
+class StageRun:
+    """Stage `index` of a run, from the model before it to its commit."""
+
+    def __init__(self, context: RunContext, index: int, section: StageSection, domain: Domain) -> None:
+        self.context, self.recipe, self.index, self.section, self.domain = context, context.recipe, index, section, domain
+        self.name = stage_name(index, domain.name)
+        self.work = context.ledger.work_folder(self.name)
+        self.seed = self.recipe.seed + 1_000 * (index + 1)
+        self.train_section = {**self.recipe.train, **section.train}
+        self.methods: list[Method] = make_methods([(m.name, m.settings()) for m in self.recipe.methods])
+        self.previous = context.ledger.records[-1]
+
+    def run(self, previous_model: PreTrainedModel) -> tuple[StageRecord, PreTrainedModel]:
+        """The whole stage; hands back its record and its model."""
+        context, observer = self.context, self.context.observer
+        observer.phase_started("prepare", 0)
+        corpus = tokenize_domain(
+            self.domain, "train", context.tokenizer,
+            sequence_length=self.recipe.sequence_length, cache_dir=context.out / ".cache",
+        )
+        self.corpus_fingerprint = corpus.fingerprint
+        model = self._grow(previous_model)
+        observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
+        model = self._recover(model)
+        model = self._train(model, previous_model, corpus)
+        observer.phase_started("evaluate", 0)
+        losses = self._evaluate(model)
+        self._check_budget(losses)
+        observer.phase_started("commit", 0)
+        return self._commit(model, losses, corpus), model
+
+    # --- grow -----------------------------------------------------------------------------------------------
+
+    def _grow(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.section.expand is None:
+            return model
+        folder = self.work / "grown"
+        if not folder.exists():
+            self.context.observer.phase_started("grow", 0)
+            with whole_folder(folder) as partial:
+                self._write_grown(model, self.section.expand, partial)
+        return load_model(folder / "model", self.recipe.objective)
+
+    def _write_grown(self, model: PreTrainedModel, expand: ExpandSection, folder: Path) -> None:
+        started = monotonic()
+        grown, report = expand_model(model, **expand.sizes(), mode=expand.mode, approximate=expand.approximate, seed=self.seed)
+        seen = self._seen_columns()
+        before = [self.context.evaluate_one(model, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token for k in seen]
+        after = [self.context.evaluate_one(grown, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token for k in seen]
+        drift = max((abs(a - b) for a, b in zip(after, before, strict=True)), default=0.0)
+        report = replace(report, loss_difference=drift, seconds=monotonic() - started)
+        if expand.mode == "exact" and not expand.approximate and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
+            raise BrokenPromiseError(
+                f"stage {self.name}: the grown model does not compute the same function: logits differ by "
+                f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss by "
+                f"{drift:.1e} nats; nothing was committed"
+            )
+        save_model(grown, self.context.tokenizer, folder / "model")
+        write_json(folder / "expansion.json", report.to_json())
+        self.context.observer.expanded(report)
+
+    # --- recover and train ----------------------------------------------------------------------------------
+
+    def _recover(self, model: PreTrainedModel) -> PreTrainedModel:
+        recover, memory = self.recipe.recover, self._memory()
+        if not recover or not recover.tokens or self.section.expand is None or memory is None:
+            return model
+        folder = self.work / "recovered"
+        if not folder.exists():
+            self._train_phase("recover", model, folder, recover.tokens, memory=memory, share=1.0, seed=self.seed + 1)
+        return load_model(folder / "model", self.recipe.objective)
+
+    def _train(self, model: PreTrainedModel, previous: PreTrainedModel, corpus: Any) -> PreTrainedModel:
+        folder = self.work / "trained"
+        if folder.exists():
+            return load_model(folder / "model", self.recipe.objective)
+        context = StageContext(self.index, self.domain.name, model, self.seed)
+        self._begin_methods(context)
+        replay = self.recipe.replay
+        self._train_phase(
+            "train", model, folder, self.section.tokens,
+            corpus=corpus,
+            memory=self._memory(),
+            share=replay.share if replay else 0.0,
+            seed=self.seed + 2,
+            inheritor=self._inheritor(previous),
+            context=context,
+        )
+        return model
+
+    def _begin_methods(self, context: StageContext) -> None:
+        load_methods(self.methods, self.context.ledger.stage_folder(self.previous) / "methods.safetensors")
+        for method in self.methods:
+            method.begin_stage(context)
+
+    def _train_phase(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        folder: Path,
+        tokens: int,
+        *,
+        memory: ReplayMemory | None,
+        share: float,
+        seed: int,
+        corpus: Any = None,
+        inheritor: Inheritor | None = None,
+        context: StageContext | None = None,
+    ) -> None:
+        """Train through one phase and leave weights, curve and method state in `folder`."""
+        run = self.context
+        plan = stage_plan(tokens, self.recipe.sequence_length, self._blocks_per_step())
+        arguments = training_arguments(
+            self.train_section, output_dir=self.work / f"{name}-checkpoints", max_steps=plan.num_steps, seed=seed
+        )
+        dataset = StageDataset(
+            corpus,
+            memory,
+            num_steps=plan.num_steps,
+            blocks_per_step=plan.blocks_per_step,
+            share=share if memory is not None else 0.0,
+            weights=self._replay_weights(memory, context),
+            seed=seed,
+            stage_index=self.index,
+            domain_ids={domain.name: column for column, domain in enumerate(run.domains)},
+            domain=self.domain.name,
+        )
+        run.observer.phase_started(name, plan.num_steps * plan.blocks_per_step * self.recipe.sequence_length)
+        phase = Phase(
+            name, dataset, run.collator(seed), self.recipe.objective, inheritor,
+            methods=self.methods if context is not None else (),
+            probe=self._probe(model, plan.num_steps) if context is not None else None,
+            observer=run.observer,
+            stop=run.stop,
+        )
+        curve = train_phase(model, arguments, phase)
+        for method in self.methods if context is not None else ():
+            method.end_stage(context)
+        with whole_folder(folder) as partial:
+            save_model(model, run.tokenizer, partial / "model")
+            write_json(partial / "curve.json", curve.to_json())
+            save_methods(self.methods, partial / "methods.safetensors")
+
+    def _blocks_per_step(self) -> int:
+        probe = training_arguments(self.train_section, output_dir=self.work, max_steps=1, seed=self.seed)
+        return blocks_per_step(probe)
+
+    def _memory(self) -> ReplayMemory | None:
+        folder = self.context.out / "memory" / f"{self.index - 1:02d}"
+        return ReplayMemory.open(folder) if folder.is_dir() and self.recipe.replay is not None else None
+
+    def _replay_weights(self, memory: ReplayMemory | None, context: StageContext | None) -> dict[str, float]:
+        """How replay is spread over the earlier domains."""
+        if memory is None or self.recipe.replay is None:
+            return {}
+        records = self.context.ledger.stages
+        losses = [read_losses(self.context.ledger.stage_folder(record) / "losses.json") for record in records]
+        history = {
+            domain: [loss.nats_per_token for row in losses for loss in row if loss.domain == domain]
+            for domain in memory.domains
+        }
+        weights = replay_weights(self.recipe.replay.mix, memory, history)
+        for method in self.methods if context is not None else ():
+            weights = dict(method.mix(weights, context))
+        return weights
+
+    def _inheritor(self, previous: PreTrainedModel) -> Inheritor | None:
+        """The teacher of this stage; a model from random weights has nothing to hand down to its first stage."""
+        inherit = self.recipe.inherit
+        if inherit is None or inherit.alpha == 0:
+            return None
+        if inherit.teacher == "previous":
+            if self.index == 0 and self.recipe.model.checkpoint is None:
+                return None
+            source = self._previous_source()
+            teacher_model = load_model(source, self.recipe.objective)
+        else:
+            teacher_model = load_model(inherit.teacher, self.recipe.objective)
+        if teacher_model.config.vocab_size != previous.config.vocab_size:
+            raise InputError(
+                f"inherit.teacher: {inherit.teacher!r} has a vocabulary of {teacher_model.config.vocab_size} tokens, the "
+                f"student of {previous.config.vocab_size}; a teacher must use the student's tokenizer"
+            )
+        schedule = make_schedule(inherit.schedule, alpha=inherit.alpha, until=inherit.until)
+        return Inheritor(
+            OnlineTeacher(teacher_model, self.recipe.objective),
+            schedule,
+            on=inherit.on,
+            temperature=inherit.temperature,
+            bernoulli=inherit.bernoulli,
+            seed=self.seed,
+        )
+
+    def _previous_source(self) -> str | Path:
+        if self.index == 0:
+            return str(self.recipe.model.checkpoint)
+        return self.context.ledger.stage_folder(self.previous) / "model"
+
+    def _probe(self, model: PreTrainedModel, num_steps: int) -> Any:
+        """Small held-out evaluations of the domains seen so far, on a log-spaced schedule."""
+        evaluate = self.recipe.evaluate
+        if not evaluate.probes:
+            return None
+        due = set(probe_steps(num_steps, evaluate.probes))
+        columns = [*self._seen_columns(), *self._own_column()]
+
+        def probe(step: int, tokens: int) -> Sequence[ProbePoint]:
+            if step not in due:
+                return ()
+            training = model.training
+            points = [
+                ProbePoint(step, tokens, self.context.domains[k].name,
+                           self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens).nats_per_token)
+                for k in columns
+            ]
+            model.train(training)
+            return points
+
+        return probe
+
+    def _seen_columns(self) -> list[int]:
+        """Columns of the domains of earlier stages."""
+        seen = {record.domain for record in self.context.ledger.stages}
+        return [column for column, domain in enumerate(self.context.domains) if domain.name in seen]
+
+    def _own_column(self) -> list[int]:
+        own = [column for column, domain in enumerate(self.context.domains) if domain.name == self.domain.name]
+        return [column for column in own if column not in self._seen_columns()]
+
+    # --- evaluate, remember, commit -------------------------------------------------------------------------
+
+    def _evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
+        path = self.work / "trained" / "losses.json"
+        if not path.exists():
+            started = monotonic()
+            losses = self.context.evaluate(model)
+            write_json(self.work / "evaluate-seconds.json", monotonic() - started)
+            samples = sample_texts(model, self.context.tokenizer, self.context.heldouts, stage=self.index,
+                                   objective=self.recipe.objective, num_samples=self.recipe.evaluate.samples)
+            write_json(self.work / "trained" / "samples.json", [asdict(sample) for sample in samples])
+            write_losses(path, losses)
+        losses = list(read_losses(path))
+        self.context.observer.evaluated(self.index, losses)
+        return losses
+
+    def _check_budget(self, losses: Sequence[DomainLoss]) -> None:
+        """A broken forgetting budget leaves the stage in `rejected/`, uncommitted."""
+        if not self.recipe.budget:
+            return
+        earlier = [read_losses(self.context.ledger.stage_folder(r) / "losses.json") for r in self.context.ledger.stages]
+        broken = []
+        for loss in losses:
+            allowed = self.recipe.budget.get(loss.domain)
+            best = min((old.perplexity for row in earlier for old in row if old.domain == loss.domain), default=None)
+            seen = any(record.domain == loss.domain for record in self.context.ledger.stages)
+            if allowed is None or best is None or not seen:
+                continue
+            rise = loss.perplexity / best - 1
+            if rise > allowed:
+                broken.append(f"{loss.domain}: perplexity rose by {rise:.1%}, the budget is {allowed:.1%}")
+        if broken:
+            rejected = self.context.out / "rejected" / f"{self.name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+            rejected.parent.mkdir(exist_ok=True)
+            (self.work / "trained").rename(rejected)
+            raise BrokenPromiseError(
+                f"stage {self.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
+                + "\n  ".join(broken)
+                + "\n  raise replay.share or replay.memory_tokens, lower train.learning_rate, or give the stage fewer tokens"
+            )
+
+    def _commit(self, model: PreTrainedModel, losses: Sequence[DomainLoss], corpus: Any) -> StageRecord:
+        context, trained = self.context, self.work / "trained"
+        curves = self._gather_curves(trained)
+        memory_folders = self._remember(corpus)
+        cost = self._cost(model, curves, losses)
+        expansion = read_json(self.work / "grown" / "expansion.json") if self.section.expand else None
+        if expansion is not None:
+            write_json(trained / "expansion.json", expansion)
+        record = StageRecord(
+            index=self.index,
+            name=self.name,
+            domain=self.domain.name,
+            parent="",
+            recipe_hash=self.recipe.fingerprint,
+            tokens=sum(curve.tokens for curve in curves),
+            shape=model_shape(model.config),
+            parameters=num_parameters(model),
+            cost=cost.to_json(),
+            row=loss_row(losses),
+            fingerprints={
+                "corpus": corpus.fingerprint,
+                "tokenizer": tokenizer_fingerprint(context.tokenizer),
+                "model": weights_fingerprint(model),
+            },
+            seeds={"stage": self.seed},
+            versions=context.versions,
+            files={},
+            expansion=expansion,
+            replay=replay_counts(curves),
+            committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        return context.ledger.commit(trained, record, memory_folders)
+
+    def _gather_curves(self, trained: Path) -> list[PhaseCurve]:
+        """Curves of all phases of the stage, written as one `history.json`."""
+        history = trained / "history.json"
+        folders = [self.work / "recovered", trained]
+        curves = [PhaseCurve.from_json(read_json(f / "curve.json")) for f in folders if (f / "curve.json").exists()]
+        write_json(history, {
+            "train": [asdict(point) for curve in curves for point in curve.train],
+            "probes": [asdict(point) for curve in curves for point in curve.probes],
+        })
+        return curves
+
+    def _remember(self, corpus: Any) -> list[Path]:
+        """Write the next generation of the memory beside the last one, which stays until this stage is committed."""
+        replay = self.recipe.replay
+        if replay is None or not replay.memory_tokens:
+            return []
+        previous, folder = (self.context.out / "memory" / f"{i:02d}" for i in (self.index - 1, self.index))
+        if not folder.exists():
+            with whole_folder(folder) as partial:
+                write_generation(
+                    previous if previous.is_dir() else None,
+                    self.domain.name,
+                    corpus,
+                    capacity_tokens=replay.memory_tokens,
+                    policy=replay.policy,
+                    seed=self.seed,
+                    out=partial,
+                )
+        return [folder]
+
+    def _cost(self, model: PreTrainedModel, curves: Sequence[PhaseCurve], losses: Sequence[DomainLoss]) -> ComputeLedger:
+        """FLOPs and seconds by phase, the teacher's passes included."""
+        length, objective = self.recipe.sequence_length, self.recipe.objective
+        step_flops = training_flops_per_token(model, length, objective)
+        forward_flops = forward_flops_per_token(model, length, objective)
+        teacher_flops = self._teacher_flops_per_token(model) if any(c.teacher_tokens for c in curves) else 0.0
+        cost = ComputeLedger()
+        for curve in curves:
+            phase = "train" if curve is curves[-1] else "recover"
+            taught = curve.teacher_tokens * teacher_flops
+            cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, curve.seconds))
+        if self.section.expand:
+            seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
+            cost = cost.adding("grow", Cost(seconds=seconds))
+        evaluated = sum(loss.tokens for loss in losses)
+        seconds = read_json(self.work / "evaluate-seconds.json")
+        return cost.adding("evaluate", Cost(0, evaluated * forward_flops, 0.0, seconds))
+
+    def _teacher_flops_per_token(self, model: PreTrainedModel) -> float:
+        inherit = self.recipe.inherit
+        own = inherit is None or inherit.teacher == "previous"
+        source = self._previous_source() if own else str(inherit.teacher)  # type: ignore[union-attr]
+        teacher = model_on_meta(source, type(model))
+        return forward_flops_per_token(teacher, self.recipe.sequence_length, self.recipe.objective)
+
+
+def model_on_meta(source: str | Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """The shapes of a checkpoint without its weights."""
+    import torch
+
+    from lifelong.checkpoint import load_config
+
+    config = load_config(source)
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:
+    """A row of the loss matrix as the ledger keeps it."""
+    return {
+        loss.domain: {
+            "nats_per_token": loss.nats_per_token,
+            "bits_per_byte": loss.bits_per_byte,
+            "tokens": loss.tokens,
+        }
+        for loss in losses
+    }
+
+
+def replay_counts(curves: Sequence[PhaseCurve]) -> dict[str, int]:
+    """Replayed tokens by phase."""
+    counts: dict[str, int] = {}
+    for curve in curves:
+        for point in curve.train:
+            counts[point.phase] = counts.get(point.phase, 0) + point.replay_tokens
+    return counts

@@ -1,0 +1,277 @@
+"""One phase of a stage on `transformers.Trainer`, through its public extension points only.
+
+The loss is computed inside the model's forward by the loss head (see `inherit.head`), already divided by the
+number of predicted tokens of the whole optimizer step, so that it does not depend on how the step is cut into
+micro-batches.
+
+Letters: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from lifelong.checkpoint import read_json, remove_tree, write_json
+from lifelong.errors import Interrupted
+from lifelong.inherit.head import loss_head
+from lifelong.inherit.inheritor import Inheritor
+from lifelong.records import ProbePoint, RunObserver, TrainPoint
+from lifelong.train.method import Method
+
+SECONDS_BETWEEN_SAVES = 120.0
+STATE_FILE = "stage_state.json"
+METHODS_FILE = "methods.safetensors"
+
+
+@dataclass
+class StopRequest:
+    """Set by a signal handler while `deferred`; training looks at it after every optimizer step."""
+
+    requested: bool = False
+    deferred: bool = False
+
+
+@dataclass
+class PhaseCurve:
+    """What a phase leaves behind besides its weights."""
+
+    train: list[TrainPoint] = field(default_factory=list)
+    probes: list[ProbePoint] = field(default_factory=list)
+    tokens: int = 0
+    teacher_tokens: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PhaseCurve:
+        """Inverse of `to_json`."""
+        return cls(
+            train=[TrainPoint(**point) for point in data["train"]],
+            probes=[ProbePoint(**point) for point in data["probes"]],
+            tokens=data["tokens"],
+            teacher_tokens=data["teacher_tokens"],
+            seconds=data["seconds"],
+        )
+
+
+@dataclass
+class Phase:
+    """Everything one phase of training needs besides the model.
+
+    `probe(step)` gives held-out losses where a probe is due and None elsewhere.
+    """
+
+    name: str
+    dataset: Dataset[Any]
+    collator: Callable[[Sequence[Any]], dict[str, Tensor]]
+    objective: str
+    inheritor: Inheritor | None = None
+    methods: Sequence[Method] = ()
+    probe: Callable[[int, int], Sequence[ProbePoint]] | None = None
+    observer: RunObserver = field(default_factory=RunObserver)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
+class StageTrainer(transformers.Trainer):
+    """A Trainer whose loss is CE + KI + the methods' terms, for causal and masked language models."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, model: PreTrainedModel, args: transformers.TrainingArguments, phase: Phase) -> None:
+        super().__init__(model=model, args=args, train_dataset=phase.dataset, data_collator=phase.collator)
+        self.model_accepts_loss_kwargs = True
+        self.phase = phase
+        self.curve = PhaseCurve()
+        self._sums: dict[str, Tensor] = {}
+        self._replay_tokens = 0
+        self._alpha = 0.0
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_StageCallback(self))
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Scalar loss of one micro-batch, its share of the whole step's mean."""
+        inheritance = None
+        if self.phase.inheritor is not None:
+            progress = self.state.global_step / self.state.max_steps
+            inheritance = self.phase.inheritor.for_batch(inputs, progress=progress, step=self.state.global_step)
+        outputs = model(**inputs, inheritance=inheritance, num_items=num_items_in_batch)
+        loss = outputs.loss
+        share = outputs.num_tokens / num_items_in_batch if num_items_in_batch is not None else 1.0
+        for method in self.phase.methods:
+            if (term := method.loss_term(self.model)) is not None:
+                loss = loss + term * share
+        self._count(inputs, outputs, inheritance is not None)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # data parallelism averages what must be summed
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, inputs: Mapping[str, Tensor], outputs: Any, taught: bool) -> None:
+        num_tokens = torch.as_tensor(outputs.num_tokens, dtype=torch.float64)
+        for name, value in (("ce", outputs.ce), ("kl", outputs.kl if taught else None)):
+            if value is not None:
+                self._sums[name] = self._sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
+        self._sums["tokens"] = self._sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
+        if "is_replay" in inputs:
+            self._replay_tokens += int((inputs["segment_ids"][inputs["is_replay"]] > 0).sum())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add CE, KL and alpha to what Trainer logs, and keep the point for the report."""
+        if "loss" in logs and self._sums:
+            tokens = float(self._sums["tokens"])
+            logs["ce"] = float(self._sums["ce"]) / tokens
+            if "kl" in self._sums:
+                logs["kl"] = float(self._sums["kl"]) / tokens
+            if self.phase.inheritor is not None:
+                logs["alpha"] = self.phase.inheritor.alpha(self.state.global_step / self.state.max_steps)
+            point = TrainPoint(
+                phase=self.phase.name,
+                step=self.state.global_step,
+                tokens=self.state.global_step * self.tokens_per_step,
+                loss=float(logs["loss"]),
+                ce=logs["ce"],
+                kl=logs.get("kl"),
+                alpha=logs.get("alpha", 0.0),
+                learning_rate=float(logs.get("learning_rate", 0.0)),
+                gradient_norm=float(logs["grad_norm"]) if logs.get("grad_norm") is not None else None,
+                replay_tokens=self._replay_tokens,
+            )
+            self.curve.train.append(point)
+            self.phase.observer.stepped(point)
+            self._sums, self._replay_tokens = {}, 0
+        super().log(logs, start_time)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step over all devices."""
+        return int(self.phase.dataset.tokens_per_step)  # type: ignore[attr-defined]
+
+
+class _StageCallback(TrainerCallback):  # type: ignore[misc]
+    """Hooks of the methods, probes, saving by time and on request, and the state that a resumed phase needs."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+        self.last_saved = time.monotonic()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for method in self.trainer.phase.methods:
+            method.edit_gradients(self.trainer.model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        trainer = self.trainer
+        if trainer.phase.probe is not None:
+            for point in trainer.phase.probe(state.global_step, state.global_step * trainer.tokens_per_step):
+                trainer.curve.probes.append(point)
+                trainer.phase.observer.probed(point)
+        if state.global_step < state.max_steps and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES:
+            control.should_save = True
+        if trainer.phase.stop.requested and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Written last: a checkpoint without this file was cut short and is passed over."""
+        self.last_saved = time.monotonic()
+        trainer = self.trainer
+        if not trainer.is_world_process_zero():
+            return
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        inheritor = trainer.phase.inheritor
+        write_json(folder / STATE_FILE, {
+            "curve": trainer.curve.to_json(),
+            "sums": {name: float(value) for name, value in trainer._sums.items()},
+            "replay_tokens": trainer._replay_tokens,
+            "inheritor": inheritor.state_dict() if inheritor is not None else None,
+            "teacher_tokens": inheritor.teacher_tokens if inheritor is not None else 0,
+        })
+
+
+def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, phase: Phase) -> PhaseCurve:
+    """Train `model` in place through one phase; continues from the last complete checkpoint in `output_dir`.
+
+    Raises:
+        Interrupted: a stop was requested; everything is saved, the same call continues.
+    """
+    started = time.monotonic()
+    folder = Path(args.output_dir)
+    checkpoint = _last_complete_checkpoint(folder)
+    trainer = StageTrainer(model, args, phase)
+    if checkpoint is not None:
+        _restore(trainer, checkpoint)
+    phase.stop.deferred = True
+    try:
+        with loss_head(model, phase.objective):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    finally:
+        phase.stop.deferred = False
+    if phase.stop.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; saved")
+    trainer.curve.tokens = trainer.state.global_step * trainer.tokens_per_step
+    trainer.curve.teacher_tokens = phase.inheritor.teacher_tokens if phase.inheritor is not None else 0
+    trainer.curve.seconds += time.monotonic() - started
+    model.zero_grad(set_to_none=True)
+    return trainer.curve
+
+
+def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
+    state = read_json(checkpoint / STATE_FILE)
+    trainer.curve = PhaseCurve.from_json(state["curve"])
+    trainer._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["sums"].items()}
+    trainer._replay_tokens = state["replay_tokens"]
+    if trainer.phase.inheritor is not None and state["inheritor"] is not None:
+        trainer.phase.inheritor.load_state_dict(state["inheritor"])
+
+
+def _last_complete_checkpoint(folder: Path) -> Path | None:
+    checkpoints = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    while checkpoints:
+        if (checkpoints[-1] / STATE_FILE).is_file():
+            return checkpoints[-1]
+        remove_tree(checkpoints.pop())
+    return None
+
+
+def save_methods(methods: Sequence[Method], path: Path) -> None:
+    """State of all methods in one safetensors file; none is written when there is no state."""
+    state = {f"{i}.{name}": t.contiguous() for i, method in enumerate(methods) for name, t in method.state_dict().items()}
+    if state:
+        save_file(state, path)
+
+
+def load_methods(methods: Sequence[Method], path: Path) -> None:
+    """Inverse of `save_methods`."""
+    if not path.is_file():
+        return
+    state = load_file(path)
+    for index, method in enumerate(methods):
+        prefix = f"{index}."
+        method.load_state_dict({name[len(prefix):]: t for name, t in state.items() if name.startswith(prefix)})
+
+
+def read_curve(path: Path) -> PhaseCurve:
+    """A curve written with `write_json(path, curve.to_json())`."""
+    return PhaseCurve.from_json(json.loads(path.read_text(encoding="utf-8")))
