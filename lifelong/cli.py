@@ -27,9 +27,15 @@ app = typer.Typer(
 domain_app = typer.Typer(no_args_is_help=True, help="Corpora: add one, list, look inside, check.")
 app.add_typer(domain_app, name="domain")
 
-OverrideOption = Annotated[Optional[list[str]], typer.Option("--set", metavar="A.B=VALUE", help="Change a key of the recipe; may be repeated.")]  # noqa: UP045
+OverrideOption = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="A.B=VALUE", help="Change a key of the recipe; may be repeated."),
+]  # noqa: UP045
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
-CardsOption = Annotated[list[str], typer.Option("--domain", metavar="CARD", help="Name or path of a domain card; may be repeated.")]
+CardsOption = Annotated[
+    list[str],
+    typer.Option("--domain", metavar="CARD", help="Name or path of a domain card; may be repeated."),
+]
 
 _verbose = False
 
@@ -72,7 +78,9 @@ def run(
 def extend(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
     domain: Annotated[str, typer.Option(metavar="CARD", help="Name or path of the new domain's card.")],
-    tokens: Annotated[Optional[str], typer.Option(help="Token budget, for example 2M; default: that of the last stage.")] = None,  # noqa: UP045
+    tokens: Annotated[
+        Optional[str], typer.Option(help="Token budget, for example 2M; default: that of the last stage.")
+    ] = None,  # noqa: UP045
     overrides: OverrideOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,9 +126,15 @@ def expand(
     head_dim: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
     vocab_size: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
     experts: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
-    mode: Annotated[str, typer.Option(help="exact keeps the function; elle copies at random, as published.")] = "exact",
-    approximate: Annotated[bool, typer.Option("--approximate", help="Go on where exactness is impossible; the gap is reported.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Only say what would be done; loads no weights.")] = False,
+    mode: Annotated[
+        str, typer.Option(help="exact keeps the function; elle copies at random, as published.")
+    ] = "exact",
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Go on where exactness is impossible; the gap is reported.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Only say what would be done; loads no weights.")
+    ] = False,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -148,12 +162,19 @@ def expand(
     else:
         _print(expansion_table(report))
     if not report.passed:
-        raise BrokenPromiseError(f"the grown model is not exact: logits differ by {report.max_logit_difference_float64:.1e}")
+        raise BrokenPromiseError(
+            f"the grown model is not exact: logits differ by {report.max_logit_difference_float64:.1e}"
+        )
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage).")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage)."
+        ),
+    ],
     domain: CardsOption,
     tokens: Annotated[str, typer.Option(help="Held-out tokens per domain.")] = "100k",
     sequence_length: Annotated[int, typer.Option()] = 256,
@@ -166,7 +187,9 @@ def evaluate(
     from lifelong.pipeline import evaluate_cards
     from lifelong.report.table import losses_table
 
-    losses = evaluate_cards(model, domain, tokens=tokens, sequence_length=sequence_length, objective=objective, split=split)
+    losses = evaluate_cards(
+        model, domain, tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
+    )
     if as_json:
         figures = [
             {"domain": loss.domain, "nats_per_token": loss.nats_per_token, "perplexity": loss.perplexity,
@@ -185,7 +208,9 @@ def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
 
     findings = check_run(run_folder)
     if findings:
-        raise InputError(f"{run_folder}: {len(findings)} finding{'s' * (len(findings) > 1)}\n  " + "\n  ".join(findings))
+        raise InputError(
+            f"{run_folder}: {len(findings)} finding{'s' * (len(findings) > 1)}\n  " + "\n  ".join(findings)
+        )
     records = read_records(run_folder)
     files = sum(len(record.files) for record in records)
     typer.echo(f"{run_folder}: {len(records) - 1} stages, {files} files, all as committed")

@@ -82,7 +82,9 @@ class Ledger:
             except OSError:
                 lock.seek(0)
                 owner = lock.read().strip() or "unknown"
-                raise InputError(f"run folder {str(out)!r} is in use by process {owner}; one writer at a time") from None
+                raise InputError(
+                    f"run folder {str(out)!r} is in use by process {owner}; one writer at a time"
+                ) from None
             lock.truncate(0)
             lock.write(f"{os.getpid()} on {os.uname().nodename}")
             lock.flush()
@@ -121,7 +123,10 @@ class Ledger:
         """
         (prepared / "record.json").unlink(missing_ok=True)
         files = {
-            **{f"{self._relative(record)}/{name}": digest for name, digest in tree_hashes([prepared], prepared).items()},
+            **{
+                f"{self._relative(record)}/{name}": digest
+                for name, digest in tree_hashes([prepared], prepared).items()
+            },
             **tree_hashes(extra_folders, self.out),
         }
         record = replace(record, parent=self.head, files=files)
@@ -145,7 +150,9 @@ class Ledger:
     def _adopt_committed(self) -> None:
         """Append the line of a stage that was renamed just before its process died."""
         index = self.records[-1].index + 1 if self.records else -1
-        candidates = [self.out / INITIAL] if index < 0 else sorted((self.out / "stages").glob(f"{index:02d}-*"))
+        candidates = (
+            [self.out / INITIAL] if index < 0 else sorted((self.out / "stages").glob(f"{index:02d}-*"))
+        )
         for folder in candidates:
             if (folder / "record.json").is_file():
                 record = StageRecord.from_json(read_json(folder / "record.json"))
@@ -172,14 +179,20 @@ def read_records(out: Path) -> list[StageRecord]:
     records: list[StageRecord] = []
     parent = ""
     lines = path.read_bytes().split(b"\n")
-    torn = lines.pop()  # a complete ledger ends with a newline: what follows it is a line cut short by a crash
+    torn = (
+        lines.pop()
+    )  # a complete ledger ends with a newline: what follows it is a line cut short by a crash
     for number, line in enumerate(lines, start=1):
         try:
             record = StageRecord.from_json(json.loads(line))
         except (ValueError, TypeError, KeyError):
-            raise CorruptionError(f"{path}:{number}: the line is damaged; restore the file from a backup") from None
+            raise CorruptionError(
+                f"{path}:{number}: the line is damaged; restore the file from a backup"
+            ) from None
         if record.parent != parent or _canonical(record).encode() != line:
-            raise CorruptionError(f"{path}:{number}: the line does not follow from the one before; it was changed or one is missing")
+            raise CorruptionError(
+                f"{path}:{number}: the line does not follow from the one before; it was changed or one is missing"
+            )
         records.append(record)
         parent = record_hash(record)
     if torn:
@@ -256,7 +269,9 @@ def read_history(out: Path) -> RunHistory:
             stage_name(index, name)
             for index, name in enumerate(recipe["stage_names"])
             if index >= len(stages)
-        ) if "stage_names" in recipe else (),
+        )
+        if "stage_names" in recipe
+        else (),
         matrix=loss_matrix(domains, stages, initial, losses),
         initial_losses=initial,
         losses=losses,
@@ -295,24 +310,33 @@ def loss_matrix(
 
 def write_losses(path: Path, losses: Sequence[DomainLoss]) -> None:
     """Held-out losses with their per-document sums."""
-    write_json(path, [
-        {
-            "domain": loss.domain,
-            "nats": loss.nats,
-            "tokens": loss.tokens,
-            "bytes": loss.bytes,
-            "document_nats": list(loss.document_nats),
-            "document_tokens": list(loss.document_tokens),
-            "seconds": 0.0,
-        }
-        for loss in losses
-    ])
+    write_json(
+        path,
+        [
+            {
+                "domain": loss.domain,
+                "nats": loss.nats,
+                "tokens": loss.tokens,
+                "bytes": loss.bytes,
+                "document_nats": list(loss.document_nats),
+                "document_tokens": list(loss.document_tokens),
+                "seconds": 0.0,
+            }
+            for loss in losses
+        ],
+    )
 
 
 def read_losses(path: Path) -> tuple[DomainLoss, ...]:
     """Inverse of `write_losses`."""
     return tuple(
-        DomainLoss(**{**item, "document_nats": tuple(item["document_nats"]), "document_tokens": tuple(item["document_tokens"])})
+        DomainLoss(
+            **{
+                **item,
+                "document_nats": tuple(item["document_nats"]),
+                "document_tokens": tuple(item["document_tokens"]),
+            }
+        )
         for item in read_json(path)
     )
 
@@ -341,4 +365,6 @@ def _check_is_run_folder(out: Path) -> None:
         raise InputError(f"run folder {str(out)!r} is a file; name a new folder or a run")
     ours = {"ledger.jsonl", "recipe.yaml", ".lock"}
     if out.is_dir() and any(out.iterdir()) and not ours & {path.name for path in out.iterdir()}:
-        raise InputError(f"run folder {str(out)!r} holds other files and no ledger; name an empty or new folder")
+        raise InputError(
+            f"run folder {str(out)!r} holds other files and no ledger; name an empty or new folder"
+        )

@@ -22,7 +22,15 @@ import transformers
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lifelong.checkpoint import load_config, load_model, read_json, weights_fingerprint, whole_folder, write_json, write_text
+from lifelong.checkpoint import (
+    load_config,
+    load_model,
+    read_json,
+    weights_fingerprint,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from lifelong.errors import InputError, Interrupted
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import expand_model, model_shape, new_config, plan_expansion
@@ -43,7 +51,9 @@ from lifelong.train.stage_trainer import StopRequest
 PACKAGES = ("lifelong", "torch", "transformers", "datasets", "tokenizers", "accelerate", "safetensors")
 
 
-def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserver | None = None) -> RunResult:
+def run_recipe(
+    recipe: Recipe | str | Path, out: str | Path, observer: RunObserver | None = None
+) -> RunResult:
     """Run a whole stream, or continue it where an earlier call stopped.
 
     Args:
@@ -106,7 +116,9 @@ def check_recipe(recipe: Recipe) -> None:
         with collecting(lines):
             load_domain(stage)
     if lines:
-        raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
+        raise InputError(
+            f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)
+        )
 
 
 @contextlib.contextmanager
@@ -133,7 +145,11 @@ def check_growth(recipe: Recipe) -> None:
     for index, stage in enumerate(recipe.stages):
         if stage.expand is not None:
             try:
-                config = plan_expansion(config, approximate=stage.expand.approximate or stage.expand.mode == "elle", **stage.expand.sizes()).target_config
+                config = plan_expansion(
+                    config,
+                    approximate=stage.expand.approximate or stage.expand.mode == "elle",
+                    **stage.expand.sizes(),
+                ).target_config
             except Exception as error:
                 raise InputError(f"stages[{index}].expand: {error}") from None
 
@@ -162,9 +178,17 @@ def differing_keys(one: Any, other: Any, path: str = "") -> list[str]:
     """Dotted paths at which two plain structures differ."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         keys = dict.fromkeys([*one, *other])
-        return [found for key in keys for found in differing_keys(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))]
+        return [
+            found
+            for key in keys
+            for found in differing_keys(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+        ]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return [found for i, pair in enumerate(zip(one, other, strict=True)) for found in differing_keys(*pair, f"{path}[{i}]")]
+        return [
+            found
+            for i, pair in enumerate(zip(one, other, strict=True))
+            for found in differing_keys(*pair, f"{path}[{i}]")
+        ]
     return [] if one == other else [path]
 
 
@@ -212,14 +236,22 @@ def begin(
     observer.evaluated(-1, losses)
     work = ledger.work_folder(INITIAL)
     write_losses(work / "losses.json", losses)
-    samples = sample_texts(model, tokenizer, context.heldouts, stage=-1, objective=recipe.objective,
-                           num_samples=recipe.evaluate.samples)
+    samples = sample_texts(
+        model,
+        tokenizer,
+        context.heldouts,
+        stage=-1,
+        objective=recipe.objective,
+        num_samples=recipe.evaluate.samples,
+    )
     write_json(work / "samples.json", [asdict(sample) for sample in samples])
     ledger.commit(work, initial_record(recipe, model, tokenizer, losses), [ledger.out / "heldout"])
     return context, model
 
 
-def initial_record(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, losses: Any) -> StageRecord:
+def initial_record(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, losses: Any
+) -> StageRecord:
     """The first line of a ledger: the model before the stream."""
     return StageRecord(
         index=-1,
@@ -281,7 +313,9 @@ def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         return model
     transformers.set_seed(recipe.seed)
     config = fresh_config(recipe, len(tokenizer), tokenizer)
-    auto = transformers.AutoModelForCausalLM if recipe.objective == "clm" else transformers.AutoModelForMaskedLM
+    auto = (
+        transformers.AutoModelForCausalLM if recipe.objective == "clm" else transformers.AutoModelForMaskedLM
+    )
     try:
         return auto.from_config(config)
     except (ValueError, KeyError) as error:

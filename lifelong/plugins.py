@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from lifelong.errors import UnknownNameError
 
@@ -34,3 +36,14 @@ def load_plugin(package: str, name: str, *, kind: str, where: str = "") -> Modul
     if canonical not in known:
         raise UnknownNameError(kind, name, known, where)
     return importlib.import_module(f"{package}.{canonical.replace('-', '_')}")
+
+
+def shipped_folder(kind: Literal["domains", "recipes"]) -> Path:
+    """The folder of the cards or recipes that travel with the package.
+
+    In an installed package they are package data (`lifelong/_shipped/<kind>`); in an editable checkout they
+    stand at the top of the repository, next to the package.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / "_shipped" / kind
+    return installed if installed.is_dir() else package.parent / kind

@@ -79,7 +79,9 @@ class ModelSection(Shape):
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSection:
         if (self.checkpoint is None) == (self.family is None):
-            raise ValueError("name either `checkpoint` (start from a model) or `family` (start from random weights)")
+            raise ValueError(
+                "name either `checkpoint` (start from a model) or `family` (start from random weights)"
+            )
         if self.checkpoint is not None and (self.sizes() or self.config):
             raise ValueError("a checkpoint brings its own sizes; grow it with `expand:` in a stage")
         if self.family is not None and self.family not in (known := plugin_names("lifelong.expand.families")):
@@ -217,14 +219,18 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _whole(self) -> Recipe:
         if self.model.family is not None and self.tokenizer is None:
-            raise ValueError("`tokenizer` is missing: a model from random weights brings none; use "
-                             "{train: {kind: bpe, vocab_size: 8192}} or {checkpoint: ...}")
+            raise ValueError(
+                "`tokenizer` is missing: a model from random weights brings none; use "
+                "{train: {kind: bpe, vocab_size: 8192}} or {checkpoint: ...}"
+            )
         named = {stage.domain for stage in self.stages}
         for domain in self.budget:
             if domain not in named:
                 raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
         if self.inherit and self.inherit.on == "replay" and not self.replay:
-            raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
+            raise ValueError(
+                "`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section"
+            )
         return self
 
     def to_plain(self) -> dict[str, Any]:
@@ -261,7 +267,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
-        raise InputError(f"{path}: a recipe is a mapping (name:, model:, stages: ...), this is a {type(data).__name__}")
+        raise InputError(
+            f"{path}: a recipe is a mapping (name:, model:, stages: ...), this is a {type(data).__name__}"
+        )
     for override in overrides:
         apply_override(data, override)
     return parse_recipe(data, where=str(path))
@@ -286,7 +294,13 @@ def find_recipe(recipe: str) -> Path:
 
 def known_recipes() -> list[str]:
     """Names of the recipes in ./recipes and of the shipped ones."""
-    return sorted({path.stem for folder in (Path("recipes"), shipped_folder("recipes")) for path in folder.glob("*.yaml")})
+    return sorted(
+        {
+            path.stem
+            for folder in (Path("recipes"), shipped_folder("recipes"))
+            for path in folder.glob("*.yaml")
+        }
+    )
 
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -322,7 +336,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         last = depth == len(keys) - 1
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise InputError(f"--set {override!r}: {'.'.join(keys[:depth])} has entries 0 to {len(node) - 1}, not {key!r}")
+                raise InputError(
+                    f"--set {override!r}: {'.'.join(keys[:depth])} has entries 0 to {len(node) - 1}, not {key!r}"
+                )
             index: Any = int(key)
         elif isinstance(node, dict):
             index = key

@@ -17,7 +17,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lifelong.checkpoint import load_model, read_json, save_model, weights_fingerprint, whole_folder, write_json
+from lifelong.checkpoint import (
+    load_model,
+    read_json,
+    save_model,
+    weights_fingerprint,
+    whole_folder,
+    write_json,
+)
 from lifelong.errors import BrokenPromiseError, InputError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.evaluate.probes import probe_steps
@@ -38,7 +45,14 @@ from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
 from lifelong.train.arguments import blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.train.method import Method, StageContext, make_methods
-from lifelong.train.stage_trainer import Phase, PhaseCurve, StopRequest, load_methods, save_methods, train_phase
+from lifelong.train.stage_trainer import (
+    Phase,
+    PhaseCurve,
+    StopRequest,
+    load_methods,
+    save_methods,
+    train_phase,
+)
 
 FLOAT32_LOSS_TOLERANCE = 1e-4
 VERIFY_TOKENS = 2_000
@@ -107,7 +121,13 @@ class StageRun:
     """Stage `index` of a run, from the model before it to its commit."""
 
     def __init__(self, context: RunContext, index: int, section: StageSection, domain: Domain) -> None:
-        self.context, self.recipe, self.index, self.section, self.domain = context, context.recipe, index, section, domain
+        self.context, self.recipe, self.index, self.section, self.domain = (
+            context,
+            context.recipe,
+            index,
+            section,
+            domain,
+        )
         self.name = stage_name(index, domain.name)
         self.work = context.ledger.work_folder(self.name)
         self.seed = self.recipe.seed + 1_000 * (index + 1)
@@ -120,8 +140,11 @@ class StageRun:
         context, observer = self.context, self.context.observer
         observer.phase_started("prepare", 0)
         corpus = tokenize_domain(
-            self.domain, "train", context.tokenizer,
-            sequence_length=self.recipe.sequence_length, cache_dir=context.out / ".cache",
+            self.domain,
+            "train",
+            context.tokenizer,
+            sequence_length=self.recipe.sequence_length,
+            cache_dir=context.out / ".cache",
         )
         self.corpus_fingerprint = corpus.fingerprint
         model = self._grow(previous_model)
@@ -148,13 +171,25 @@ class StageRun:
 
     def _write_grown(self, model: PreTrainedModel, expand: ExpandSection, folder: Path) -> None:
         started = monotonic()
-        grown, report = expand_model(model, **expand.sizes(), mode=expand.mode, approximate=expand.approximate, seed=self.seed)
+        grown, report = expand_model(
+            model, **expand.sizes(), mode=expand.mode, approximate=expand.approximate, seed=self.seed
+        )
         seen = self._seen_columns()
-        before = [self.context.evaluate_one(model, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token for k in seen]
-        after = [self.context.evaluate_one(grown, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token for k in seen]
+        before = [
+            self.context.evaluate_one(model, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token
+            for k in seen
+        ]
+        after = [
+            self.context.evaluate_one(grown, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token
+            for k in seen
+        ]
         drift = max((abs(a - b) for a, b in zip(after, before, strict=True)), default=0.0)
         report = replace(report, loss_difference=drift, seconds=monotonic() - started)
-        if expand.mode == "exact" and not expand.approximate and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
+        if (
+            expand.mode == "exact"
+            and not expand.approximate
+            and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE)
+        ):
             raise BrokenPromiseError(
                 f"stage {self.name}: the grown model does not compute the same function: logits differ by "
                 f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss by "
@@ -172,7 +207,9 @@ class StageRun:
             return model
         folder = self.work / "recovered"
         if not folder.exists():
-            self._train_phase("recover", model, folder, recover.tokens, memory=memory, share=1.0, seed=self.seed + 1)
+            self._train_phase(
+                "recover", model, folder, recover.tokens, memory=memory, share=1.0, seed=self.seed + 1
+            )
         return load_model(folder / "model", self.recipe.objective)
 
     def _train(self, model: PreTrainedModel, previous: PreTrainedModel, corpus: Any) -> PreTrainedModel:
@@ -183,7 +220,10 @@ class StageRun:
         self._begin_methods(context)
         replay = self.recipe.replay
         self._train_phase(
-            "train", model, folder, self.section.tokens,
+            "train",
+            model,
+            folder,
+            self.section.tokens,
             corpus=corpus,
             memory=self._memory(),
             share=replay.share if replay else 0.0,
@@ -216,7 +256,10 @@ class StageRun:
         run = self.context
         plan = stage_plan(tokens, self.recipe.sequence_length, self._blocks_per_step())
         arguments = training_arguments(
-            self.train_section, output_dir=self.work / f"{name}-checkpoints", max_steps=plan.num_steps, seed=seed
+            self.train_section,
+            output_dir=self.work / f"{name}-checkpoints",
+            max_steps=plan.num_steps,
+            seed=seed,
         )
         dataset = StageDataset(
             corpus,
@@ -232,7 +275,11 @@ class StageRun:
         )
         run.observer.phase_started(name, plan.num_steps * plan.blocks_per_step * self.recipe.sequence_length)
         phase = Phase(
-            name, dataset, run.collator(seed), self.recipe.objective, inheritor,
+            name,
+            dataset,
+            run.collator(seed),
+            self.recipe.objective,
+            inheritor,
             methods=self.methods if context is not None else (),
             probe=self._probe(model, plan.num_steps) if context is not None else None,
             observer=run.observer,
@@ -314,8 +361,14 @@ class StageRun:
                 return ()
             training = model.training
             points = [
-                ProbePoint(step, tokens, self.context.domains[k].name,
-                           self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens).nats_per_token)
+                ProbePoint(
+                    step,
+                    tokens,
+                    self.context.domains[k].name,
+                    self.context.evaluate_one(
+                        model, self.context.heldouts[k], evaluate.probe_tokens
+                    ).nats_per_token,
+                )
                 for k in columns
             ]
             model.train(training)
@@ -329,7 +382,9 @@ class StageRun:
         return [column for column, domain in enumerate(self.context.domains) if domain.name in seen]
 
     def _own_column(self) -> list[int]:
-        own = [column for column, domain in enumerate(self.context.domains) if domain.name == self.domain.name]
+        own = [
+            column for column, domain in enumerate(self.context.domains) if domain.name == self.domain.name
+        ]
         return [column for column in own if column not in self._seen_columns()]
 
     # --- evaluate, remember, commit -------------------------------------------------------------------------
@@ -340,8 +395,14 @@ class StageRun:
             started = monotonic()
             losses = self.context.evaluate(model)
             write_json(self.work / "evaluate-seconds.json", monotonic() - started)
-            samples = sample_texts(model, self.context.tokenizer, self.context.heldouts, stage=self.index,
-                                   objective=self.recipe.objective, num_samples=self.recipe.evaluate.samples)
+            samples = sample_texts(
+                model,
+                self.context.tokenizer,
+                self.context.heldouts,
+                stage=self.index,
+                objective=self.recipe.objective,
+                num_samples=self.recipe.evaluate.samples,
+            )
             write_json(self.work / "trained" / "samples.json", [asdict(sample) for sample in samples])
             write_losses(path, losses)
         losses = list(read_losses(path))
@@ -352,11 +413,16 @@ class StageRun:
         """A broken forgetting budget leaves the stage in `rejected/`, uncommitted."""
         if not self.recipe.budget:
             return
-        earlier = [read_losses(self.context.ledger.stage_folder(r) / "losses.json") for r in self.context.ledger.stages]
+        earlier = [
+            read_losses(self.context.ledger.stage_folder(r) / "losses.json")
+            for r in self.context.ledger.stages
+        ]
         broken = []
         for loss in losses:
             allowed = self.recipe.budget.get(loss.domain)
-            best = min((old.perplexity for row in earlier for old in row if old.domain == loss.domain), default=None)
+            best = min(
+                (old.perplexity for row in earlier for old in row if old.domain == loss.domain), default=None
+            )
             seen = any(record.domain == loss.domain for record in self.context.ledger.stages)
             if allowed is None or best is None or not seen:
                 continue
@@ -364,7 +430,9 @@ class StageRun:
             if rise > allowed:
                 broken.append(f"{loss.domain}: perplexity rose by {rise:.1%}, the budget is {allowed:.1%}")
         if broken:
-            rejected = self.context.out / "rejected" / f"{self.name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+            rejected = (
+                self.context.out / "rejected" / f"{self.name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+            )
             rejected.parent.mkdir(exist_ok=True)
             (self.work / "trained").rename(rejected)
             raise BrokenPromiseError(
@@ -410,11 +478,16 @@ class StageRun:
         """Curves of all phases of the stage, written as one `history.json`."""
         history = trained / "history.json"
         folders = [self.work / "recovered", trained]
-        curves = [PhaseCurve.from_json(read_json(f / "curve.json")) for f in folders if (f / "curve.json").exists()]
-        write_json(history, {
-            "train": [asdict(point) for curve in curves for point in curve.train],
-            "probes": [asdict(point) for curve in curves for point in curve.probes],
-        })
+        curves = [
+            PhaseCurve.from_json(read_json(f / "curve.json")) for f in folders if (f / "curve.json").exists()
+        ]
+        write_json(
+            history,
+            {
+                "train": [asdict(point) for curve in curves for point in curve.train],
+                "probes": [asdict(point) for curve in curves for point in curve.probes],
+            },
+        )
         return curves
 
     def _remember(self, corpus: Any) -> list[Path]:
@@ -436,7 +509,9 @@ class StageRun:
                 )
         return [folder]
 
-    def _cost(self, model: PreTrainedModel, curves: Sequence[PhaseCurve], losses: Sequence[DomainLoss]) -> ComputeLedger:
+    def _cost(
+        self, model: PreTrainedModel, curves: Sequence[PhaseCurve], losses: Sequence[DomainLoss]
+    ) -> ComputeLedger:
         """FLOPs and seconds by phase, the teacher's passes included."""
         length, objective = self.recipe.sequence_length, self.recipe.objective
         step_flops = training_flops_per_token(model, length, objective)
@@ -446,7 +521,9 @@ class StageRun:
         for curve in curves:
             phase = "train" if curve is curves[-1] else "recover"
             taught = curve.teacher_tokens * teacher_flops
-            cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, curve.seconds))
+            cost = cost.adding(
+                phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, curve.seconds)
+            )
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))

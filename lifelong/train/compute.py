@@ -40,7 +40,9 @@ def forward_flops_per_token(model: PreTrainedModel, sequence_length: int, object
     if head is not None and id(head.weight) in tables:
         matrices += head.weight.numel()
     attended = sequence_length / 2 if objective == "clm" else sequence_length
-    channels = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    channels = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     return 2.0 * matrices + 4.0 * config.num_hidden_layers * attended * channels
 
 

@@ -116,7 +116,9 @@ class StageTrainer(transformers.Trainer):
         inheritance = None
         if self.phase.inheritor is not None:
             progress = self.state.global_step / self.state.max_steps
-            inheritance = self.phase.inheritor.for_batch(inputs, progress=progress, step=self.state.global_step)
+            inheritance = self.phase.inheritor.for_batch(
+                inputs, progress=progress, step=self.state.global_step
+            )
         outputs = model(**inputs, inheritance=inheritance, num_items=num_items_in_batch)
         loss = outputs.loss
         share = outputs.num_tokens / num_items_in_batch if num_items_in_batch is not None else 1.0
@@ -132,8 +134,12 @@ class StageTrainer(transformers.Trainer):
         num_tokens = torch.as_tensor(outputs.num_tokens, dtype=torch.float64)
         for name, value in (("ce", outputs.ce), ("kl", outputs.kl if taught else None)):
             if value is not None:
-                self._sums[name] = self._sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
-        self._sums["tokens"] = self._sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
+                self._sums[name] = (
+                    self._sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
+                )
+        self._sums["tokens"] = (
+            self._sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
+        )
         if "is_replay" in inputs:
             self._replay_tokens += int((inputs["segment_ids"][inputs["is_replay"]] > 0).sum())
 
@@ -201,13 +207,16 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
             return
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         inheritor = trainer.phase.inheritor
-        write_json(folder / STATE_FILE, {
-            "curve": trainer.curve.to_json(),
-            "sums": {name: float(value) for name, value in trainer._sums.items()},
-            "replay_tokens": trainer._replay_tokens,
-            "inheritor": inheritor.state_dict() if inheritor is not None else None,
-            "teacher_tokens": inheritor.teacher_tokens if inheritor is not None else 0,
-        })
+        write_json(
+            folder / STATE_FILE,
+            {
+                "curve": trainer.curve.to_json(),
+                "sums": {name: float(value) for name, value in trainer._sums.items()},
+                "replay_tokens": trainer._replay_tokens,
+                "inheritor": inheritor.state_dict() if inheritor is not None else None,
+                "teacher_tokens": inheritor.teacher_tokens if inheritor is not None else 0,
+            },
+        )
 
 
 def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, phase: Phase) -> PhaseCurve:
@@ -247,7 +256,9 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
 
 
 def _last_complete_checkpoint(folder: Path) -> Path | None:
-    checkpoints = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    checkpoints = sorted(
+        folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1])
+    )
     while checkpoints:
         if (checkpoints[-1] / STATE_FILE).is_file():
             return checkpoints[-1]
@@ -257,7 +268,11 @@ def _last_complete_checkpoint(folder: Path) -> Path | None:
 
 def save_methods(methods: Sequence[Method], path: Path) -> None:
     """State of all methods in one safetensors file; none is written when there is no state."""
-    state = {f"{i}.{name}": t.contiguous() for i, method in enumerate(methods) for name, t in method.state_dict().items()}
+    state = {
+        f"{i}.{name}": t.contiguous()
+        for i, method in enumerate(methods)
+        for name, t in method.state_dict().items()
+    }
     if state:
         save_file(state, path)
 
@@ -269,7 +284,9 @@ def load_methods(methods: Sequence[Method], path: Path) -> None:
     state = load_file(path)
     for index, method in enumerate(methods):
         prefix = f"{index}."
-        method.load_state_dict({name[len(prefix):]: t for name, t in state.items() if name.startswith(prefix)})
+        method.load_state_dict(
+            {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
+        )
 
 
 def read_curve(path: Path) -> PhaseCurve:

@@ -1,0 +1,19 @@
+"""Forgetting: how far earlier domains are from the best they ever were."""
+
+from __future__ import annotations
+
+from lifelong.metrics._entries import mean, rises_above_best
+from lifelong.records import LossMatrix
+
+TITLE = "Forgetting"
+DESCRIPTION = "loss of earlier domains now minus the best after any earlier stage (mean)"
+UNIT = "nats/token"
+LOWER_IS_BETTER = True
+
+
+def compute(matrix: LossMatrix) -> float | None:
+    """`mean over earlier k of (R[T][k] - min over t < T of R[t][k])`; positive when domains got worse.
+
+    Source: Chaudhry et al. 2018 (arXiv 1801.10112), equation 3, with losses in place of accuracies.
+    """
+    return mean(rises_above_best(matrix).values())

@@ -1,0 +1,223 @@
+"""Text to tokens: training a tokenizer on the stream, and tokenising each corpus once, to Arrow."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lifelong.errors import InputError, UnknownNameError
+from lifelong.stream.blocks import BlockStore, BlockWriter
+from lifelong.stream.domain import Domain
+from lifelong.stream.encoding import Encoder
+from lifelong.stream.ordering import key_of
+from lifelong.stream.packing import Packer
+from lifelong.stream.source import Tally, read_documents, source_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+END_OF_TEXT, PAD, MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
+SPECIAL_TOKENS = (END_OF_TEXT, PAD, MASK)
+TOKENIZER_KINDS = ("bpe",)
+_SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+_CACHE_FORMAT = 1
+# how much is read to draw the training sample from, in multiples of the sample
+_READ_FACTOR = 16
+
+
+def default_cache_dir() -> Path:
+    """`$LIFELONG_CACHE`, else `lifelong` in the user's cache folder."""
+    named = os.environ.get("LIFELONG_CACHE")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lifelong"
+
+
+def train_tokenizer(
+    domains: Sequence[Domain],
+    *,
+    kind: str = "bpe",
+    vocab_size: int = 8192,
+    seed: int = 0,
+    max_bytes: int = 20_000_000,
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of the training splits, with end-of-text, padding and mask tokens.
+
+    Every domain gives the same number of bytes, drawn by hash of (seed, document) from the beginning of its
+    corpus, so a large domain does not decide the vocabulary alone.
+
+    Args:
+        domains: what to train on.
+        kind: `bpe`.
+        vocab_size: with the special tokens; at least 259.
+        seed: of the sample.
+        max_bytes: of text, over all domains.
+
+    Raises:
+        InputError: the size cannot be, or the text is too small for it.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if kind not in TOKENIZER_KINDS:
+        raise UnknownNameError("tokenizer kind", kind, TOKENIZER_KINDS, "tokenizer.train.kind")
+    if vocab_size < _SMALLEST_VOCABULARY:
+        raise InputError(
+            f"tokenizer.train.vocab_size: {vocab_size} is too small; 256 bytes and {len(SPECIAL_TOKENS)} special "
+            f"tokens need at least {_SMALLEST_VOCABULARY}"
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    share = max(1, max_bytes // max(1, len(domains)))
+    texts = (text for domain in domains for text in _sample(domain, share, seed))
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() < vocab_size:
+        raise InputError(
+            f"tokenizer.train.vocab_size: the text of {', '.join(domain.name for domain in domains)} gives only "
+            f"{backend.get_vocab_size()} tokens; ask for at most that, or add text"
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        mask_token=MASK,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _sample(domain: Domain, max_bytes: int, seed: int) -> Iterator[str]:
+    kept: list[tuple[int, int, str]] = []
+    held = seen = 0
+    for number, document in enumerate(read_documents(domain, "train")):
+        heapq.heappush(kept, (-key_of(seed, "tokenizer", document.key), number, document.text))
+        held += document.num_bytes
+        seen += document.num_bytes
+        while held > max_bytes and len(kept) > 1:
+            held -= len(heapq.heappop(kept)[2].encode())
+        if seen >= _READ_FACTOR * max_bytes:
+            break
+    yield from (text for _, _, text in sorted(kept, key=lambda item: item[1]))
+
+
+def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, of a `tokenizer.json` folder without config, or of a hub model.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = Path(path_or_id)
+    try:
+        if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+            present = Path(folder / "tokenizer.json").read_text(encoding="utf-8")
+            specials = {token["content"] for token in json.loads(present)["added_tokens"]}
+            named = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "mask_token": MASK}
+            return PreTrainedTokenizerFast(
+                tokenizer_file=str(folder / "tokenizer.json"),
+                clean_up_tokenization_spaces=False,
+                **{role: token for role, token in named.items() if token in specials},
+            )
+        return AutoTokenizer.from_pretrained(str(path_or_id))
+    # AutoTokenizer raises many kinds (OSError, ValueError, KeyError, ImportError) for "not there"
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"tokenizer {str(path_or_id)!r} cannot be loaded: {first}") from error
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of everything that decides which ids a text gets."""
+    return Encoder(tokenizer).fingerprint
+
+
+def tokenize_domain(
+    domain: Domain,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sequence_length: int,
+    cache_dir: Path | None = None,
+    num_proc: int | None = None,
+) -> BlockStore:
+    """The blocks of a split; tokenised once, then opened from the cache.
+
+    Documents are BOS (EOS where there is none, or CLS), their tokens, EOS (or SEP).
+
+    Args:
+        domain: the card.
+        split: train, valid or test.
+        tokenizer: any of transformers; the fast ones use all cores.
+        sequence_length: tokens of a block.
+        cache_dir: where the result is kept, by fingerprint of source, tokenizer and settings.
+        num_proc: worker processes; without it the threads of `tokenizers` in this process. Worth it from
+            about 16 cores on, where one process can no longer read fast enough.
+
+    Raises:
+        InputError: see `read_documents`.
+    """
+    cache = cache_dir if cache_dir is not None else default_cache_dir()
+    encoder = Encoder(tokenizer)
+    settings = {
+        "format": _CACHE_FORMAT,
+        "source": source_fingerprint(domain, split, cache / "digests"),
+        "tokenizer": encoder.fingerprint,
+        "sequence_length": sequence_length,
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    folder = cache / "blocks" / f"{domain.name}-{split}-{digest[:20]}"
+    if not (folder / "manifest.json").is_file():
+        _tokenize_to(folder, domain, split, encoder, sequence_length, settings, num_proc)
+    return BlockStore(folder / "blocks.arrow")
+
+
+def manifest_of(store: BlockStore) -> dict[str, Any]:
+    """What was counted when the store was made: documents, bytes, tokens, left out, fingerprints."""
+    manifest: dict[str, Any] = json.loads((store.path.parent / "manifest.json").read_text(encoding="utf-8"))
+    return manifest
+
+
+def _tokenize_to(
+    folder: Path,
+    domain: Domain,
+    split: str,
+    encoder: Encoder,
+    sequence_length: int,
+    settings: dict[str, Any],
+    num_proc: int | None,
+) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    tally = Tally()
+    try:
+        with BlockWriter(temporary / "blocks.arrow", encoder.vocab_size) as writer:
+            packer = Packer(sequence_length, writer.append)
+            documents = (document.text for document in read_documents(domain, split, tally))
+            for ids in encoder.encode_all(documents, num_proc=num_proc):
+                packer.add(ids)
+            packer.finish()
+        counts = {**tally.to_json(), "blocks": writer.num_blocks, "tokens": writer.num_tokens}
+        manifest = {"domain": domain.name, "split": split, **counts, "settings": settings}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            # another process finished the same work first; its result is the same
+            if not (folder / "manifest.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
