@@ -7,6 +7,7 @@ begins: 0 where the document does. Ids are kept in 16 bits where the vocabulary 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class BlockWriter:
             if kind is None:
                 with self._temporary.open("rb") as file:
                     os.fsync(file.fileno())
-                os.replace(self._temporary, self.path)
+                self._temporary.replace(self.path)
         finally:
             self._temporary.unlink(missing_ok=True)
 
@@ -119,7 +120,7 @@ class BlockStore(Sequence[Block]):
         batches = self._reader.num_record_batches
         self._rows_per_batch = len(self._of_batch(0)[1]) - 1 if batches else 1
         last = len(self._of_batch(batches - 1)[1]) - 1 if batches else 0
-        self._length = max(0, batches - 1) * self._rows_per_batch + last
+        self._length: int = max(0, batches - 1) * self._rows_per_batch + last
         self._num_tokens: int | None = None
 
     def _of_batch(self, number: int) -> tuple[NDArray[Any], ...]:
@@ -140,6 +141,11 @@ class BlockStore(Sequence[Block]):
         if self._num_tokens is None:
             self._num_tokens = int(self.lengths().sum())
         return self._num_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest that stands beside the blocks: source, tokenizer, settings, counts."""
+        return hashlib.sha256((self.path.parent / "manifest.json").read_bytes()).hexdigest()
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each block [number of blocks]."""

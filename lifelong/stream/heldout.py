@@ -1,4 +1,4 @@
-"""Held-out documents as they are evaluated: tokenised alone, kept in the run so that it needs no corpus later."""
+"""Held-out documents as they are evaluated: tokenised alone, kept in the run so that no corpus is needed."""
 
 from __future__ import annotations
 
@@ -28,23 +28,35 @@ _SCHEMA = pa.schema(
     ]
 )
 _DOCUMENTS_PER_BATCH = 64
+_FILE = "documents.arrow"
 
 
 class Heldout:
-    """The held-out documents of one domain, memory-mapped."""
+    """The held-out documents of one domain, memory-mapped from the folder that `write_heldout` wrote."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, num_documents: int | None = None) -> None:
         self.path = Path(path)
         try:
-            self._table = pa.ipc.open_file(pa.memory_map(str(self.path), "r")).read_all()
+            self._table = pa.ipc.open_file(pa.memory_map(str(self.path / _FILE), "r")).read_all()
             self._facts: dict[str, Any] = json.loads(self._table.schema.metadata[b"lifelong"])
         except (OSError, pa.ArrowInvalid, TypeError, KeyError, ValueError) as error:
             raise CorruptionError(f"{path}: no readable held-out documents ({error})") from None
+        total = int(self._table.num_rows)
+        self._length = total if num_documents is None else min(total, num_documents)
 
     @classmethod
     def open(cls, path: Path) -> Heldout:
-        """The held-out documents of a file that `write_heldout` wrote."""
+        """The held-out documents of a folder."""
         return cls(path)
+
+    def head(self, tokens: int) -> Heldout:
+        """The first whole documents that reach `tokens` predicted tokens together."""
+        reached = 0
+        for index in range(len(self)):
+            reached += len(self.ids(index)) - 1
+            if reached >= tokens:
+                return Heldout(self.path, index + 1)
+        return self
 
     @property
     def domain(self) -> str:
@@ -67,23 +79,28 @@ class Heldout:
         return sum(len(self.ids(i)) - 1 for i in range(len(self)))
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._length
 
     def ids(self, index: int) -> NDArray[np.int32]:
         """Tokens of a document, with BOS (EOS where there is none, or CLS) in front."""
-        return np.array(self._table["ids"][index].values.to_numpy(), dtype=np.int32)
+        return np.array(self._value("ids", index).values.to_numpy(), dtype=np.int32)
 
     def num_bytes(self, index: int) -> int:
         """UTF-8 bytes of the text of a document."""
-        return int(self._table["num_bytes"][index].as_py())
+        return int(self._value("num_bytes", index).as_py())
 
     def key(self, index: int) -> str:
         """Hash of the text of a document."""
-        return str(self._table["key"][index].as_py())
+        return str(self._value("key", index).as_py())
 
     def text(self, index: int) -> str:
         """Text of a document."""
-        return str(self._table["text"][index].as_py())
+        return str(self._value("text", index).as_py())
+
+    def _value(self, column: str, index: int) -> Any:
+        if not 0 <= index < self._length:
+            raise IndexError(f"document {index} of {self._length} in {self.path}")
+        return self._table[column][index]
 
 
 def write_heldout(
@@ -91,22 +108,28 @@ def write_heldout(
 ) -> Heldout:
     """Keeps whole documents of a split, in order, until `tokens` predicted tokens are reached (None: all).
 
+    Args:
+        domain: the card.
+        split: valid or test.
+        tokenizer: of the run.
+        tokens: how many are enough.
+        path: a folder, made if need be; the documents appear in it complete or not at all.
+
     Raises:
         InputError: the split holds no document, or one that cannot be read.
     """
     encoder = Encoder(tokenizer)
     facts = {"domain": domain.name, "split": split, "tokenizer": encoder.fingerprint}
     schema = _SCHEMA.with_metadata({"lifelong": json.dumps(facts)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    reached = 0
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = path / f".{_FILE}.{os.getpid()}.part"
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             pending: list[tuple[Document, NDArray[np.int32]]] = []
+            reached = 0
             for document in read_documents(domain, split):
-                ids = encoder.held_out(document.text)
-                reached += len(ids) - 1
-                pending.append((document, ids))
+                pending.append((document, encoder.held_out(document.text)))
+                reached += len(pending[-1][1]) - 1
                 if len(pending) == _DOCUMENTS_PER_BATCH:
                     writer.write_batch(_batch(pending, schema))
                     pending = []
@@ -116,7 +139,7 @@ def write_heldout(
                 writer.write_batch(_batch(pending, schema))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path / _FILE)
     finally:
         temporary.unlink(missing_ok=True)
     return Heldout(path)

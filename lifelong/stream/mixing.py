@@ -20,6 +20,17 @@ from lifelong.stream.blocks import Block
 from lifelong.stream.collator import PackedRow
 from lifelong.stream.memory import ReplayMemory
 from lifelong.stream.ordering import key_of, permuted, uniforms
+from lifelong.stream.steering import BudgetController, Mix, adaptive_weights, replay_weights
+
+__all__ = [
+    "BudgetController",
+    "Mix",
+    "StageDataset",
+    "StagePlan",
+    "adaptive_weights",
+    "replay_weights",
+    "stage_plan",
+]
 
 
 class Blocks(Protocol):
