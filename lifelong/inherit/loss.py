@@ -129,7 +129,8 @@ def ki_loss_parts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Like `ki_loss`, with the sums of CE and of tau^2 KL over the rows, detached."""
     targets = (targets,) if isinstance(targets, (OnlineTarget, CachedTarget)) else tuple(targets or ())
-    alpha_N = torch.as_tensor(alpha, dtype=torch.float32, device=hidden_ND.device).expand(labels_N.shape)
+    exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+    alpha_N = torch.as_tensor(alpha, dtype=exact, device=hidden_ND.device).expand(labels_N.shape)
     _check(weight_VD, alpha_N, targets, temperature)
     keep = labels_N != IGNORED
     if not bool(keep.all()):
@@ -233,8 +234,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gradients = [None if g is None else g.mul_(upstream.to(g.dtype)) for g in ctx.gradients]
-        ctx.gradients = None
+        # out of place: the graph may be walked again (gradcheck, retain_graph)
+        gradients = [None if g is None else g * upstream.to(g.dtype) for g in ctx.gradients]
         return (*gradients, None)
 
 

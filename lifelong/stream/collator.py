@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lifelong.errors import InputError
 from lifelong.stream.blocks import Block
 from lifelong.stream.masking import MASK_RATE, training_mask
+from lifelong.stream.ordering import key_of
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ class Collator:
         mask_id: the mask token, needed for MLM.
         vocab_size: number of tokens, needed for MLM.
         special_ids: tokens that are never masked nor drawn as a random replacement.
+        seed: of the masks, beside the `mask_key` of each row.
         mask_rate: share of positions that MLM predicts.
     """
 
@@ -55,6 +57,7 @@ class Collator:
     mask_id: int | None = None
     vocab_size: int = 0
     special_ids: tuple[int, ...] = ()
+    seed: int = 0
     mask_rate: float = MASK_RATE
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class Collator:
 
     @classmethod
     def for_tokenizer(
-        cls, tokenizer: Any, objective: Literal["clm", "mlm"], sequence_length: int
+        cls, tokenizer: Any, objective: Literal["clm", "mlm"], sequence_length: int, seed: int = 0
     ) -> Collator:
         """A collator with the special tokens of `tokenizer`; a missing pad token is replaced by its EOS."""
         pad = tokenizer.pad_token_id
@@ -76,6 +79,7 @@ class Collator:
             mask_id=tokenizer.mask_token_id,
             vocab_size=len(tokenizer),
             special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+            seed=seed,
         )
 
     def __call__(self, rows: Sequence[PackedRow]) -> dict[str, torch.Tensor]:
@@ -112,7 +116,7 @@ class Collator:
         special = np.array(self.special_ids, dtype=np.int64)
         replaced, chosen = training_mask(
             ids,
-            mask_key,
+            key_of(self.seed, mask_key),
             mask_id=self.mask_id,
             ordinary_ids=np.setdiff1d(np.arange(self.vocab_size), special),
             protected=np.isin(ids, special),

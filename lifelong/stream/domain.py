@@ -161,9 +161,7 @@ def load_domain(card: str | Path) -> Domain:
             if path.is_file():
                 domain = read_card(path)
                 if domain.name != text:
-                    raise InputError(
-                        f"{path}: name: the card calls itself {domain.name!r}, its file {text!r}"
-                    )
+                    raise InputError(f"{path}: name: the card calls itself {domain.name!r}, not {text!r}")
                 return domain
     raise InputError(f"there is no domain {text!r}{did_you_mean(text, known_domains())}")
 

@@ -47,8 +47,8 @@ class Encoder:
         first = next((token for token in front if token is not None), None)
         if first is None:
             raise InputError(
-                f"tokenizer {tokenizer.name_or_path!r}: it has no BOS, EOS or CLS token to begin a document with; "
-                "add one to it"
+                f"tokenizer {tokenizer.name_or_path!r}: it has no BOS, EOS or CLS token "
+                "to begin a document with; add one to it"
             )
         self.first_id: int = int(first)
         last = next((token for token in back if token is not None), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError, did_you_mean
@@ -63,8 +64,8 @@ def _load(domain: Domain, source: HubSource, split: str) -> Any:
 
 def _guarded(domain: Domain, source: HubSource, load: Any) -> Any:
     identifier = expand_variables(source.hub, f"{domain.path or domain.name}: source.hub")
-    local = os.path.isdir(identifier) or identifier.startswith((".", "/", "~"))
-    if local and not os.path.isabs(identifier):
+    local = Path(identifier).is_dir() or identifier.startswith((".", "/", "~"))
+    if local and not Path(identifier).is_absolute():
         identifier = str(domain.folder / identifier)
     try:
         return load(source, identifier)

@@ -119,8 +119,8 @@ def write_generation(
     capacity_tokens: int,
     policy: str,
     seed: int,
-    stage: int,
     out: Path,
+    stage: int | None = None,
     scores: NDArray[np.floating] | None = None,
 ) -> ReplayMemory:
     """The memory after a stage: the older experiences shrunk, the new one drawn; a new complete folder.
@@ -132,18 +132,20 @@ def write_generation(
         capacity_tokens: bound on the tokens of the whole memory.
         policy: reservoir, experience-balanced, domain-balanced, loss-ranked or diverse.
         seed: of the draw.
-        stage: index of the stage; a stage is drawn from once.
-        out: the new folder; it must not exist. It appears complete or not at all.
+        out: the new folder, absent or empty. Where it is absent it appears complete or not at all.
+        stage: number of the stage; a stage is drawn from once. The next one if absent.
         scores: one number per block of `blocks`, needed by loss-ranked: the highest are kept first.
 
     Raises:
         InputError: the policy is unknown, lacks scores, or the stage is already in the memory.
     """
     older = ReplayMemory(previous) if previous is not None else None
+    if stage is None:
+        stage = 1 + max((item.stage for item in older.experiences), default=-1) if older else 0
     if older is not None and any(item.stage == stage for item in older.experiences):
         raise InputError(f"{previous}: the memory already holds stage {stage}")
-    if out.exists():
-        raise InputError(f"{out}: exists; a generation of the memory is written once")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty; a generation of the memory is written once")
     kept = list(older.experiences) if older else []
     limit = min(len(blocks), _most_blocks(blocks, capacity_tokens))
     order, priorities = priorities_of(policy, blocks, limit, seed=seed, stage=stage, scores=scores)
@@ -177,7 +179,7 @@ def write_generation(
             records.append({**asdict(item), **shrunk, "priorities": list(item.priorities[:count])})
         facts = {"capacity_tokens": capacity_tokens, "policy": policy, "seed": seed, "experiences": records}
         (temporary / "memory.json").write_text(json.dumps(facts), encoding="utf-8")
-        os.rename(temporary, out)
+        temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return ReplayMemory(out)

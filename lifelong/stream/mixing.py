@@ -78,13 +78,13 @@ class StageDataset:
     walked through in a fresh permutation per epoch, so within an epoch nothing comes twice.
 
     Args:
-        new_blocks: blocks of the stage's domain.
+        new_blocks: blocks of the stage's domain; None: replay alone, as a recovery after growth.
         memory: of earlier stages; None or empty: nothing is replayed.
         num_steps: optimizer steps of the stage.
         blocks_per_step: rows of one optimizer step over all devices and accumulation.
         share: of replayed rows among all, in [0, 1).
         weights: how replay is divided among domains, by name; equal if absent.
-        columns: domain name to its column in the stream, for `domain_ids`.
+        domain_ids: domain name to its column in the stream.
         domain: name of the stage's own domain.
         seed: of the run.
         stage_index: position in the stream.
@@ -95,30 +95,35 @@ class StageDataset:
 
     def __init__(
         self,
-        new_blocks: Blocks,
+        new_blocks: Blocks | None,
         memory: ReplayMemory | None,
         *,
         num_steps: int,
         blocks_per_step: int,
         share: float = 0.0,
         weights: Mapping[str, float] | None = None,
-        columns: Mapping[str, int] | None = None,
+        domain_ids: Mapping[str, int] | None = None,
         domain: str = "",
         seed: int = 0,
         stage_index: int = 0,
     ) -> None:
-        if not len(new_blocks):
+        replay_only = new_blocks is None
+        if (memory is None or not memory.domains) if new_blocks is None else not len(new_blocks):
             raise InputError(f"stage {stage_index}: domain {domain!r} has no block to train on")
         self.num_steps, self.blocks_per_step = num_steps, blocks_per_step
         self.seed, self.stage_index = seed, stage_index
         self.replay_domains = tuple(memory.domains) if memory is not None else ()
-        self._new = new_blocks
+        self._new: Blocks = new_blocks if new_blocks is not None else ()
+        self._replay_only = replay_only
         self._replay = [memory.blocks(name) for name in self.replay_domains] if memory is not None else []
-        columns = columns or {name: i for i, name in enumerate(dict.fromkeys([*self.replay_domains, domain]))}
-        self._new_column = columns[domain]
+        names = dict.fromkeys([*self.replay_domains, domain])
+        columns = domain_ids or {name: column for column, name in enumerate(names)}
+        self._new_column = columns.get(domain, -1) if replay_only else columns[domain]
         self._replay_columns = [columns[name] for name in self.replay_domains]
         first = _Segment(0, 0.0, (), 0, 0, (0,) * len(self._replay))
         self._segments = [self._changed(first, 0, share, weights)]
+        self._step_shuffled = -1
+        self._places = np.zeros(0, dtype=np.int64)
         self._draws: dict[int, tuple[NDArray[np.int16], NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
@@ -131,7 +136,9 @@ class StageDataset:
         number = self._segment_of(step)
         segment = self._segments[number]
         before, count = self._replayed(segment, step)
-        rank = int(self._shuffled(step)[slot])
+        if step != self._step_shuffled:
+            self._places, self._step_shuffled = self._shuffled(step), step
+        rank = int(self._places[slot])
         if rank >= count:
             done = (step - segment.first_step) * self.blocks_per_step - before
             return self._new_row(segment.new_before + done + rank - count)
@@ -155,6 +162,12 @@ class StageDataset:
             self._segments.pop()
             self._draws.pop(len(self._segments), None)
         self._segments.append(changed)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step of full blocks."""
+        longest = self._replay[0] if self._replay_only else self._new
+        return self.blocks_per_step * len(longest[0].ids)
 
     @property
     def share(self) -> float:
@@ -195,7 +208,9 @@ class StageDataset:
     def _changed(
         self, last: _Segment, step: int, share: float, weights: Mapping[str, float] | None
     ) -> _Segment:
-        if not 0.0 <= share < 1.0:
+        if self._replay_only:
+            share = 1.0
+        elif not 0.0 <= share < 1.0:
             raise InputError(f"replay.share: {share!r} is not in [0, 1)")
         share = share if self._replay else 0.0
         steps = step - last.first_step

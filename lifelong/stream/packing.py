@@ -1,4 +1,4 @@
-"""Packing: documents one behind the other into blocks of `sequence_length`, nothing dropped, nothing repeated.
+"""Packing: documents one behind the other into blocks of tokens, nothing dropped, nothing repeated.
 
 A document that does not fit is cut, and its rest opens the next block as a segment of its own. Only the very
 last block of a store may be shorter.

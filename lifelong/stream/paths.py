@@ -36,10 +36,10 @@ def expand_patterns(domain: Domain, patterns: Iterable[str], where: str) -> list
                 f"{place}: {pattern!r} climbs with '..' out of what the card may read; write the full path, "
                 "or begin it with a variable such as $LIFELONG_DATA"
             )
-        full = (
-            expanded if os.path.isabs(expanded) else os.path.join(glob.escape(str(domain.folder)), expanded)
-        )
-        matches = [path for path in map(Path, sorted(glob.glob(full, recursive=True))) if path.is_file()]
+        full = str(Path(glob.escape(str(domain.folder))) / expanded)
+        # Path.glob takes no absolute pattern
+        names = sorted(glob.glob(full, recursive=True))  # noqa: PTH207
+        matches = [path for path in map(Path, names) if path.is_file()]
         if not matches:
             raise InputError(f"{place}: {pattern!r} matches no file{_nearest_file(Path(full))}")
         found.update(dict.fromkeys(matches))
@@ -58,7 +58,7 @@ def expand_variables(pattern: str, place: str) -> str:
             )
         return os.environ[name]
 
-    return os.path.expanduser(_VARIABLE.sub(value, pattern))
+    return str(Path(_VARIABLE.sub(value, pattern)).expanduser())
 
 
 def _nearest_file(path: Path) -> str:
@@ -75,10 +75,11 @@ def file_digest(path: Path, memo_dir: Path | None = None) -> str:
     The content alone counts: the same corpus in another place has the same fingerprint.
     """
     status = path.stat()
-    state = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    name = str(path.resolve())
+    state = [name, status.st_size, status.st_mtime_ns]
     memo = None
     if memo_dir is not None:
-        memo = memo_dir / (hashlib.blake2b(state[0].encode(), digest_size=16).hexdigest() + ".json")
+        memo = memo_dir / (hashlib.blake2b(name.encode(), digest_size=16).hexdigest() + ".json")
         try:
             known = json.loads(memo.read_text(encoding="utf-8"))
             if known["state"] == state:
@@ -93,5 +94,5 @@ def file_digest(path: Path, memo_dir: Path | None = None) -> str:
         memo.parent.mkdir(parents=True, exist_ok=True)
         temporary = memo.with_name(f".{memo.name}.{os.getpid()}")
         temporary.write_text(json.dumps({"state": state, "digest": digest.hexdigest()}), encoding="utf-8")
-        os.replace(temporary, memo)
+        temporary.replace(memo)
     return digest.hexdigest()

@@ -1,5 +1,7 @@
-"""What a replay memory keeps. A policy is two decisions: in which order the blocks of a stage are kept, and how
-the capacity is divided among the stages.
+"""What a replay memory keeps.
+
+A policy is two decisions: in which order the blocks of a stage are kept, and how the capacity is divided
+among the stages.
 
 | policy | order within a stage | division |
 |---|---|---|

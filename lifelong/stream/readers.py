@@ -98,7 +98,7 @@ def read_file(path: Path, kind: str, reading: Reading) -> Iterator[RawDocument]:
 
 def _open(path: Path) -> IO[bytes]:
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
+        return io.BufferedReader(gzip.open(path, "rb"), 1 << 20)
     if path.suffix.lower() == ".zst":
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)
     return path.open("rb")

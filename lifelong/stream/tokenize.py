@@ -70,8 +70,8 @@ def train_tokenizer(
         raise UnknownNameError("tokenizer kind", kind, TOKENIZER_KINDS, "tokenizer.train.kind")
     if vocab_size < _SMALLEST_VOCABULARY:
         raise InputError(
-            f"tokenizer.train.vocab_size: {vocab_size} is too small; 256 bytes and {len(SPECIAL_TOKENS)} special "
-            f"tokens need at least {_SMALLEST_VOCABULARY}"
+            f"tokenizer.train.vocab_size: {vocab_size} is too small; 256 bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens need at least {_SMALLEST_VOCABULARY}"
         )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,8 +86,9 @@ def train_tokenizer(
     texts = (text for domain in domains for text in _sample(domain, share, seed))
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() < vocab_size:
+        names = ", ".join(domain.name for domain in domains)
         raise InputError(
-            f"tokenizer.train.vocab_size: the text of {', '.join(domain.name for domain in domains)} gives only "
+            f"tokenizer.train.vocab_size: the text of {names} gives only "
             f"{backend.get_vocab_size()} tokens; ask for at most that, or add text"
         )
     return PreTrainedTokenizerFast(
@@ -214,7 +215,7 @@ def _tokenize_to(
         manifest = {"domain": domain.name, "split": split, **counts, "settings": settings}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         try:
-            os.rename(temporary, folder)
+            temporary.rename(folder)
         except OSError:
             # another process finished the same work first; its result is the same
             if not (folder / "manifest.json").is_file():

@@ -1,0 +1,106 @@
+"""Every family file, without naming any of them."""
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifelong.expand import expand_model, new_config
+from lifelong.plugins import plugin_names
+
+FAMILIES = plugin_names("lifelong.expand.families")
+
+
+def tiny(family, *, heads=4, kv_heads=2, layers=2, tied=True):
+    """A small model with a large epsilon and random gains and biases: small ones and unit gains hide bugs."""
+    torch.manual_seed(0)
+    config = new_config(
+        family, vocab_size=61, max_positions=64, layers=layers, hidden_size=24, heads=heads, kv_heads=kv_heads,
+        head_dim=8, intermediate_size=40, rms_norm_eps=1e-3, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + (0 if name.endswith("bias") else 1))
+            else:
+                parameter.mul_(8)
+    return model
+
+
+SHAPES = [
+    {"hidden_size": 35},
+    {"intermediate_size": 53},
+    {"heads": 6},
+    {"heads": 6, "kv_heads": 6},
+    {"kv_heads": 4},
+    {"layers": 5},
+    {"vocab_size": 80},
+    {"hidden_size": 37, "intermediate_size": 60, "heads": 8, "kv_heads": 4, "layers": 3, "vocab_size": 70},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_growth_keeps_the_function_through_save_and_load(family, tied, shape, tmp_path):
+    model = tiny(family, tied=tied)
+    grown, report = expand_model(model, **shape)
+    assert report.passed
+    assert report.max_logit_difference_float64 < 1e-11
+    grown.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.arange(20).view(2, 10)
+    vocab = model.config.vocab_size
+    expected = model.eval()(ids).logits
+    assert torch.allclose(again(ids).logits[..., :vocab], expected, atol=2e-3 * float(expected.abs().max()))
+    if "vocab_size" not in shape:
+        settings_ = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        assert torch.equal(again.generate(ids[:1], **settings_), model.generate(ids[:1], **settings_))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_shape_is_the_same_model(family):
+    model = tiny(family)
+    grown, _ = expand_model(model, layers=2)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), grown.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_new_entry_is_alive_after_two_steps(family):
+    """New entries must move under the optimizer: zero gradients for ever would be dead weight."""
+    model = tiny(family)
+    grown, _ = expand_model(model, hidden_size=32, intermediate_size=48, heads=6, kv_heads=3, layers=3)
+    grown.train()
+    before = {name: p.detach().clone() for name, p in grown.named_parameters()}
+    optimizer = torch.optim.SGD(grown.parameters(), lr=0.1)
+    ids = torch.randint(0, 61, (8, 32), generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        optimizer.zero_grad()
+        grown(ids, labels=ids).loss.backward()
+        optimizer.step()
+    for name, parameter in grown.named_parameters():
+        moved = (parameter.detach() != before[name]).float().mean()
+        assert moved > (0.5 if "embed_tokens" in name else 0.95), (
+            f"{name}: only {moved:.0%} of its entries moved"
+        )
+
+
+@settings(max_examples=10)
+@given(data=st.data())
+def test_random_feasible_shapes(data):
+    family = data.draw(st.sampled_from(FAMILIES))
+    kv, group = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 3))
+    shape = {
+        "hidden_size": data.draw(st.integers(24, 50)),
+        "intermediate_size": data.draw(st.integers(40, 70)),
+        "heads": kv * group,
+        "kv_heads": kv,
+        "layers": data.draw(st.integers(2, 5)),
+    }
+    _, report = expand_model(tiny(family), **shape)
+    assert report.passed, shape
