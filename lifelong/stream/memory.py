@@ -8,7 +8,6 @@ room for a new one is keeping the beginning of its order: no policy has to see t
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence

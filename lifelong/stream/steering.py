@@ -17,7 +17,7 @@ from lifelong.errors import InputError, UnknownNameError
 from lifelong.stream.memory import ReplayMemory
 
 MIXES = ("uniform", "proportional", "adaptive", "budget")
-# of the replayed rows, this part is always divided evenly: a domain that is never drawn is never measured right
+# this part of replay is always divided evenly: a domain that is not drawn at all is soon lost
 _EVEN_PART = 0.5
 
 
