@@ -129,9 +129,6 @@ def expand(
     mode: Annotated[
         str, typer.Option(help="exact keeps the function; elle copies at random, as published.")
     ] = "exact",
-    approximate: Annotated[
-        bool, typer.Option("--approximate", help="Go on where exactness is impossible; the gap is reported.")
-    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Only say what would be done; loads no weights.")
     ] = False,
@@ -152,11 +149,11 @@ def expand(
     from lifelong.expand import expand_checkpoint, explain_expansion
 
     if explain:
-        typer.echo(explain_expansion(source, targets, mode=mode, approximate=approximate))
+        typer.echo(explain_expansion(source, targets, mode=mode))
         return
     from lifelong.report.table import expansion_table
 
-    report = expand_checkpoint(source, out, targets=targets, mode=mode, approximate=approximate, seed=seed)
+    report = expand_checkpoint(source, out, targets=targets, mode=mode, seed=seed)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
     else:

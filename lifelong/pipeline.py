@@ -147,7 +147,7 @@ def check_growth(recipe: Recipe) -> None:
             try:
                 config = plan_expansion(
                     config,
-                    approximate=stage.expand.approximate or stage.expand.mode == "elle",
+                    mode=stage.expand.mode,
                     **stage.expand.sizes(),
                 ).target_config
             except Exception as error:

@@ -11,13 +11,37 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lifelong.errors import InputError, UnknownNameError, nearest
 from lifelong.plugins import plugin_names, shipped_folder
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML as people write it: `on:` is a key and no truth value, `5e-4` is a number."""
+
+
+Yaml.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*)?(?:\.[0-9_]*)?(?:(?<=[0-9.])[eE][-+]?[0-9]+)?$(?<=[0-9.])(?<!^[-+.])"
+    ),
+    list("-+0123456789."),
+)
 
 MULTIPLIERS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "t": 1_000_000_000_000}
 
@@ -114,7 +138,6 @@ class ExpandSection(Shape):
     """Sizes after the growth at the start of a stage."""
 
     mode: Literal["exact", "elle"] = "exact"
-    approximate: bool = False
 
     @model_validator(mode="after")
     def _something_grows(self) -> ExpandSection:
@@ -139,7 +162,7 @@ class InheritSection(Section):
     on: Literal["all", "new", "replay"] = "all"
     alpha: Fraction = 1.0
     schedule: Literal["linear", "constant", "step", "cosine"] = "linear"
-    until: Union[Literal["surpassed"], Fraction] = 0.3  # noqa: UP007 - pydantic reads it at run time
+    until: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1)] = 0.3
     temperature: Annotated[float, Field(gt=0)] = 2.0
     bernoulli: bool = False
 
@@ -261,7 +284,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(str(recipe))
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
@@ -327,7 +350,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise InputError(f"--set {override!r}: write a.b=value, for example --set replay.share=0.2")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=Yaml)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError:
         raise InputError(f"--set {override!r}: {text!r} is no YAML value") from None
     node: Any = data

@@ -29,18 +29,18 @@ from lifelong.errors import BrokenPromiseError, InputError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.evaluate.probes import probe_steps
 from lifelong.evaluate.samples import sample_texts
-from lifelong.expand import expand_model, model_shape
+from lifelong.expand import grow, model_shape, plan_expansion
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import OnlineTeacher
-from lifelong.ledger import Ledger, loss_matrix, read_losses, stage_name, write_losses
+from lifelong.ledger import Ledger, read_losses, stage_name, write_losses
 from lifelong.recipe import ExpandSection, Recipe, StageSection
 from lifelong.records import ComputeLedger, Cost, DomainLoss, ProbePoint, RunObserver, StageRecord
 from lifelong.stream.domain import Domain
 from lifelong.stream.heldout import Heldout
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
-from lifelong.stream.packing import Collator
+from lifelong.stream.collator import Collator
 from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
 from lifelong.train.arguments import blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
@@ -87,13 +87,8 @@ class RunContext:
 
     def collator(self, seed: int) -> Collator:
         """Packed rows to batches, with the masks of `seed`."""
-        return Collator(
-            objective=self.recipe.objective,
-            pad_id=pad_id(self.tokenizer),
-            mask_id=self.mask_id,
-            vocab_size=len(self.tokenizer),
-            sequence_length=self.recipe.sequence_length,
-            seed=seed,
+        return Collator.for_tokenizer(
+            self.tokenizer, self.recipe.objective, self.recipe.sequence_length, seed
         )
 
     def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
@@ -171,9 +166,8 @@ class StageRun:
 
     def _write_grown(self, model: PreTrainedModel, expand: ExpandSection, folder: Path) -> None:
         started = monotonic()
-        grown, report = expand_model(
-            model, **expand.sizes(), mode=expand.mode, approximate=expand.approximate, seed=self.seed
-        )
+        plan = plan_expansion(model.config, mode=expand.mode, **expand.sizes())
+        grown, mapping, report = grow(model, plan, seed=self.seed)
         seen = self._seen_columns()
         before = [
             self.context.evaluate_one(model, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token
@@ -185,18 +179,14 @@ class StageRun:
         ]
         drift = max((abs(a - b) for a, b in zip(after, before, strict=True)), default=0.0)
         report = replace(report, loss_difference=drift, seconds=monotonic() - started)
-        if (
-            expand.mode == "exact"
-            and not expand.approximate
-            and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE)
-        ):
+        if expand.mode == "exact" and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
             raise BrokenPromiseError(
                 f"stage {self.name}: the grown model does not compute the same function: logits differ by "
                 f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss by "
                 f"{drift:.1e} nats; nothing was committed"
             )
         save_model(grown, self.context.tokenizer, folder / "model")
-        write_json(folder / "expansion.json", report.to_json())
+        write_json(folder / "expansion.json", {**report.to_json(), "map": mapping.to_json()})
         self.context.observer.expanded(report)
 
     # --- recover and train ----------------------------------------------------------------------------------
@@ -273,12 +263,13 @@ class StageRun:
             domain_ids={domain.name: column for column, domain in enumerate(run.domains)},
             domain=self.domain.name,
         )
-        run.observer.phase_started(name, plan.num_steps * plan.blocks_per_step * self.recipe.sequence_length)
+        run.observer.phase_started(name, plan.num_steps * plan.tokens_per_step)
         phase = Phase(
             name,
             dataset,
             run.collator(seed),
             self.recipe.objective,
+            plan.tokens_per_step,
             inheritor,
             methods=self.methods if context is not None else (),
             probe=self._probe(model, plan.num_steps) if context is not None else None,
@@ -504,8 +495,9 @@ class StageRun:
                     corpus,
                     capacity_tokens=replay.memory_tokens,
                     policy=replay.policy,
-                    seed=self.seed,
+                    seed=self.recipe.seed,
                     out=partial,
+                    stage=self.index,
                 )
         return [folder]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ class ExpansionMap:
         axes: map of every axis.
         layers: for every grown layer the old layer it comes from, and whether it was inserted.
         init_std: standard deviation of new random entries.
-        noise_std: standard deviation of the noise on copies (ELLE), relative to nothing.
+        noise_std: standard deviation of the noise on copies (ELLE).
         seed: of new entries.
     """
 
@@ -88,12 +89,8 @@ class ExpansionMap:
             is_new = is_new | new
             is_zero = is_zero | (new & (axis.fill.get(part) == "zero"))
             is_one = is_one | (new & (axis.fill.get(part) == "one"))
-            first = torch.zeros(len(axis.source), dtype=torch.bool)
-            seen: set[int] = set()
-            for index, old in enumerate(axis.source.tolist()):
-                first[index] = old in seen
-                seen.add(old)
-            is_copy = is_copy | (first.view(along) & ~new)
+            if self.noise_std:
+                is_copy = is_copy | axis.is_copy.view(along)
         if bool(is_new.any()):
             # biases and gains start at their neutral value, matrices at the model's own initial scale
             drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * self.init_std
@@ -145,24 +142,45 @@ def expansion_map(plan: ExpansionPlan, *, tied: bool, init_std: float, seed: int
     return ExpansionMap(plan.family.name, axes, tuple(layers), init_std, ELLE_NOISE, seed)
 
 
-def grow(model: Any, plan: ExpansionPlan, *, seed: int = 0) -> tuple[Any, ExpansionMap]:
-    """A stock model of the plan's shape with the mapped weights of `model`, which stays as it is."""
+def grow(model: Any, plan: ExpansionPlan, *, seed: int = 0) -> tuple[Any, ExpansionMap, ExpansionReport]:
+    """Grow `model`, which stays as it is, and verify the result.
+
+    Returns:
+        A stock model of the plan's shape, the map of its weights, and what was measured on both.
+
+    Raises:
+        ExpansionError: the checkpoint is no plain member of its family, or holds values that are not finite.
+    """
+    started = time.monotonic()
     config = model.config
     tied = bool(getattr(config, "tie_word_embeddings", False))
     mapping = expansion_map(
         plan, tied=tied, init_std=float(getattr(config, "initializer_range", 0.02)), seed=seed
     )
     weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
-    grown = type(model)(plan.target_config).to(next(model.parameters()).dtype)
-    result = mapping.apply(weights)
-    missing = grown.load_state_dict(result, strict=False)
-    expected = {name for name, _ in grown.named_parameters()}
-    if set(result) != expected or missing.unexpected_keys:
-        wrong = sorted(set(result) ^ expected)
-        raise ExpansionError(f"the grown model and the map disagree about {', '.join(wrong[:5])}")
-    grown.tie_weights()
+    grown = _fresh(type(model), plan.target_config, next(model.parameters()).dtype)
+    _load(grown, mapping.apply(weights))
     grown.generation_config = model.generation_config
-    return grown.to(next(model.parameters()).device).train(model.training), mapping
+    # the map is judged without the rounding of its weights to their storage type
+    exact = copy.deepcopy(grown).double()
+    _load(exact, mapping.apply({name: weight.double() for name, weight in weights.items()}))
+    report = verify(model, grown, exact, plan)
+    grown = grown.to(next(model.parameters()).device).train(model.training)
+    return grown, mapping, replace(report, seconds=time.monotonic() - started)
+
+
+def _fresh(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
+    """A model whose weights are about to be overwritten; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        return model_class(config).to(dtype)
+
+
+def _load(model: Any, weights: Mapping[str, Tensor]) -> None:
+    expected = {name for name, _ in model.named_parameters()}
+    if wrong := sorted(set(weights) ^ expected):
+        raise ExpansionError(f"the grown model and the map disagree about {', '.join(wrong[:5])}")
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
 
 
 def expand_model(
@@ -193,13 +211,9 @@ def expand_model(
     Raises:
         ExpansionError: the target cannot be reached.
     """
-    started = time.monotonic()
     plan = plan_expansion(
         model.config, mode=mode, layers=layers, hidden_size=hidden_size, intermediate_size=intermediate_size,
         heads=heads, kv_heads=kv_heads, head_dim=head_dim, vocab_size=vocab_size,
     )  # fmt: skip
-    grown, mapping = grow(model, plan, seed=seed)
-    report = verify(model, grown, plan)
-
-    grown.expansion_map = mapping
-    return grown, replace(report, seconds=time.monotonic() - started)
+    grown, _, report = grow(model, plan, seed=seed)
+    return grown, report

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lifelong.checkpoint import load_config, load_model, whole_folder, write_json
 from lifelong.errors import InputError
-from lifelong.expand.apply import expand_model
+from lifelong.expand.apply import grow
 from lifelong.expand.plan import plan_expansion
 from lifelong.records import ExpansionReport
 
@@ -34,9 +34,9 @@ def expand_checkpoint(
 
     if out.exists():
         raise InputError(f"{str(out)!r} exists already; name a new folder")
-    plan_expansion(load_config(source), mode=mode, **targets)
+    plan = plan_expansion(load_config(source), mode=mode, **targets)
     model = load_model(source, "clm")
-    grown, report = expand_model(model, mode=mode, seed=seed, **targets)
+    grown, mapping, report = grow(model, plan, seed=seed)
     if report.passed:
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(out) as partial:
@@ -45,5 +45,5 @@ def expand_checkpoint(
                 transformers.AutoTokenizer.from_pretrained(source).save_pretrained(partial)
             except (OSError, ValueError):  # a checkpoint may come without its tokenizer
                 pass
-            write_json(partial / "expansion.json", {**report.to_json(), "map": grown.expansion_map.to_json()})
+            write_json(partial / "expansion.json", {**report.to_json(), "map": mapping.to_json()})
     return report

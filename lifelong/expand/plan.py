@@ -119,10 +119,23 @@ def _grown_config(config: Any, family: Family, source: Mapping[str, int], target
     grown = copy.deepcopy(config)
     for axis in AXES:
         setattr(grown, family.config_names[axis], target[axis])
+    _per_layer(config, grown, source, target)
+    try:
+        type(config)(**grown.to_dict())
+    except Exception as error:
+        hint = ""
+        if target["hidden_size"] % target["heads"]:
+            near = target["hidden_size"] // target["heads"] * target["heads"]
+            hint = f"; nearest hidden sizes for {target['heads']} heads: {near} and {near + target['heads']}"
+        reason = " ".join(str(error).split()).rsplit("ValueError: ", 1)[-1]
+        raise ExpansionError(f"transformers refuses the grown configuration: {reason}{hint}") from None
+    return grown
+
+
+def _per_layer(config: Any, grown: Any, source: Mapping[str, int], target: Mapping[str, int]) -> None:
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         grown.layer_types = [kinds[old] for old, _ in layer_sources(source["layers"], target["layers"])]
-    return grown
 
 
 def layer_sources(old: int, new: int) -> list[tuple[int, bool]]:

@@ -48,10 +48,11 @@ def logits_of(model: Any, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         return twin(input_ids=ids_BT).logits
 
 
-def verify(small: Any, grown: Any, plan: ExpansionPlan) -> ExpansionReport:
+def verify(small: Any, grown: Any, exact: Any, plan: ExpansionPlan) -> ExpansionReport:
     """Compare both models on random tokens in three precisions.
 
-    Only the logits of the old vocabulary are compared: new tokens have nothing to be compared with.
+    `exact` is the grown model with float64 weights: a weight scaled by sqrt(D/d) and stored in float32 moves
+    the logits by float32 rounding, which says nothing about the map. Only the logits of the old vocabulary are compared: new tokens have nothing to be compared with.
     """
     generator = torch.Generator().manual_seed(VERIFY_SEED)
     positions = getattr(small.config, "max_position_embeddings", NUM_TOKENS)
@@ -60,7 +61,8 @@ def verify(small: Any, grown: Any, plan: ExpansionPlan) -> ExpansionReport:
     difference = {}
     pairs = {}
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        before, after = logits_of(small, ids_BT, dtype), logits_of(grown, ids_BT, dtype)[..., :vocab]
+        larger = exact if dtype == torch.float64 else grown
+        before, after = logits_of(small, ids_BT, dtype), logits_of(larger, ids_BT, dtype)[..., :vocab]
         pairs[dtype] = before, after
         difference[dtype] = float((after - before).abs().max())
     before, after = pairs[torch.float64]

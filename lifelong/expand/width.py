@@ -34,6 +34,15 @@ class AxisMap:
         """`[new]` bool: the coordinate copies nothing."""
         return self.source < 0
 
+    @property
+    def is_copy(self) -> Tensor:
+        """`[new]` bool: another coordinate before it copies the same old one."""
+        places = torch.arange(len(self.source))
+        first = torch.full((int(self.source.max()) + 2,), len(self.source)).scatter_reduce(
+            0, self.source + 1, places, "amin"
+        )
+        return (places != first[self.source + 1]) & ~self.is_new
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         factors = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in self.factors.items()}

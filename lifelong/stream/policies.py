@@ -30,7 +30,7 @@ from lifelong.stream.ordering import key_of, uniforms
 POLICIES = ("reservoir", "experience-balanced", "domain-balanced", "loss-ranked", "diverse")
 _BUCKETS = 512
 _CANDIDATES_PER_PLACE = 8
-_MOST_CANDIDATES = 8192
+_FEWEST_CANDIDATES, _MOST_CANDIDATES = 2048, 8192
 
 
 def canonical_policy(policy: str) -> str:
@@ -144,9 +144,8 @@ def _farthest_first(blocks: BlockStore, chance: NDArray[np.float64], limit: int)
     Source: Gonzalez 1985; used as k-center for coresets by Sener and Savarese 2018, arXiv 1708.00489.
     """
     wanted = min(limit, len(blocks))
-    candidates = np.argsort(chance, kind="stable")[
-        : min(_MOST_CANDIDATES, max(wanted, _CANDIDATES_PER_PLACE * wanted))
-    ]
+    considered = min(_MOST_CANDIDATES, max(_FEWEST_CANDIDATES, _CANDIDATES_PER_PLACE * wanted))
+    candidates = np.argsort(chance, kind="stable")[:considered]
     features = np.stack([_token_counts(blocks[int(row)].ids) for row in candidates])
     seen_in = (features > 0).mean(axis=0)
     features *= np.log1p(1.0 / np.maximum(seen_in, 1e-9)) * (seen_in > 0)

@@ -82,6 +82,7 @@ class Phase:
     dataset: Dataset[Any]
     collator: Callable[[Sequence[Any]], dict[str, Tensor]]
     objective: str
+    tokens_per_step: int
     inheritor: Inheritor | None = None
     methods: Sequence[Method] = ()
     probe: Callable[[int, int], Sequence[ProbePoint]] | None = None
@@ -172,7 +173,7 @@ class StageTrainer(transformers.Trainer):
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step over all devices."""
-        return int(self.phase.dataset.tokens_per_step)  # type: ignore[attr-defined]
+        return self.phase.tokens_per_step
 
 
 class _StageCallback(TrainerCallback):  # type: ignore[misc]

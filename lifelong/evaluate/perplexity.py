@@ -1,0 +1,151 @@
+"""Held-out loss of a model on a domain, as anybody can compute it again.
+
+Each document is tokenised alone with the beginning-of-text token in front (end-of-text where there is none) and
+cut into windows of `sequence_length` tokens that overlap by one, so that every token is predicted exactly once
+from the earlier tokens of its own window. A masked model predicts 15 % of the positions, chosen by a hash of
+document and position and hidden by the mask token.
+
+Letters: B windows, T tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lifelong.errors import InputError
+from lifelong.inherit.head import predicted_nats
+from lifelong.inherit.loss import IGNORED
+from lifelong.records import DomainLoss
+from lifelong.stream.heldout import Heldout
+from lifelong.stream.masking import evaluation_mask
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of one document: what goes in, and what is predicted (-100 where nothing is)."""
+
+    document: int
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+def windows(ids: NDArray[np.integer], document: int, sequence_length: int) -> Iterator[Window]:
+    """Causal windows of one document; every token but its first is predicted exactly once."""
+    for start in range(0, max(len(ids) - 1, 1), sequence_length - 1):
+        part = np.asarray(ids[start : start + sequence_length], dtype=np.int64)
+        labels = part.copy()
+        labels[0] = IGNORED
+        yield Window(document, part, labels)
+
+
+def masked_windows(
+    ids: NDArray[np.integer], document: int, sequence_length: int, key: str, mask_id: int
+) -> Iterator[Window]:
+    """Windows of one document for a masked model; the token in front is never masked."""
+    chosen = evaluation_mask(key, len(ids))
+    chosen[0] = False
+    for start in range(0, len(ids), sequence_length):
+        part = np.asarray(ids[start : start + sequence_length], dtype=np.int64)
+        hidden = chosen[start : start + sequence_length]
+        yield Window(document, np.where(hidden, mask_id, part), np.where(hidden, part, IGNORED))
+
+
+def evaluate_domain(
+    model: Any,
+    heldout: Heldout,
+    *,
+    objective: str,
+    sequence_length: int,
+    pad_id: int,
+    mask_id: int | None = None,
+    batch_tokens: int = 8192,
+) -> DomainLoss:
+    """Held-out loss of one domain; sums in float64, no logits kept.
+
+    Args:
+        model: any model with an output embedding; evaluated in evaluation mode, left in the mode it was in.
+        heldout: the documents.
+        objective: clm or mlm.
+        sequence_length: T, tokens of a window.
+        pad_id: fills a batch up; never attended to nor predicted.
+        mask_id: for mlm, what hides a token.
+        batch_tokens: tokens of a batch; windows of similar length go together.
+
+    Raises:
+        InputError: the held-out split predicts no token at all.
+    """
+    started = time.monotonic()
+    parts: list[Window] = []
+    for index in range(len(heldout)):
+        ids = heldout.ids(index)
+        if objective == "clm":
+            parts += windows(ids, index, sequence_length)
+        else:
+            assert mask_id is not None, "a masked model needs a mask token"
+            parts += masked_windows(ids, index, sequence_length, heldout.key(index), mask_id)
+    order = sorted(range(len(parts)), key=lambda number: (len(parts[number].ids), number))
+    nats = np.zeros(len(parts))
+    training = model.training
+    model.eval()
+    for batch in _batches(order, parts, batch_tokens):
+        nats[batch] = _window_nats(model, [parts[number] for number in batch], objective, pad_id)
+    model.train(training)
+    document_nats, document_tokens = np.zeros(len(heldout)), np.zeros(len(heldout), dtype=np.int64)
+    for window, value in zip(
+        parts, nats, strict=True
+    ):  # in document order: the same sum for every batch size
+        document_nats[window.document] += value
+        document_tokens[window.document] += int((window.labels != IGNORED).sum())
+    if document_tokens.sum() == 0:
+        raise InputError(
+            f"domain {heldout.domain!r}: its held-out split predicts no token; every document is too short"
+        )
+    return DomainLoss(
+        domain=heldout.domain,
+        nats=float(document_nats.sum()),
+        tokens=int(document_tokens.sum()),
+        bytes=sum(heldout.num_bytes(index) for index in range(len(heldout))),
+        document_nats=tuple(document_nats.tolist()),
+        document_tokens=tuple(document_tokens.tolist()),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _batches(order: Sequence[int], parts: Sequence[Window], batch_tokens: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for number in order:
+        if batch and (len(batch) + 1) * len(parts[number].ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def _window_nats(model: Any, batch: Sequence[Window], objective: str, pad_id: int) -> NDArray[np.float64]:
+    """Summed nats of each window."""
+    length = max(len(window.ids) for window in batch)
+    shape = (len(batch), length)
+    ids_BT, labels_BT = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    segments_BT = np.zeros(shape, dtype=np.int64)
+    for row, window in enumerate(batch):
+        ids_BT[row, : len(window.ids)] = window.ids
+        labels_BT[row, : len(window.ids)] = window.labels
+        segments_BT[row, : len(window.ids)] = 1
+    device = next(model.parameters()).device
+    tensors = {
+        "input_ids": torch.from_numpy(ids_BT).to(device),
+        "labels": torch.from_numpy(labels_BT).to(device),
+        "segment_ids": torch.from_numpy(segments_BT).to(device),
+        "position_ids": torch.arange(length, device=device).expand(len(batch), length),
+    }
+    nats_BT = predicted_nats(model, tensors, objective)
+    sums: NDArray[np.float64] = nats_BT.double().sum(1).cpu().numpy()
+    return sums
