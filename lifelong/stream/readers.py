@@ -45,6 +45,8 @@ FORMATS = {
     ),
 }
 _COMPRESSED = (".gz", ".zst")
+# a damaged file gives an error for a whole buffer: a small one loses few of the documents before it
+_BUFFER_BYTES = 1 << 16
 _CUT_SHORT = (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid, OSError)
 
 
@@ -98,9 +100,9 @@ def read_file(path: Path, kind: str, reading: Reading) -> Iterator[RawDocument]:
 
 def _open(path: Path) -> IO[bytes]:
     if path.suffix.lower() == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"), 1 << 20)
+        return io.BufferedReader(gzip.open(path, "rb"), _BUFFER_BYTES)
     if path.suffix.lower() == ".zst":
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), _BUFFER_BYTES)
     return path.open("rb")
 
 
@@ -116,12 +118,8 @@ def _lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes | Bad]]:
                     while line and not line.endswith(b"\n"):
                         line = file.readline(1 << 20)
                         length += len(line)
-                    yield (
-                        number,
-                        Bad(
-                            f"{path}:{number}: a line of {length:,} bytes; max_document_bytes is {max_bytes:,}"
-                        ),
-                    )
+                    limit = f"max_document_bytes allows {max_bytes:,}"
+                    yield number, Bad(f"{path}:{number}: a line of {length:,} bytes; {limit}")
                 else:
                     yield number, line
         except _CUT_SHORT as error:

@@ -139,7 +139,7 @@ def _from_source(domain: Domain, split: str, tally: Tally) -> Iterator[Document]
             continue
         if domain.on_bad_document == "error":
             raise InputError(
-                f"{problem}\nRepair it, or set `on_bad_document: skip` in the card of {domain.name!r}."
+                f"{problem}; repair it, or set on_bad_document: skip in the card of {domain.name!r}"
             )
         tally.bad += 1
         if len(tally.bad_reasons) < _REASONS_KEPT:

@@ -232,7 +232,7 @@ def add_domain(
     import yaml
 
     if not NAME_PATTERN.fullmatch(name):
-        raise InputError(f"{name!r} is no name of a domain: use letters, digits, '.', '_', '-', at most 64")
+        raise InputError(f"{name!r} is no name: use letters, digits, '.', '_', '-', at most 64")
     card = out / f"{name}.yaml"
     if card.exists():
         raise InputError(f"{card}: there is a card of this name; remove it, or choose another name")
@@ -279,7 +279,7 @@ def _portable(pattern: str, out: Path) -> str:
 
 def list_domains() -> list[dict[str, Any]]:
     """Name, kind of source, licence, card and description of every domain that can be found; or its fault."""
-    listed = []
+    listed: list[dict[str, Any]] = []
     for name in known_domains():
         try:
             domain = load_domain(name)

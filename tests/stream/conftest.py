@@ -13,42 +13,9 @@ import pytest
 from lifelong.stream.domain import Domain, load_domain
 from lifelong.stream.tokenize import train_tokenizer
 
-_WORDS = [
-    "the",
-    "model",
-    "reads",
-    "a",
-    "stream",
-    "of",
-    "text",
-    "and",
-    "keeps",
-    "what",
-    "it",
-    "learned",
-    "while",
-    "new",
-    "words",
-    "arrive",
-    "every",
-    "day",
-    "from",
-    "far",
-    "away",
-    "places",
-    "where",
-    "people",
-    "write",
-    "long",
-    "letters",
-    "about",
-    "weather",
-    "trees",
-    "rivers",
-    "numbers",
-    "and",
-    "machines",
-]
+_TEXT = """the model reads a stream of text and keeps what it learned while new words arrive every day
+from far away places where people write long letters about weather trees rivers numbers and machines"""
+_WORDS = _TEXT.split()
 
 
 def sentences(seed: int, count: int, words: int = 40) -> list[str]:

@@ -35,7 +35,8 @@ def test_card_of_the_contract(tmp_path: Path) -> None:
 def test_every_fault_is_told_at_once_with_line_path_and_nearest_name(tmp_path: Path) -> None:
     path = _card(
         tmp_path,
-        "name: bio\nsource:\n  files: [a.jsonl]\n  vaild: [b.jsonl]\ntext_fild: x\nheld_out: 0.9\ndedup: fuzzy\n",
+        "name: bio\nsource:\n  files: [a.jsonl]\n  vaild: [b.jsonl]\n"
+        "text_fild: x\nheld_out: 0.9\ndedup: fuzzy\n",
     )
     with pytest.raises(InputError) as error:
         load_domain(path)
@@ -53,9 +54,9 @@ def test_every_fault_is_told_at_once_with_line_path_and_nearest_name(tmp_path: P
         ("name: ../evil\nsource: {files: [a]}", "is no name"),
         ("name: a b\nsource: {files: [a]}", "is no name"),
         ("name: bio", r"source: missing"),
-        ("source: {files: [a], hub: b}", "exactly one key"),
+        ("source: {files: [a], hub: b}", "exactly one of"),
         ("source: {fils: [a]}", "did you mean 'files'"),
-        ("source: [a]", "exactly one key"),
+        ("source: [a]", "exactly one of"),
         ("source: {files: []}", "source.files"),
         ("source: {python_text: stdlib}", "stdlib_code"),
         ("source: {hub: 3}", "source.hub"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_bound_holds_over_the_whole_life_and_old_blocks_are_old_ones(
         # each stage may leave less than one block of its share unused
         assert CAPACITY - T * len(memory.experiences) < memory.num_tokens <= CAPACITY
         assert memory.num_tokens == sum(composition(memory).values())
-    for earlier, later in zip(generations, generations[1:], strict=False):
+    for earlier, later in pairwise(generations):
         for experience in later.experiences[:-1]:
             old = {
                 tuple(b.ids) for b in BlockStore(earlier.path / earlier.experiences[experience.stage].file)
