@@ -266,12 +266,10 @@ def read_history(out: Path) -> RunHistory:
         environment=read_json(out / "environment.json"),
         stages=stages,
         unfinished=tuple(
-            stage_name(index, name)
-            for index, name in enumerate(recipe["stage_names"])
+            stage_name(index, Path(section["domain"]).stem)
+            for index, section in enumerate(recipe["stages"])
             if index >= len(stages)
-        )
-        if "stage_names" in recipe
-        else (),
+        ),
         matrix=loss_matrix(domains, stages, initial, losses),
         initial_losses=initial,
         losses=losses,

@@ -25,21 +25,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lifelong.checkpoint import (
     load_config,
     load_model,
-    read_json,
+    remove_tree,
     weights_fingerprint,
     whole_folder,
     write_json,
     write_text,
 )
-from lifelong.errors import InputError, Interrupted
+from lifelong.errors import InputError, Interrupted, LifelongError
+from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.evaluate.samples import sample_texts
-from lifelong.expand import expand_model, model_shape, new_config, plan_expansion
-from lifelong.ledger import INITIAL, Ledger, read_history, write_losses
+from lifelong.expand import model_shape, new_config, plan_expansion
+from lifelong.ledger import INITIAL, Ledger, read_history, read_records, write_losses
 from lifelong.metrics import compute_all
-from lifelong.recipe import Recipe, load_recipe, parse_recipe
-from lifelong.records import ComputeLedger, Cost, RunObserver, RunResult, StageRecord
+from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, parse_recipe
+from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult, StageRecord
 from lifelong.report import write_report
 from lifelong.stage import RunContext, StageRun, loss_row
+from lifelong.stream.collator import Collator
 from lifelong.stream.domain import Domain, load_domain
 from lifelong.stream.heldout import write_heldout
 from lifelong.stream.tokenize import load_tokenizer, tokenizer_fingerprint, train_tokenizer
@@ -70,25 +72,143 @@ def run_recipe(
         Interrupted: a signal asked to stop; everything is saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    observer = observer or RunObserver()
-    check_recipe(recipe)
-    domains = [load_domain(stage.domain) for stage in recipe.stages]
     with Ledger.open(Path(out)) as ledger, stop_on_signals() as stop:
+        if not ledger.records:
+            check_recipe(recipe)
         claim(ledger.out, recipe)
-        observer.run_started(recipe.name, [d.name for d in domains], [s.tokens for s in recipe.stages])
-        context, model = begin(ledger, recipe, domains, observer, stop)
-        for index, (section, domain) in enumerate(zip(recipe.stages, domains, strict=True)):
-            if index < len(ledger.stages):
-                observer.stage_skipped(ledger.stages[index])
-                continue
-            if model is None:
-                model = last_model(ledger, recipe)
-            record, model = StageRun(context, index, section, domain).run(model)
-            observer.stage_committed(record)
-        ledger.forget_work()
-        result = summarise(ledger.out)
+        return run_stages(ledger, recipe, observer or RunObserver(), stop)
+
+
+def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: StopRequest) -> RunResult:
+    """Every stage that is not committed yet, then the report."""
+    done = len(ledger.stages)
+    domains = [load_domain(section.domain) for section in recipe.stages[done:]]
+    names = [record.domain for record in ledger.stages] + [domain.name for domain in domains]
+    observer.run_started(recipe.name, names, [section.tokens for section in recipe.stages])
+    for record in ledger.stages:
+        observer.stage_skipped(record)
+    context, model = begin(ledger, recipe, domains, observer, stop)
+    for index, domain in enumerate(domains, start=done):
+        if model is None:
+            model = last_model(ledger, recipe)
+        record, model = StageRun(context, index, recipe.stages[index], domain).run(model)
+        forget_generations(ledger.out, index)
+        observer.stage_committed(record)
+    ledger.forget_work()
+    result = summarise(ledger.out)
     observer.run_finished(result)
     return result
+
+
+def extend_run(
+    out: str | Path,
+    domain: str,
+    *,
+    tokens: str | int | None = None,
+    overrides: Sequence[str] = (),
+    observer: RunObserver | None = None,
+) -> RunResult:
+    """Append one stage to a finished run; its earlier corpora and cards are not needed.
+
+    Args:
+        out: the run folder.
+        domain: name or path of the new domain's card.
+        tokens: budget of the new stage; that of the last one where not given.
+        overrides: `a.b=value` changes of the recipe for the new stage.
+        observer: told what happens.
+
+    Raises:
+        InputError: no finished run, or the card or an override is wrong.
+    """
+    out = Path(out)
+    if not (out / "ledger.jsonl").is_file():
+        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
+    with Ledger.open(out) as ledger, stop_on_signals() as stop:
+        recipe = extended_recipe(ledger, domain, tokens, overrides)
+        write_text(out / "recipe.yaml", recipe.to_yaml())
+        return run_stages(ledger, recipe, observer or RunObserver(), stop)
+
+
+def extended_recipe(
+    ledger: Ledger, domain: str, tokens: str | int | None, overrides: Sequence[str]
+) -> Recipe:
+    """The run's recipe with one more stage; the one it has where an earlier call to extend was interrupted."""
+    plain = read_recipe_file(ledger.out).to_plain()
+    done = len(ledger.stages)
+    card = load_domain(domain)
+    if len(plain["stages"]) > done:
+        pending = load_domain(plain["stages"][done]["domain"])
+        if len(plain["stages"]) > done + 1 or pending.name != card.name:
+            raise InputError(
+                f"{str(ledger.out)!r} is not finished: stage {done} ({pending.name}) is not committed; "
+                "let its own command finish first"
+            )
+        return read_recipe_file(ledger.out)
+    named = str(Path(domain).resolve()) if Path(domain).is_file() else domain
+    plain["stages"].append({"domain": named, "tokens": tokens or plain["stages"][-1]["tokens"]})
+    for override in overrides:
+        apply_override(plain, override)
+    recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with a stage for {card.name}")
+    check_recipe(recipe, start=done, config=load_config(ledger.stage_folder(ledger.stages[-1]) / "model"))
+    return recipe
+
+
+def read_recipe_file(out: Path) -> Recipe:
+    """The recipe that a run folder belongs to."""
+    path = out / "recipe.yaml"
+    return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+
+
+def forget_generations(out: Path, newest: int) -> None:
+    """Remove generations of the memory that the committed one has replaced."""
+    for folder in (out / "memory").glob("*"):
+        if folder.name != f"{newest:02d}":
+            remove_tree(folder)
+
+
+def evaluate_cards(
+    model: str, cards: Sequence[str], *, tokens: str | int, sequence_length: int, objective: str, split: str
+) -> list[DomainLoss]:
+    """Held-out loss of a checkpoint, or of the last stage of a run, on domain cards.
+
+    Raises:
+        InputError: a card, a size or the checkpoint is wrong.
+    """
+    from tempfile import TemporaryDirectory
+
+    count = parse_count(tokens)
+    if (
+        objective not in ("clm", "mlm")
+        or split not in ("valid", "test")
+        or not isinstance(count, int)
+        or sequence_length < 8
+    ):
+        raise InputError(
+            f"evaluate: --objective is clm or mlm ({objective!r}), --split valid or test ({split!r}), --tokens a number "
+            f"like 100k ({tokens!r}), --sequence-length at least 8 ({sequence_length})"
+        )
+    source = model
+    if (Path(model) / "ledger.jsonl").is_file():
+        records = read_records(Path(model))
+        source = str(Path(model) / "stages" / records[-1].name / "model")
+    domains = [load_domain(card) for card in cards]
+    loaded, tokenizer = load_model(source, objective), load_tokenizer(source)
+    collator = Collator.for_tokenizer(tokenizer, objective, sequence_length)  # type: ignore[arg-type]
+    losses = []
+    with TemporaryDirectory() as folder:
+        for domain in domains:
+            heldout = write_heldout(domain, split, tokenizer, count, Path(folder) / domain.name)
+            losses.append(
+                evaluate_domain(
+                    loaded,
+                    heldout,
+                    objective=objective,
+                    sequence_length=sequence_length,
+                    pad_id=collator.pad_id,
+                    mask_id=collator.mask_id,
+                )  # fmt: skip
+            )
+    return losses
 
 
 def summarise(out: Path) -> RunResult:
@@ -99,8 +219,13 @@ def summarise(out: Path) -> RunResult:
     return RunResult(str(out), history.matrix, compute_all(history.matrix), cost)
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     """What only the libraries and the cards can judge; every error at once, before anything is written.
+
+    Args:
+        recipe: to check.
+        start: first stage that is still to come; cards of earlier ones may be gone.
+        config: of the model before that stage, where it is not the recipe's first.
 
     Raises:
         InputError: one message with a line for every error.
@@ -111,10 +236,10 @@ def check_recipe(recipe: Recipe) -> None:
     with collecting(lines):
         make_methods([(method.name, method.settings()) for method in recipe.methods])
     with collecting(lines):
-        check_growth(recipe)
-    for stage in dict.fromkeys(stage.domain for stage in recipe.stages):
+        check_growth(recipe, start, config)
+    for card in dict.fromkeys(stage.domain for stage in recipe.stages[start:]):
         with collecting(lines):
-            load_domain(stage)
+            load_domain(card)
     if lines:
         raise InputError(
             f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)
@@ -130,19 +255,21 @@ def collecting(lines: list[str]) -> Iterator[None]:
         lines.append(str(error))
 
 
-def check_growth(recipe: Recipe) -> None:
+def check_growth(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     """Plan every growth on configurations alone.
 
     Raises:
         InputError: a target that cannot be reached from the stage before.
     """
-    if not any(stage.expand for stage in recipe.stages):
+    if not any(stage.expand for stage in recipe.stages[start:]):
         return
-    if recipe.model.checkpoint is not None:
+    if config is not None:
+        pass
+    elif recipe.model.checkpoint is not None:
         config = load_config(recipe.model.checkpoint, recipe.model.revision)
     else:
         config = fresh_config(recipe, vocab_size=recipe.tokenizer_size or 512)
-    for index, stage in enumerate(recipe.stages):
+    for index, stage in enumerate(recipe.stages[start:], start):
         if stage.expand is not None:
             try:
                 config = plan_expansion(
@@ -150,7 +277,7 @@ def check_growth(recipe: Recipe) -> None:
                     mode=stage.expand.mode,
                     **stage.expand.sizes(),
                 ).target_config
-            except Exception as error:
+            except LifelongError as error:
                 raise InputError(f"stages[{index}].expand: {error}") from None
 
 
@@ -162,7 +289,7 @@ def claim(out: Path, recipe: Recipe) -> None:
     """
     path = out / "recipe.yaml"
     if path.exists():
-        existing = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+        existing = read_recipe_file(out)
         if existing.fingerprint != recipe.fingerprint:
             raise InputError(
                 f"run folder {str(out)!r} belongs to another recipe; different: "
@@ -219,14 +346,17 @@ def package_versions() -> dict[str, str]:
 def begin(
     ledger: Ledger, recipe: Recipe, domains: Sequence[Domain], observer: RunObserver, stop: StopRequest
 ) -> tuple[RunContext, PreTrainedModel | None]:
-    """Tokenizer, held-out documents and row -1; the initial model too where it had to be made."""
-    columns = list({domain.name: domain for domain in domains}.values())
-    tokenizer = prepare_tokenizer(ledger, recipe, columns, observer)
-    for domain in columns:
-        folder = ledger.out / "heldout" / domain.name
+    """Tokenizer, held-out documents and row -1; the initial model too where it had to be made.
+
+    `domains` are those of the stages to come; the earlier ones are known to the ledger.
+    """
+    by_name = {domain.name: domain for domain in domains}
+    columns = list(dict.fromkeys([*(name for record in ledger.records for name in record.row), *by_name]))
+    tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
+    for name in columns:
+        folder = ledger.out / "heldout" / name
         if not folder.exists():
-            with whole_folder(folder) as partial:
-                write_heldout(domain, recipe.evaluate.split, tokenizer, recipe.evaluate.tokens, partial)
+            write_heldout(by_name[name], recipe.evaluate.split, tokenizer, recipe.evaluate.tokens, folder)
     context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop)
     if ledger.records:
         return context, None

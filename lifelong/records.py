@@ -158,8 +158,9 @@ class ExpansionReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ExpansionReport:
-        """Inverse of `to_json`."""
-        return cls(**{**data, "notes": tuple(data.get("notes", ()))})
+        """Inverse of `to_json`; other keys of `expansion.json` (the map) are ignored."""
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        return cls(**{**known, "notes": tuple(data.get("notes", ()))})
 
 
 @dataclass(frozen=True)

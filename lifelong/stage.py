@@ -18,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong.checkpoint import (
+    load_config,
     load_model,
     read_json,
     save_model,
@@ -35,7 +36,15 @@ from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import OnlineTeacher
 from lifelong.ledger import Ledger, read_losses, stage_name, write_losses
 from lifelong.recipe import ExpandSection, Recipe, StageSection
-from lifelong.records import ComputeLedger, Cost, DomainLoss, ProbePoint, RunObserver, StageRecord
+from lifelong.records import (
+    ComputeLedger,
+    Cost,
+    DomainLoss,
+    ExpansionReport,
+    ProbePoint,
+    RunObserver,
+    StageRecord,
+)
 from lifelong.stream.domain import Domain
 from lifelong.stream.heldout import Heldout
 from lifelong.stream.memory import ReplayMemory, write_generation
@@ -60,11 +69,11 @@ VERIFY_TOKENS = 2_000
 
 @dataclass
 class RunContext:
-    """What all stages of a run share. `domains` are the columns of the loss matrix, in stream order."""
+    """What all stages of a run share. `columns` are the domains of the loss matrix, in stream order."""
 
     recipe: Recipe
     ledger: Ledger
-    domains: list[Domain]
+    columns: list[str]
     tokenizer: PreTrainedTokenizerBase
     versions: dict[str, str]
     observer: RunObserver = field(default_factory=RunObserver)
@@ -78,7 +87,7 @@ class RunContext:
     @cached_property
     def heldouts(self) -> list[Heldout]:
         """Held-out documents of every domain, from the run folder."""
-        return [Heldout.open(self.out / "heldout" / domain.name) for domain in self.domains]
+        return [Heldout.open(self.out / "heldout" / name) for name in self.columns]
 
     @property
     def mask_id(self) -> int | None:
@@ -141,7 +150,6 @@ class StageRun:
             sequence_length=self.recipe.sequence_length,
             cache_dir=context.out / ".cache",
         )
-        self.corpus_fingerprint = corpus.fingerprint
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
         model = self._recover(model)
@@ -260,7 +268,7 @@ class StageRun:
             weights=self._replay_weights(memory, context),
             seed=seed,
             stage_index=self.index,
-            domain_ids={domain.name: column for column, domain in enumerate(run.domains)},
+            domain_ids={name: column for column, name in enumerate(run.columns)},
             domain=self.domain.name,
         )
         run.observer.phase_started(name, plan.num_steps * plan.tokens_per_step)
@@ -355,7 +363,7 @@ class StageRun:
                 ProbePoint(
                     step,
                     tokens,
-                    self.context.domains[k].name,
+                    self.context.columns[k],
                     self.context.evaluate_one(
                         model, self.context.heldouts[k], evaluate.probe_tokens
                     ).nats_per_token,
@@ -370,13 +378,11 @@ class StageRun:
     def _seen_columns(self) -> list[int]:
         """Columns of the domains of earlier stages."""
         seen = {record.domain for record in self.context.ledger.stages}
-        return [column for column, domain in enumerate(self.context.domains) if domain.name in seen]
+        return [column for column, name in enumerate(self.context.columns) if name in seen]
 
     def _own_column(self) -> list[int]:
-        own = [
-            column for column, domain in enumerate(self.context.domains) if domain.name == self.domain.name
-        ]
-        return [column for column in own if column not in self._seen_columns()]
+        own = self.context.columns.index(self.domain.name)
+        return [] if own in self._seen_columns() else [own]
 
     # --- evaluate, remember, commit -------------------------------------------------------------------------
 
@@ -437,9 +443,11 @@ class StageRun:
         curves = self._gather_curves(trained)
         memory_folders = self._remember(corpus)
         cost = self._cost(model, curves, losses)
-        expansion = read_json(self.work / "grown" / "expansion.json") if self.section.expand else None
-        if expansion is not None:
-            write_json(trained / "expansion.json", expansion)
+        expansion = None
+        if self.section.expand:
+            written = read_json(self.work / "grown" / "expansion.json")
+            write_json(trained / "expansion.json", written)
+            expansion = ExpansionReport.from_json(written).to_json()
         record = StageRecord(
             index=self.index,
             name=self.name,
@@ -463,7 +471,17 @@ class StageRun:
             replay=replay_counts(curves),
             committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        return context.ledger.commit(trained, record, memory_folders)
+        return context.ledger.commit(trained, record, [*memory_folders, *self._new_heldouts()])
+
+    def _new_heldouts(self) -> list[Path]:
+        """Held-out folders that no earlier record lists: those of a domain that joined with this stage."""
+        listed = {
+            name.split("/")[1]
+            for r in self.context.ledger.records
+            for name in r.files
+            if name.startswith("heldout/")
+        }
+        return [self.context.out / "heldout" / name for name in self.context.columns if name not in listed]
 
     def _gather_curves(self, trained: Path) -> list[PhaseCurve]:
         """Curves of all phases of the stage, written as one `history.json`."""
@@ -508,7 +526,7 @@ class StageRun:
         length, objective = self.recipe.sequence_length, self.recipe.objective
         step_flops = training_flops_per_token(model, length, objective)
         forward_flops = forward_flops_per_token(model, length, objective)
-        teacher_flops = self._teacher_flops_per_token(model) if any(c.teacher_tokens for c in curves) else 0.0
+        teacher_flops = self._teacher_flops_per_token() if any(c.teacher_tokens for c in curves) else 0.0
         cost = ComputeLedger()
         for curve in curves:
             phase = "train" if curve is curves[-1] else "recover"
@@ -523,23 +541,22 @@ class StageRun:
         seconds = read_json(self.work / "evaluate-seconds.json")
         return cost.adding("evaluate", Cost(0, evaluated * forward_flops, 0.0, seconds))
 
-    def _teacher_flops_per_token(self, model: PreTrainedModel) -> float:
+    def _teacher_flops_per_token(self) -> float:
         inherit = self.recipe.inherit
         own = inherit is None or inherit.teacher == "previous"
         source = self._previous_source() if own else str(inherit.teacher)  # type: ignore[union-attr]
-        teacher = model_on_meta(source, type(model))
+        teacher = meta_model(load_config(source), self.recipe.objective)
         return forward_flops_per_token(teacher, self.recipe.sequence_length, self.recipe.objective)
 
 
-def model_on_meta(source: str | Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """The shapes of a checkpoint without its weights."""
+def meta_model(config: Any, objective: str) -> PreTrainedModel:
+    """The shapes of a model without its weights."""
     import torch
+    import transformers
 
-    from lifelong.checkpoint import load_config
-
-    config = load_config(source)
+    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
     with torch.device("meta"):
-        return model_class(config)
+        return auto.from_config(config)
 
 
 def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:

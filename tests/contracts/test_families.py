@@ -70,7 +70,7 @@ def test_the_same_shape_is_the_same_model(family):
 def test_every_new_entry_is_alive_after_two_steps(family):
     """New entries must move under the optimizer: zero gradients for ever would be dead weight."""
     grown, _ = expand_model(
-        tiny(family).double(), hidden_size=32, intermediate_size=48, heads=6, kv_heads=3, layers=3
+        tiny(family).double(), hidden_size=36, intermediate_size=48, heads=6, kv_heads=3, layers=3
     )
     seen = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in grown.named_parameters()}
     optimizer = torch.optim.SGD(grown.parameters(), lr=0.1)

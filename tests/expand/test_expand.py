@@ -46,7 +46,7 @@ def test_elle_mode_copies_at_random_and_says_how_far_the_function_moved():
 
 def test_the_map_survives_json():
     model = tiny("llama")
-    plan = plan_expansion(model.config, hidden_size=40, layers=4, heads=6)
+    plan = plan_expansion(model.config, hidden_size=40, layers=4, heads=8)
     grown, mapping, _ = grow(model, plan, seed=3)
     again = ExpansionMap.from_json(mapping.to_json()).apply(dict(model.named_parameters()))
     assert all(torch.equal(p, again[n]) for n, p in grown.named_parameters())
