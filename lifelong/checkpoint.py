@@ -129,9 +129,7 @@ def load_model(source: str | Path, objective: str, revision: str | None = None) 
         return auto.from_pretrained(str(source), revision=revision or "main", dtype="float32")
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"checkpoint {str(source)!r}: transformers cannot load it as {objective}: {reason}"
-        ) from None
+        raise InputError(f"checkpoint {str(source)!r}: transformers cannot load it as {objective}: {reason}") from None
 
 
 def load_config(source: str | Path, revision: str | None = None) -> Any:

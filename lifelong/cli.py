@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ from lifelong.errors import BrokenPromiseError, InputError, Interrupted, Lifelon
 
 app = typer.Typer(
     name="lifelong",
-    help="Continual pre-training of language models: learn one domain after the other, grow, and see what was forgotten.",
+    help="Continual pre-training of language models: learn domain after domain, grow, see what was forgotten.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,9 +28,9 @@ domain_app = typer.Typer(no_args_is_help=True, help="Corpora: add one, list, loo
 app.add_typer(domain_app, name="domain")
 
 OverrideOption = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Change a key of the recipe; may be repeated."),
-]  # noqa: UP045
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 CardsOption = Annotated[
     list[str],
@@ -58,7 +58,7 @@ def options(
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
-    out: Annotated[Optional[Path], typer.Option(help="Run folder; default runs/NAME.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
     overrides: OverrideOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -79,8 +79,8 @@ def extend(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
     domain: Annotated[str, typer.Option(metavar="CARD", help="Name or path of the new domain's card.")],
     tokens: Annotated[
-        Optional[str], typer.Option(help="Token budget, for example 2M; default: that of the last stage.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="Token budget, for example 2M; default: that of the last stage.")
+    ] = None,
     overrides: OverrideOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,29 +118,25 @@ def plan(
 def expand(
     source: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
     out: Annotated[Path, typer.Argument(help="New folder for the grown model.")],
-    layers: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
-    hidden_size: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
-    intermediate_size: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
-    heads: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
-    kv_heads: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
-    head_dim: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
-    vocab_size: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
-    experts: Annotated[Optional[int], typer.Option()] = None,  # noqa: UP045
-    mode: Annotated[
-        str, typer.Option(help="exact keeps the function; elle copies at random, as published.")
-    ] = "exact",
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Only say what would be done; loads no weights.")
-    ] = False,
+    layers: Annotated[int | None, typer.Option()] = None,
+    hidden_size: Annotated[int | None, typer.Option()] = None,
+    intermediate_size: Annotated[int | None, typer.Option()] = None,
+    heads: Annotated[int | None, typer.Option()] = None,
+    kv_heads: Annotated[int | None, typer.Option()] = None,
+    head_dim: Annotated[int | None, typer.Option()] = None,
+    vocab_size: Annotated[int | None, typer.Option()] = None,
+    experts: Annotated[int | None, typer.Option()] = None,
+    mode: Annotated[str, typer.Option(help="exact keeps the function; elle copies at random, as published.")] = "exact",
+    explain: Annotated[bool, typer.Option("--explain", help="Only say what would be done; loads no weights.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Grow a checkpoint; the result is verified and loads with plain from_pretrained."""
-    targets = {
+    named = {
         "layers": layers, "hidden_size": hidden_size, "intermediate_size": intermediate_size, "heads": heads,
         "kv_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocab_size, "experts": experts,
     }  # fmt: skip
-    targets = {axis: size for axis, size in targets.items() if size is not None}
+    targets = {axis: size for axis, size in named.items() if size is not None}
     if not targets:
         raise InputError("expand: name at least one larger size, for example --layers 12 --hidden-size 768")
     if mode not in ("exact", "elle"):
@@ -168,9 +164,7 @@ def expand(
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage)."
-        ),
+        typer.Argument(metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage)."),
     ],
     domain: CardsOption,
     tokens: Annotated[str, typer.Option(help="Held-out tokens per domain.")] = "100k",
@@ -216,7 +210,7 @@ def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
-    out: Annotated[Optional[Path], typer.Option(help="Where to write; default RUN/report.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """One run, or a comparison of several; checks what the recipe expects."""
@@ -228,17 +222,13 @@ def report(
         write_report(read_history(runs[0]), out or runs[0] / "report")
         _finish(runs[0], as_json, out or runs[0] / "report")
         return
-    from lifelong.report.compare import compare_runs, write_comparison
+    from lifelong.report.compare import compare_runs, comparison_table
 
     comparison = compare_runs([read_history(path) for path in runs])
     if as_json:
         typer.echo(json.dumps(comparison.to_json(), indent=1))
-        return
-    from lifelong.report.table import comparison_table
-
-    _print(comparison_table(comparison))
-    if out is not None:
-        typer.echo(f"report: {write_comparison(comparison, out)}")
+    else:
+        _print(comparison_table(comparison))
 
 
 LISTS = {

@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -124,8 +124,7 @@ class Ledger:
         (prepared / "record.json").unlink(missing_ok=True)
         files = {
             **{
-                f"{self._relative(record)}/{name}": digest
-                for name, digest in tree_hashes([prepared], prepared).items()
+                f"{self._relative(record)}/{name}": digest for name, digest in tree_hashes([prepared], prepared).items()
             },
             **tree_hashes(extra_folders, self.out),
         }
@@ -150,9 +149,7 @@ class Ledger:
     def _adopt_committed(self) -> None:
         """Append the line of a stage that was renamed just before its process died."""
         index = self.records[-1].index + 1 if self.records else -1
-        candidates = (
-            [self.out / INITIAL] if index < 0 else sorted((self.out / "stages").glob(f"{index:02d}-*"))
-        )
+        candidates = [self.out / INITIAL] if index < 0 else sorted((self.out / "stages").glob(f"{index:02d}-*"))
         for folder in candidates:
             if (folder / "record.json").is_file():
                 record = StageRecord.from_json(read_json(folder / "record.json"))
@@ -179,16 +176,12 @@ def read_records(out: Path) -> list[StageRecord]:
     records: list[StageRecord] = []
     parent = ""
     lines = path.read_bytes().split(b"\n")
-    torn = (
-        lines.pop()
-    )  # a complete ledger ends with a newline: what follows it is a line cut short by a crash
+    torn = lines.pop()  # a complete ledger ends with a newline: what follows it is a line cut short by a crash
     for number, line in enumerate(lines, start=1):
         try:
             record = StageRecord.from_json(json.loads(line))
         except (ValueError, TypeError, KeyError):
-            raise CorruptionError(
-                f"{path}:{number}: the line is damaged; restore the file from a backup"
-            ) from None
+            raise CorruptionError(f"{path}:{number}: the line is damaged; restore the file from a backup") from None
         if record.parent != parent or _canonical(record).encode() != line:
             raise CorruptionError(
                 f"{path}:{number}: the line does not follow from the one before; it was changed or one is missing"
@@ -201,7 +194,10 @@ def read_records(out: Path) -> list[StageRecord]:
 
 
 def check_run(out: Path) -> list[str]:
-    """Every committed file against its hash, the ledger's chain, and what does not belong; one line a finding.
+    """Every committed file against its hash, the ledger's chain, and what does not belong.
+
+    Returns:
+        One line a finding; none where all is as committed.
 
     Raises:
         InputError: not a run folder.
@@ -212,29 +208,40 @@ def check_run(out: Path) -> list[str]:
         records = read_records(out)
     except CorruptionError as error:
         return [str(error)]
-    findings = []
-    expected: dict[str, str] = {}
+    expected = {name: digest for record in records for name, digest in record.files.items()}
+    return [
+        *_damaged_records(out, records),
+        *_damaged_files(out, records, expected),
+        *_foreign_files(out, expected),
+    ]
+
+
+def _damaged_records(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
     for record in records:
-        expected.update(record.files)
-        folder = INITIAL if record.index < 0 else f"stages/{record.name}"
-        if not (out / folder / "record.json").is_file():
-            findings.append(f"{folder}/record.json: missing")
-        elif _damaged_copy(out / folder / "record.json", record):
-            findings.append(f"{folder}/record.json: differs from the ledger")
+        name = f"{INITIAL if record.index < 0 else f'stages/{record.name}'}/record.json"
+        if not (out / name).is_file():
+            yield f"{name}: missing"
+        elif _damaged_copy(out / name, record):
+            yield f"{name}: differs from the ledger"
+
+
+def _damaged_files(out: Path, records: Sequence[StageRecord], expected: Mapping[str, str]) -> Iterator[str]:
     replaced = _replaced_generations(records)
     for name, digest in expected.items():
         path = out / name
-        if not path.is_file():
-            if not name.startswith(replaced):
-                findings.append(f"{name}: missing")
-        elif file_hash(path) != digest:
-            findings.append(f"{name}: its content is not what was committed")
+        if path.is_file():
+            if file_hash(path) != digest:
+                yield f"{name}: its content is not what was committed"
+        elif not name.startswith(replaced):
+            yield f"{name}: missing"
+
+
+def _foreign_files(out: Path, expected: Mapping[str, str]) -> Iterator[str]:
     for folder in (INITIAL, "stages", "heldout", "memory"):
         for path in sorted((out / folder).rglob("*")):
             name = path.relative_to(out).as_posix()
             if path.is_file() and name not in expected and path.name != "record.json":
-                findings.append(f"{name}: does not belong to the run")
-    return findings
+                yield f"{name}: does not belong to the run"
 
 
 def read_history(out: Path) -> RunHistory:
@@ -352,9 +359,7 @@ def _damaged_copy(path: Path, record: StageRecord) -> bool:
 
 def _replaced_generations(records: Sequence[StageRecord]) -> tuple[str, ...]:
     """Folders of the memory that a later stage has replaced: they may be gone."""
-    generations = {
-        name.split("/")[1] for record in records for name in record.files if name.startswith("memory/")
-    }
+    generations = {name.split("/")[1] for record in records for name in record.files if name.startswith("memory/")}
     return tuple(f"memory/{generation}/" for generation in sorted(generations)[:-1]) or ("\0",)
 
 
@@ -363,6 +368,4 @@ def _check_is_run_folder(out: Path) -> None:
         raise InputError(f"run folder {str(out)!r} is a file; name a new folder or a run")
     ours = {"ledger.jsonl", "recipe.yaml", ".lock"}
     if out.is_dir() and any(out.iterdir()) and not ours & {path.name for path in out.iterdir()}:
-        raise InputError(
-            f"run folder {str(out)!r} holds other files and no ledger; name an empty or new folder"
-        )
+        raise InputError(f"run folder {str(out)!r} holds other files and no ledger; name an empty or new folder")

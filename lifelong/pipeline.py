@@ -53,9 +53,7 @@ from lifelong.train.stage_trainer import StopRequest
 PACKAGES = ("lifelong", "torch", "transformers", "datasets", "tokenizers", "accelerate", "safetensors")
 
 
-def run_recipe(
-    recipe: Recipe | str | Path, out: str | Path, observer: RunObserver | None = None
-) -> RunResult:
+def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserver | None = None) -> RunResult:
     """Run a whole stream, or continue it where an earlier call stopped.
 
     Args:
@@ -129,9 +127,7 @@ def extend_run(
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
-def extended_recipe(
-    ledger: Ledger, domain: str, tokens: str | int | None, overrides: Sequence[str]
-) -> Recipe:
+def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overrides: Sequence[str]) -> Recipe:
     """The run's recipe with one more stage; the one it has where an earlier call to extend was interrupted."""
     plain = read_recipe_file(ledger.out).to_plain()
     done = len(ledger.stages)
@@ -206,7 +202,7 @@ def evaluate_cards(
                     sequence_length=sequence_length,
                     pad_id=collator.pad_id,
                     mask_id=collator.mask_id,
-                )  # fmt: skip
+                )
             )
     return losses
 
@@ -241,9 +237,7 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
         with collecting(lines):
             load_domain(card)
     if lines:
-        raise InputError(
-            f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)
-        )
+        raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
 
 
 @contextlib.contextmanager
@@ -306,9 +300,7 @@ def differing_keys(one: Any, other: Any, path: str = "") -> list[str]:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         keys = dict.fromkeys([*one, *other])
         return [
-            found
-            for key in keys
-            for found in differing_keys(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+            found for key in keys for found in differing_keys(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
         ]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return [
@@ -443,9 +435,7 @@ def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         return model
     transformers.set_seed(recipe.seed)
     config = fresh_config(recipe, len(tokenizer), tokenizer)
-    auto = (
-        transformers.AutoModelForCausalLM if recipe.objective == "clm" else transformers.AutoModelForMaskedLM
-    )
+    auto = transformers.AutoModelForCausalLM if recipe.objective == "clm" else transformers.AutoModelForMaskedLM
     try:
         return auto.from_config(config)
     except (ValueError, KeyError) as error:
@@ -457,6 +447,7 @@ def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrai
 def fresh_config(recipe: Recipe, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None = None) -> Any:
     """Configuration of a model that starts from random weights."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+    assert recipe.model.family is not None, "a recipe names a checkpoint or a family"
     return new_config(
         recipe.model.family,
         vocab_size=recipe.model.vocab_size or vocab_size,

@@ -78,16 +78,12 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
 
 def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedStage:
     section, length, objective = recipe.stages[index], recipe.sequence_length, recipe.objective
-    arguments = training_arguments(
-        {**recipe.train, **section.train}, output_dir=Path("unused"), max_steps=1, seed=0
-    )
+    arguments = training_arguments({**recipe.train, **section.train}, output_dir=Path("unused"), max_steps=1, seed=0)
     plan = stage_plan(section.tokens, length, blocks_per_step(arguments))
     recover = recipe.recover.tokens if recipe.recover and section.expand and index else 0
     model = meta_model(config, objective)
     teacher_tokens = 0.0
-    if recipe.inherit is not None and (
-        index or recipe.model.checkpoint or recipe.inherit.teacher != "previous"
-    ):
+    if recipe.inherit is not None and (index or recipe.model.checkpoint or recipe.inherit.teacher != "previous"):
         teacher_tokens = plan.tokens * taught_share(recipe.inherit)
     teacher_flops = teacher_tokens * forward_flops_per_token(meta_model(before, objective), length, objective)
     parameters = num_parameters(model)
@@ -143,9 +139,7 @@ def _warnings(recipe: Recipe, stages: list[PlannedStage]) -> list[str]:
 
 def plan_table(plan: RunPlan) -> Table:
     """The plan for a terminal of 80 columns."""
-    table = Table(
-        title=f"{plan.name}: plan", caption="\n".join(f"! {text}" for text in plan.warnings) or None
-    )
+    table = Table(title=f"{plan.name}: plan", caption="\n".join(f"! {text}" for text in plan.warnings) or None)
     for heading in ("stage", "domain", "L/d/heads", "params", "tokens", "steps", "replay", "PFLOPs"):
         table.add_column(heading, justify="left" if heading in ("stage", "domain") else "right")
     for stage in plan.stages:

@@ -26,9 +26,7 @@ class Yaml(yaml.SafeLoader):
 
 Yaml.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -37,9 +35,7 @@ Yaml.add_implicit_resolver(
 )
 Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*)?(?:\.[0-9_]*)?(?:(?<=[0-9.])[eE][-+]?[0-9]+)?$(?<=[0-9.])(?<!^[-+.])"
-    ),
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)?(?:\.[0-9_]*)?(?:(?<=[0-9.])[eE][-+]?[0-9]+)?$(?<=[0-9.])(?<!^[-+.])"),
     list("-+0123456789."),
 )
 
@@ -103,9 +99,7 @@ class ModelSection(Shape):
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSection:
         if (self.checkpoint is None) == (self.family is None):
-            raise ValueError(
-                "name either `checkpoint` (start from a model) or `family` (start from random weights)"
-            )
+            raise ValueError("name either `checkpoint` (start from a model) or `family` (start from random weights)")
         if self.checkpoint is not None and (self.sizes() or self.config):
             raise ValueError("a checkpoint brings its own sizes; grow it with `expand:` in a stage")
         if self.family is not None and self.family not in (known := plugin_names("lifelong.expand.families")):
@@ -251,9 +245,7 @@ class Recipe(Section):
             if domain not in named:
                 raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
         if self.inherit and self.inherit.on == "replay" and not self.replay:
-            raise ValueError(
-                "`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section"
-            )
+            raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
         return self
 
     def to_plain(self) -> dict[str, Any]:
@@ -290,9 +282,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
-        raise InputError(
-            f"{path}: a recipe is a mapping (name:, model:, stages: ...), this is a {type(data).__name__}"
-        )
+        raise InputError(f"{path}: a recipe is a mapping (name:, model:, stages: ...), this is a {type(data).__name__}")
     for override in overrides:
         apply_override(data, override)
     return parse_recipe(data, where=str(path))
@@ -318,11 +308,7 @@ def find_recipe(recipe: str) -> Path:
 def known_recipes() -> list[str]:
     """Names of the recipes in ./recipes and of the shipped ones."""
     return sorted(
-        {
-            path.stem
-            for folder in (Path("recipes"), shipped_folder("recipes"))
-            for path in folder.glob("*.yaml")
-        }
+        {path.stem for folder in (Path("recipes"), shipped_folder("recipes")) for path in folder.glob("*.yaml")}
     )
 
 
@@ -407,15 +393,14 @@ def _shorten(value: object) -> str:
 
 def _fields_at(location: Sequence[int | str]) -> list[str]:
     """Names of the keys that are allowed at a path of the recipe."""
-    model: Any = Recipe
+    model: type[BaseModel] | None = Recipe
     for part in location:
-        if isinstance(part, int) or not isinstance(model, type) or part not in model.model_fields:
-            continue
-        model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields) if isinstance(model, type) else []
+        if isinstance(part, str) and model is not None and part in model.model_fields:
+            model = _section_of(model.model_fields[part].annotation)
+    return list(model.model_fields) if model is not None else []
 
 
-def _section_of(annotation: Any) -> Any:
+def _section_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) is not None:

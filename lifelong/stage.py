@@ -45,11 +45,11 @@ from lifelong.records import (
     RunObserver,
     StageRecord,
 )
+from lifelong.stream.collator import Collator
 from lifelong.stream.domain import Domain
 from lifelong.stream.heldout import Heldout
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
-from lifelong.stream.collator import Collator
 from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
 from lifelong.train.arguments import blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
@@ -96,9 +96,7 @@ class RunContext:
 
     def collator(self, seed: int) -> Collator:
         """Packed rows to batches, with the masks of `seed`."""
-        return Collator.for_tokenizer(
-            self.tokenizer, self.recipe.objective, self.recipe.sequence_length, seed
-        )
+        return Collator.for_tokenizer(self.tokenizer, self.recipe.objective, self.recipe.sequence_length, seed)
 
     def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
         """Held-out loss of every domain."""
@@ -178,13 +176,9 @@ class StageRun:
         grown, mapping, report = grow(model, plan, seed=self.seed)
         seen = self._seen_columns()
         before = [
-            self.context.evaluate_one(model, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token
-            for k in seen
+            self.context.evaluate_one(model, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token for k in seen
         ]
-        after = [
-            self.context.evaluate_one(grown, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token
-            for k in seen
-        ]
+        after = [self.context.evaluate_one(grown, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token for k in seen]
         drift = max((abs(a - b) for a, b in zip(after, before, strict=True)), default=0.0)
         report = replace(report, loss_difference=drift, seconds=monotonic() - started)
         if expand.mode == "exact" and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
@@ -205,9 +199,7 @@ class StageRun:
             return model
         folder = self.work / "recovered"
         if not folder.exists():
-            self._train_phase(
-                "recover", model, folder, recover.tokens, memory=memory, share=1.0, seed=self.seed + 1
-            )
+            self._train_phase("recover", model, folder, recover.tokens, memory=memory, share=1.0, seed=self.seed + 1)
         return load_model(folder / "model", self.recipe.objective)
 
     def _train(self, model: PreTrainedModel, previous: PreTrainedModel, corpus: Any) -> PreTrainedModel:
@@ -285,8 +277,9 @@ class StageRun:
             stop=run.stop,
         )
         curve = train_phase(model, arguments, phase)
-        for method in self.methods if context is not None else ():
-            method.end_stage(context)
+        if context is not None:
+            for method in self.methods:
+                method.end_stage(context)
         with whole_folder(folder) as partial:
             save_model(model, run.tokenizer, partial / "model")
             write_json(partial / "curve.json", curve.to_json())
@@ -311,8 +304,9 @@ class StageRun:
             for domain in memory.domains
         }
         weights = replay_weights(self.recipe.replay.mix, memory, history)
-        for method in self.methods if context is not None else ():
-            weights = dict(method.mix(weights, context))
+        if context is not None:
+            for method in self.methods:
+                weights = dict(method.mix(weights, context))
         return weights
 
     def _inheritor(self, previous: PreTrainedModel) -> Inheritor | None:
@@ -364,9 +358,7 @@ class StageRun:
                     step,
                     tokens,
                     self.context.columns[k],
-                    self.context.evaluate_one(
-                        model, self.context.heldouts[k], evaluate.probe_tokens
-                    ).nats_per_token,
+                    self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens).nats_per_token,
                 )
                 for k in columns
             ]
@@ -410,16 +402,11 @@ class StageRun:
         """A broken forgetting budget leaves the stage in `rejected/`, uncommitted."""
         if not self.recipe.budget:
             return
-        earlier = [
-            read_losses(self.context.ledger.stage_folder(r) / "losses.json")
-            for r in self.context.ledger.stages
-        ]
+        earlier = [read_losses(self.context.ledger.stage_folder(r) / "losses.json") for r in self.context.ledger.stages]
         broken = []
         for loss in losses:
             allowed = self.recipe.budget.get(loss.domain)
-            best = min(
-                (old.perplexity for row in earlier for old in row if old.domain == loss.domain), default=None
-            )
+            best = min((old.perplexity for row in earlier for old in row if old.domain == loss.domain), default=None)
             seen = any(record.domain == loss.domain for record in self.context.ledger.stages)
             if allowed is None or best is None or not seen:
                 continue
@@ -427,9 +414,7 @@ class StageRun:
             if rise > allowed:
                 broken.append(f"{loss.domain}: perplexity rose by {rise:.1%}, the budget is {allowed:.1%}")
         if broken:
-            rejected = (
-                self.context.out / "rejected" / f"{self.name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
-            )
+            rejected = self.context.out / "rejected" / f"{self.name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
             rejected.parent.mkdir(exist_ok=True)
             (self.work / "trained").rename(rejected)
             raise BrokenPromiseError(
@@ -476,10 +461,7 @@ class StageRun:
     def _new_heldouts(self) -> list[Path]:
         """Held-out folders that no earlier record lists: those of a domain that joined with this stage."""
         listed = {
-            name.split("/")[1]
-            for r in self.context.ledger.records
-            for name in r.files
-            if name.startswith("heldout/")
+            name.split("/")[1] for r in self.context.ledger.records for name in r.files if name.startswith("heldout/")
         }
         return [self.context.out / "heldout" / name for name in self.context.columns if name not in listed]
 
@@ -487,9 +469,7 @@ class StageRun:
         """Curves of all phases of the stage, written as one `history.json`."""
         history = trained / "history.json"
         folders = [self.work / "recovered", trained]
-        curves = [
-            PhaseCurve.from_json(read_json(f / "curve.json")) for f in folders if (f / "curve.json").exists()
-        ]
+        curves = [PhaseCurve.from_json(read_json(f / "curve.json")) for f in folders if (f / "curve.json").exists()]
         write_json(
             history,
             {
@@ -531,9 +511,7 @@ class StageRun:
         for curve in curves:
             phase = "train" if curve is curves[-1] else "recover"
             taught = curve.teacher_tokens * teacher_flops
-            cost = cost.adding(
-                phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, curve.seconds)
-            )
+            cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, curve.seconds))
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))

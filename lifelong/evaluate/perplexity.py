@@ -98,9 +98,7 @@ def evaluate_domain(
         nats[batch] = _window_nats(model, [parts[number] for number in batch], objective, pad_id)
     model.train(training)
     document_nats, document_tokens = np.zeros(len(heldout)), np.zeros(len(heldout), dtype=np.int64)
-    for window, value in zip(
-        parts, nats, strict=True
-    ):  # in document order: the same sum for every batch size
+    for window, value in zip(parts, nats, strict=True):  # in document order: the same sum for every batch size
         document_nats[window.document] += value
         document_tokens[window.document] += int((window.labels != IGNORED).sum())
     if document_tokens.sum() == 0:

@@ -26,17 +26,13 @@ def sample_texts(
     samples = []
     for heldout in heldouts:
         for index in range(min(num_samples, len(heldout))):
-            ids = torch.as_tensor(heldout.ids(index)[:PROMPT_TOKENS].astype("int64"), device=model.device)[
-                None
-            ]
+            ids = torch.as_tensor(heldout.ids(index)[:PROMPT_TOKENS].astype("int64"), device=model.device)[None]
             output = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
-                pad_token_id=tokenizer.pad_token_id
-                if tokenizer.pad_token_id is not None
-                else tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
             prompt = tokenizer.decode(ids[0], skip_special_tokens=True)
             text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)

@@ -127,17 +127,13 @@ def expansion_map(plan: ExpansionPlan, *, tied: bool, init_std: float, seed: int
     source, target = plan.source, plan.target
     if plan.mode == "exact":
         layers = layer_sources(source["layers"], target["layers"])
-        return ExpansionMap(
-            plan.family.name, exact_maps(source, target, tied=tied), tuple(layers), init_std, 0.0, seed
-        )
+        return ExpansionMap(plan.family.name, exact_maps(source, target, tied=tied), tuple(layers), init_std, 0.0, seed)
     generator = torch.Generator().manual_seed(seed)
     copies = torch.bincount(
         torch.randint(0, source["layers"], (target["layers"] - source["layers"],), generator=generator),
         minlength=source["layers"],
     ).tolist()
-    layers = [
-        entry for old in range(source["layers"]) for entry in [(old, False), *[(old, True)] * copies[old]]
-    ]
+    layers = [entry for old in range(source["layers"]) for entry in [(old, False), *[(old, True)] * copies[old]]]
     axes = elle_maps(source, target, generator)
     return ExpansionMap(plan.family.name, axes, tuple(layers), init_std, ELLE_NOISE, seed)
 
@@ -154,9 +150,7 @@ def grow(model: Any, plan: ExpansionPlan, *, seed: int = 0) -> tuple[Any, Expans
     started = time.monotonic()
     config = model.config
     tied = bool(getattr(config, "tie_word_embeddings", False))
-    mapping = expansion_map(
-        plan, tied=tied, init_std=float(getattr(config, "initializer_range", 0.02)), seed=seed
-    )
+    mapping = expansion_map(plan, tied=tied, init_std=float(getattr(config, "initializer_range", 0.02)), seed=seed)
     weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
     grown = _fresh(type(model), plan.target_config, next(model.parameters()).dtype)
     _load(grown, mapping.apply(weights))
@@ -200,8 +194,13 @@ def expand_model(
 
     Args:
         model: a stock transformers model of a supported family.
-        layers, hidden_size, intermediate_size, heads, kv_heads, head_dim, vocab_size: sizes after growth; what is
-            not named stays.
+        layers: layers after growth; as for all sizes, what is not named stays.
+        hidden_size: width of the residual stream.
+        intermediate_size: neurons of a feed-forward layer.
+        heads: query heads.
+        kv_heads: key-value heads.
+        head_dim: channels of a head.
+        vocab_size: rows of the embedding.
         mode: `exact`, or `elle` for the random copies of the ELLE paper.
         seed: of new entries.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,9 +42,8 @@ def expand_checkpoint(
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(out) as partial:
             grown.save_pretrained(partial)
-            try:
+            # a checkpoint may come without its tokenizer
+            with contextlib.suppress(OSError, ValueError):
                 transformers.AutoTokenizer.from_pretrained(source).save_pretrained(partial)
-            except (OSError, ValueError):  # a checkpoint may come without its tokenizer
-                pass
             write_json(partial / "expansion.json", {**report.to_json(), "map": mapping.to_json()})
     return report

@@ -29,9 +29,7 @@ class ExpansionPlan:
             arrow = f"{before} -> {after}" if before != after else f"{before} (stays)"
             lines.append(f"  {axis:18} {arrow}")
         exactness = (
-            "to float64 rounding (1e-10 or better)"
-            if self.mode == "exact"
-            else "not: random copies, as published"
+            "to float64 rounding (1e-10 or better)" if self.mode == "exact" else "not: random copies, as published"
         )
         lines.append(f"function preserved: {exactness}")
         return "\n".join(lines)
@@ -41,7 +39,7 @@ def model_shape(config: Any) -> dict[str, int]:
     """Sizes of a model by axis name; works for every transformers configuration with the usual names."""
     heads = int(config.num_attention_heads)
     hidden = int(config.hidden_size)
-    shape = {
+    return {
         "layers": int(config.num_hidden_layers),
         "hidden_size": hidden,
         "intermediate_size": int(_first(config, ("intermediate_size", "n_inner", "ffn_dim")) or 4 * hidden),
@@ -50,7 +48,6 @@ def model_shape(config: Any) -> dict[str, int]:
         "head_dim": int(getattr(config, "head_dim", None) or hidden // heads),
         "vocab_size": int(config.vocab_size),
     }
-    return shape
 
 
 def _first(config: Any, names: tuple[str, ...]) -> Any:
@@ -71,9 +68,7 @@ def plan_expansion(config: Any, *, mode: str = "exact", **targets: int | None) -
     """
     family = family_of(config.model_type)
     if getattr(config, "quantization_config", None) is not None:
-        raise ExpansionError(
-            "the checkpoint is quantised; grow the full-precision checkpoint and quantise the result"
-        )
+        raise ExpansionError("the checkpoint is quantised; grow the full-precision checkpoint and quantise the result")
     source = model_shape(config)
     target = {**source, **{axis: int(size) for axis, size in targets.items() if size is not None}}
     if targets.get("heads") is not None and targets.get("kv_heads") is None:

@@ -28,12 +28,12 @@ def true_float64() -> Iterator[None]:
     float32, to_float = torch.float32, Tensor.float
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    torch.float32 = torch.float = torch.float64  # type: ignore[misc]
+    torch.float32 = torch.float = torch.float64
     Tensor.float = Tensor.double  # type: ignore[method-assign]
     try:
         yield
     finally:
-        torch.float32 = torch.float = float32  # type: ignore[misc]
+        torch.float32 = torch.float = float32
         Tensor.float = to_float  # type: ignore[method-assign]
         torch.set_default_dtype(default)
 
@@ -43,9 +43,11 @@ def logits_of(model: Any, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
     """Logits of a copy of `model` in `dtype`, in evaluation mode; exact double precision for float64."""
     twin = copy.deepcopy(model).eval().to(device="cpu", dtype=dtype)
     if dtype != torch.float64:
-        return twin(input_ids=ids_BT).logits.float()
+        low: Tensor = twin(input_ids=ids_BT).logits
+        return low.float()
     with true_float64():
-        return twin(input_ids=ids_BT).logits
+        exact: Tensor = twin(input_ids=ids_BT).logits
+    return exact
 
 
 def verify(small: Any, grown: Any, exact: Any, plan: ExpansionPlan) -> ExpansionReport:

@@ -52,8 +52,7 @@ class AxisMap:
     def from_json(cls, data: Mapping[str, Any]) -> AxisMap:
         """Inverse of `to_json`."""
         factors = {
-            k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v
-            for k, v in data["factors"].items()
+            k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for k, v in data["factors"].items()
         }
         return cls(torch.tensor(data["source"], dtype=torch.long), factors, data["fill"])
 
@@ -81,9 +80,7 @@ def exact_maps(source: Mapping[str, int], target: Mapping[str, int], *, tied: bo
     }
 
 
-def elle_maps(
-    source: Mapping[str, int], target: Mapping[str, int], generator: torch.Generator
-) -> dict[str, AxisMap]:
+def elle_maps(source: Mapping[str, int], target: Mapping[str, int], generator: torch.Generator) -> dict[str, AxisMap]:
     """Random copies whose readers are divided by multiplicity; whole heads are copied. Not exact.
 
     Source: Qin et al. 2022 (ELLE), section 3.2, after bert2BERT's function-preserving initialisation.
@@ -94,9 +91,7 @@ def elle_maps(
     kv = copied(source["kv_heads"], target["kv_heads"], generator)
     group = target["heads"] // target["kv_heads"]
     old_group = source["heads"] // source["kv_heads"]
-    heads = torch.tensor(
-        [int(kv[j // group]) * old_group + (j % group) % old_group for j in range(target["heads"])]
-    )
+    heads = torch.tensor([int(kv[j // group]) * old_group + (j % group) % old_group for j in range(target["heads"])])
     return {
         "stream": AxisMap(stream, {"read": split(stream)}, {}),
         "heads": AxisMap(by_channel(heads, channels), {"out": split(heads).repeat_interleave(channels)}, {}),

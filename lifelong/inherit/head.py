@@ -102,13 +102,12 @@ def loss_head(model: Any, objective: str) -> Iterator[None]:
 
     def head_forward(hidden_BTD: Tensor) -> Tensor:
         if not step:
-            return stock_head(hidden_BTD)
+            logits: Tensor = stock_head(hidden_BTD)
+            return logits
         step["result"] = batch_loss(model, hidden_BTD, objective, **step)
         return hidden_BTD[..., :0]
 
-    def forward(
-        *args: Any, inheritance: Inheritance | None = None, num_items: Any = None, **batch: Any
-    ) -> Any:
+    def forward(*args: Any, inheritance: Inheritance | None = None, num_items: Any = None, **batch: Any) -> Any:
         if args or batch.get("labels") is None or "segment_ids" not in batch:
             return stock_forward(*args, **{k: v for k, v in batch.items() if k not in BATCH_ONLY})
         step.update(labels_BT=batch["labels"], inheritance=inheritance, num_items=num_items)
@@ -117,9 +116,7 @@ def loss_head(model: Any, objective: str) -> Iterator[None]:
             result = step["result"]
         finally:
             step.clear()
-        auxiliary = getattr(
-            outputs, "aux_loss", None
-        )  # balance of a router, where the configuration asks for it
+        auxiliary = getattr(outputs, "aux_loss", None)  # balance of a router, where the configuration asks for it
         if isinstance(auxiliary, Tensor):
             share = 1.0 if num_items is None else result.num_tokens / num_items
             result.loss = result.loss + model.config.router_aux_loss_coef * share * auxiliary
@@ -166,11 +163,7 @@ def batch_loss(
 def predicted_nats(model: Any, batch: Mapping[str, Any], objective: str) -> Tensor:
     """Nats of every predicted token at the position of the token, `[B, T]` float32; 0 where none is predicted."""
     settings = head_settings(model)
-    hidden_ND, labels_N, _ = predicted_rows(
-        hidden_states(model, batch, objective), batch["labels"], objective
-    )
+    hidden_ND, labels_N, _ = predicted_rows(hidden_states(model, batch, objective), batch["labels"], objective)
     nats_BT = torch.zeros(batch["labels"].shape, dtype=torch.float32, device=hidden_ND.device)
-    nats_BT[batch["labels"] != IGNORED] = token_nats(
-        hidden_ND, settings.pop("weight_VD"), labels_N, **settings
-    )
+    nats_BT[batch["labels"] != IGNORED] = token_nats(hidden_ND, settings.pop("weight_VD"), labels_N, **settings)
     return nats_BT

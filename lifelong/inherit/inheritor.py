@@ -77,8 +77,7 @@ class Inheritor:
         if self.bernoulli:
             # drawn from the tokens themselves, so that no split into micro-batches or ranks changes the draw
             keys = [
-                zlib.crc32(row.cpu().numpy().tobytes(), self.seed * 1_000_003 + step & 0xFFFFFFFF)
-                for row in ids_BT
+                zlib.crc32(row.cpu().numpy().tobytes(), self.seed * 1_000_003 + step & 0xFFFFFFFF) for row in ids_BT
             ]
             draws = torch.tensor([key / 2**32 for key in keys], device=ids_BT.device)
             alpha_B = (draws < alpha_B).float()

@@ -144,7 +144,7 @@ def ki_loss_parts(
 
 
 def _check(weight_VD: Tensor, alpha_N: Tensor, targets: Sequence[Target], temperature: float) -> None:
-    if alpha_N.numel() and not (0 <= float(alpha_N.min()) and float(alpha_N.max()) <= 1):
+    if alpha_N.numel() and (float(alpha_N.min()) < 0 or float(alpha_N.max()) > 1):
         raise InputError(f"alpha: lies in [0, 1], not {float(alpha_N.min()):g} to {float(alpha_N.max()):g}")
     if temperature <= 0:
         raise InputError(f"temperature: is greater than 0, not {temperature:g}")
@@ -187,13 +187,13 @@ class _ChunkedLoss(torch.autograd.Function):
     """Loss and gradients in one pass; backward only scales what forward has kept."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, settings: _Settings
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         wanted = [
             need and tensor is not None
-            for need, tensor in zip(ctx.needs_input_grad, (hidden_ND, weight_VD, bias_V))
+            for need, tensor in zip(ctx.needs_input_grad[:3], (hidden_ND, weight_VD, bias_V), strict=True)
         ]
         grad_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
         grad_weight = torch.zeros_like(weight_VD, dtype=exact) if wanted[1] else None
@@ -233,15 +233,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         # out of place: the graph may be walked again (gradcheck, retain_graph)
         gradients = [None if g is None else g * upstream.to(g.dtype) for g in ctx.gradients]
         return (*gradients, None)
 
 
-def _chunk_gradient(
-    logits_CV: Tensor, settings: _Settings, rows: slice, sums: Tensor, wanted: bool
-) -> Tensor | None:
+def _chunk_gradient(logits_CV: Tensor, settings: _Settings, rows: slice, sums: Tensor, wanted: bool) -> Tensor | None:
     """Add this chunk's loss, CE and KL to `sums`; give the gradient on its logits. Works in place."""
     labels_C, alpha_C = settings.labels_N[rows], settings.alpha_N[rows].to(logits_CV.dtype)
     own_C1 = labels_C[:, None]
@@ -264,9 +262,7 @@ def _chunk_gradient(
         return None
     grad_CV = (logits_CV - lse_C[:, None]).exp_()
     if not taught:
-        return grad_CV.scatter_add_(1, own_C1, -torch.ones_like(label_logit_C)[:, None]).mul_(
-            (1 - alpha_C)[:, None]
-        )
+        return grad_CV.scatter_add_(1, own_C1, -torch.ones_like(label_logit_C)[:, None]).mul_((1 - alpha_C)[:, None])
     hard_C = 1 - alpha_C
     if tau == 1:  # CE and KL share one softmax
         grad_CV.mul_((hard_C + alpha_C * mass_C)[:, None])
@@ -286,9 +282,7 @@ def _teacher_term(
     for target in settings.targets:
         part = _rows(target, rows)
         if isinstance(part, OnlineTarget):
-            hidden = (
-                part.hidden_NE.to(torch.float64) if tempered_CV.dtype == torch.float64 else part.hidden_NE
-            )
+            hidden = part.hidden_NE.to(torch.float64) if tempered_CV.dtype == torch.float64 else part.hidden_NE
             probabilities_CV = project(hidden, part.weight_VE, part.bias_V, part.softcap, part.logit_scale)
             probabilities_CV = probabilities_CV.div_(settings.temperature).softmax(1)
         else:
@@ -301,9 +295,7 @@ def _teacher_term(
         mixed_CV = probabilities_CV if mixed_CV is None else mixed_CV.add_(probabilities_CV)
     assert mixed_CV is not None, "a taught row has a target"
     mass_C = mixed_CV.sum(1)
-    kl_C = (
-        torch.xlogy(mixed_CV, mixed_CV).sum(1) - torch.linalg.vecdot(mixed_CV, tempered_CV) + mass_C * lse_C
-    )
+    kl_C = torch.xlogy(mixed_CV, mixed_CV).sum(1) - torch.linalg.vecdot(mixed_CV, tempered_CV) + mass_C * lse_C
     return mixed_CV, mass_C, kl_C
 
 

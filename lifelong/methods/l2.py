@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,16 +25,14 @@ class Plugin(Method):
     def begin_stage(self, context: StageContext) -> None:
         """Take the anchors; in the first stage of a model from random weights there is nothing to keep."""
         if context.stage_index > 0:
-            self.anchors = {
-                name: p.detach().clone() for name, p in context.model.named_parameters() if p.requires_grad
-            }
+            self.anchors = {name: p.detach().clone() for name, p in context.model.named_parameters() if p.requires_grad}
 
     def loss_term(self, model: PreTrainedModel) -> Tensor | None:
         """The penalty, or None without anchors."""
         if not self.anchors:
             return None
         terms = [((p - self.anchors[n]) ** 2).sum() for n, p in model.named_parameters() if n in self.anchors]
-        return 0.5 * self.strength * sum(terms[1:], terms[0])
+        return torch.stack(terms).sum() * (0.5 * self.strength)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The anchors."""

@@ -59,9 +59,7 @@ def metric_info(name: str) -> MetricInfo:
 
 def compute_all(matrix: LossMatrix) -> dict[str, float | None]:
     """Every metric that a loss matrix alone defines, by its key."""
-    return {
-        name: _module(name).compute(matrix) for name in metric_names() if not metric_info(name).needs_history
-    }
+    return {name: _module(name).compute(matrix) for name in metric_names() if not metric_info(name).needs_history}
 
 
 def compute_run(history: RunHistory) -> dict[str, float | None]:

@@ -6,9 +6,7 @@ from lifelong.metrics._entries import mean, seen_columns
 from lifelong.records import LossMatrix
 
 TITLE = "FWT"
-DESCRIPTION = (
-    "forward transfer: loss of the initial model minus loss just before a domain was first trained on"
-)
+DESCRIPTION = "forward transfer: loss of the initial model minus loss just before a domain was first trained on"
 UNIT = "nats/token"
 LOWER_IS_BETTER = False
 

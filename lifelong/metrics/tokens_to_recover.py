@@ -7,9 +7,7 @@ from lifelong.metrics._probe_curves import Curve, earlier_domain_curves
 from lifelong.records import RunHistory
 
 TITLE = "Tokens to recover"
-DESCRIPTION = (
-    "tokens from the start of a stage until an earlier domain has made up half of its worst rise (mean)"
-)
+DESCRIPTION = "tokens from the start of a stage until an earlier domain has made up half of its worst rise (mean)"
 UNIT = "tokens"
 LOWER_IS_BETTER = True
 

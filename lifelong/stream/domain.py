@@ -50,9 +50,7 @@ class FileSource(_Part):
     files: Patterns = Field(description="files of the training split")
     valid: Patterns | None = Field(None, description="files of the validation split; cut by hash if absent")
     test: Patterns | None = Field(None, description="files of the test split; cut by hash if absent")
-    format: Literal["jsonl", "parquet", "csv", "tsv", "text"] | None = Field(
-        None, description="by file name if absent"
-    )
+    format: Literal["jsonl", "parquet", "csv", "tsv", "text"] | None = Field(None, description="by file name if absent")
     documents: Literal["file", "blocks"] | None = Field(
         None,
         description="plain text only: a whole file or a blank-line block is one document; "
@@ -215,9 +213,7 @@ def _fault(path: Path, item: dict[str, Any], data: dict[str, Any], lines: dict[t
     kind = None
     if len(location) > 1 and location[0] == "source" and location[1] in _SOURCE_FIELDS:
         kind = location.pop(1)
-    line = next(
-        (lines[tuple(location[:n])] for n in range(len(location), 0, -1) if tuple(location[:n]) in lines), 1
-    )
+    line = next((lines[tuple(location[:n])] for n in range(len(location), 0, -1) if tuple(location[:n]) in lines), 1)
     place = f"{path}:{line}: {'.'.join(map(str, location))}"
     if item["type"] == "extra_forbidden":
         allowed = _SOURCE_FIELDS[kind] if kind else [name for name in Domain.model_fields if name != "path"]
@@ -225,15 +221,9 @@ def _fault(path: Path, item: dict[str, Any], data: dict[str, Any], lines: dict[t
     if item["type"] == "missing":
         return f"{place}: missing; a card needs it"
     if item["type"].startswith("union_tag"):
-        given = (
-            ", ".join(map(str, data["source"]))
-            if isinstance(data["source"], dict)
-            else _shown(data["source"])
-        )
+        given = ", ".join(map(str, data["source"])) if isinstance(data["source"], dict) else _shown(data["source"])
         close = did_you_mean(given, _SOURCE_FIELDS)
-        return (
-            f"{place}: exactly one of files, hub, python_text says where the text is; given: {given}{close}"
-        )
+        return f"{place}: exactly one of files, hub, python_text says where the text is; given: {given}{close}"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{place}: {message[:1].lower()}{message[1:]}; given: {_shown(item['input'])}"
 

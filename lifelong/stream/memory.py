@@ -48,17 +48,14 @@ class ReplayMemory:
             self.capacity_tokens = int(facts["capacity_tokens"])
             self.policy = str(facts["policy"])
             self.experiences = tuple(
-                Experience(**{**item, "priorities": tuple(item["priorities"])})
-                for item in facts["experiences"]
+                Experience(**{**item, "priorities": tuple(item["priorities"])}) for item in facts["experiences"]
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptionError(f"{path}: no readable replay memory ({error})") from None
         self._stores = [BlockStore(self.path / item.file) for item in self.experiences]
         for item, store in zip(self.experiences, self._stores, strict=True):
             if len(store) != item.blocks:
-                raise CorruptionError(
-                    f"{self.path / item.file}: {len(store)} blocks, memory.json says {item.blocks}"
-                )
+                raise CorruptionError(f"{self.path / item.file}: {len(store)} blocks, memory.json says {item.blocks}")
 
     @classmethod
     def open(cls, path: Path) -> ReplayMemory:
@@ -85,9 +82,7 @@ class ReplayMemory:
 
     def blocks(self, domain: str) -> DomainBlocks:
         """The blocks of one domain, as a sequence."""
-        parts = [
-            store for item, store in zip(self.experiences, self._stores, strict=True) if item.domain == domain
-        ]
+        parts = [store for item, store in zip(self.experiences, self._stores, strict=True) if item.domain == domain]
         return DomainBlocks(parts)
 
 
@@ -161,9 +156,7 @@ def write_generation(
     everything = [*kept, fresh]
     lengths = [older._stores[i].lengths() for i in range(len(kept))] if older else []
     lengths.append(blocks.lengths()[order])
-    counts = quotas_of(
-        policy, [(item.domain, item.priorities) for item in everything], lengths, capacity_tokens
-    )
+    counts = quotas_of(policy, [(item.domain, item.priorities) for item in everything], lengths, capacity_tokens)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")

@@ -205,9 +205,7 @@ class StageDataset:
             previous = self._segments[-1] if self._segments else start
             self._segments.append(self._changed(previous, int(first_step), float(share), named))
 
-    def _changed(
-        self, last: _Segment, step: int, share: float, weights: Mapping[str, float] | None
-    ) -> _Segment:
+    def _changed(self, last: _Segment, step: int, share: float, weights: Mapping[str, float] | None) -> _Segment:
         if self._replay_only:
             share = 1.0
         elif not 0.0 <= share < 1.0:

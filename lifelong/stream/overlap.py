@@ -31,9 +31,7 @@ def minhash(text: str) -> Any:
     words = _WORD.findall(text.lower())
     if len(words) < SHINGLE_WORDS:
         return None
-    shingles = {
-        " ".join(words[i : i + SHINGLE_WORDS]).encode() for i in range(len(words) - SHINGLE_WORDS + 1)
-    }
+    shingles = {" ".join(words[i : i + SHINGLE_WORDS]).encode() for i in range(len(words) - SHINGLE_WORDS + 1)}
     signature = MinHash(num_perm=NUM_PERMUTATIONS, seed=1)
     signature.update_batch(sorted(shingles))
     return signature
@@ -90,6 +88,4 @@ class DuplicateFilter:
     def _is_near(self, signature: Any) -> bool:
         own = signature.hashvalues.astype(np.uint32)
         # the index gives candidates; the estimate decides
-        return any(
-            np.mean(self._signatures[name] == own) >= self._threshold for name in self._index.query(signature)
-        )
+        return any(np.mean(self._signatures[name] == own) >= self._threshold for name in self._index.query(signature))

@@ -104,9 +104,7 @@ def quotas_of(
         counts = [0] * len(experiences)
         for group, share in zip(members, shares, strict=True):
             priorities = [experiences[i][1] for i in group]
-            for i, count in zip(
-                group, _smallest_overall(priorities, [lengths[i] for i in group], share), strict=True
-            ):
+            for i, count in zip(group, _smallest_overall(priorities, [lengths[i] for i in group], share), strict=True):
                 counts[i] = count
         return counts
     shares = fair_shares(available, capacity_tokens)

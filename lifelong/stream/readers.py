@@ -164,11 +164,7 @@ def _field_of_row(row: dict[Any, Any], field: str, place: str) -> str | Bad:
     if field not in row:
         return Bad(f"{place}: there is no field {field!r}{did_you_mean(field, map(str, row))}")
     value = row[field]
-    return (
-        value
-        if isinstance(value, str)
-        else Bad(f"{place}: {field}: a text is needed, this is {_kind(value)}")
-    )
+    return value if isinstance(value, str) else Bad(f"{place}: {field}: a text is needed, this is {_kind(value)}")
 
 
 def _kind(value: Any) -> str:

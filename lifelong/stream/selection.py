@@ -38,9 +38,7 @@ def difference_scores(
     Source: Gu et al. 2024, MiniPLM, arXiv 2410.17215, section 2.2: log p_teacher(x) - log p_reference(x).
     """
     teacher, reference = _checked("teacher_nats", teacher_nats), _checked("reference_nats", reference_nats)
-    weights = (
-        np.ones(len(teacher)) if sizes is None else _checked("sizes", np.asarray(sizes, dtype=np.float64))
-    )
+    weights = np.ones(len(teacher)) if sizes is None else _checked("sizes", np.asarray(sizes, dtype=np.float64))
     if not len(teacher) == len(reference) == len(weights):
         raise InputError(
             f"difference sampling: {len(teacher)} teacher losses, {len(reference)} reference losses, "

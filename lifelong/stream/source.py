@@ -138,9 +138,7 @@ def _from_source(domain: Domain, split: str, tally: Tally) -> Iterator[Document]
                 tally.empty += 1
             continue
         if domain.on_bad_document == "error":
-            raise InputError(
-                f"{problem}; repair it, or set on_bad_document: skip in the card of {domain.name!r}"
-            )
+            raise InputError(f"{problem}; repair it, or set on_bad_document: skip in the card of {domain.name!r}")
         tally.bad += 1
         if len(tally.bad_reasons) < _REASONS_KEPT:
             tally.bad_reasons.append(str(problem))

@@ -114,9 +114,7 @@ class BudgetController:
         target: float = 0.7,
     ) -> None:
         if not 0.0 < lowest <= highest < 1.0:
-            raise InputError(
-                f"replay share bounds: 0 < lowest <= highest < 1 is needed, got {lowest} and {highest}"
-            )
+            raise InputError(f"replay share bounds: 0 < lowest <= highest < 1 is needed, got {lowest} and {highest}")
         for name, allowed in budget.items():
             if not allowed > 0:
                 raise InputError(f"budget.{name}: {allowed!r} is not a positive rise, such as 2%")

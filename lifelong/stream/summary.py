@@ -85,9 +85,7 @@ class DomainSummary:
             rate = self.exact_duplicates + self.near_duplicates
             found.append(f"{rate:.0%} of its documents repeat others; `dedup: near` drops them")
         if self.left_out["bad"]:
-            found.append(
-                f"{self.left_out['bad']} documents could not be read, the first: {self.bad_reasons[0]}"
-            )
+            found.append(f"{self.left_out['bad']} documents could not be read, the first: {self.bad_reasons[0]}")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -224,7 +222,7 @@ def add_domain(
         out: folder of the card.
         tokenizer: for the summary.
         **settings: other keys of the card (`text_field`, `licence`, `dedup`, ...); those of the source
-            (`config`, `revision`, `split`, `streaming`, `format`, `documents`) go there. None leaves a key out.
+            (`config`, `revision`, `split`, `streaming`, `format`, `documents`) go there. None is left out.
 
     Raises:
         InputError: the name is none or taken, not exactly one source is given, or the corpus cannot be read.
@@ -237,9 +235,7 @@ def add_domain(
     if card.exists():
         raise InputError(f"{card}: there is a card of this name; remove it, or choose another name")
     if sum(map(bool, (files, hub, python_text))) != 1:
-        raise InputError(
-            f"domain {name!r}: give exactly one of files, a hub data set, or a kind of python text"
-        )
+        raise InputError(f"domain {name!r}: give exactly one of files, a hub data set, or a kind of python text")
     given = {key: value for key, value in settings.items() if value is not None}
     source: dict[str, Any] = {"hub": hub} if hub else {"python_text": python_text} if python_text else {}
     for key, patterns in (("files", files), ("valid", valid), ("test", test)):

@@ -43,7 +43,7 @@ def forward_flops_per_token(model: PreTrainedModel, sequence_length: int, object
     channels = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-    return 2.0 * matrices + 4.0 * config.num_hidden_layers * attended * channels
+    return float(2.0 * matrices + 4.0 * config.num_hidden_layers * attended * channels)
 
 
 def training_flops_per_token(model: PreTrainedModel, sequence_length: int, objective: str = "clm") -> float:

@@ -81,9 +81,7 @@ def make_methods(sections: list[tuple[str, Mapping[str, Any]]]) -> list[Method]:
         known = [item.name for item in dataclasses.fields(plugin) if item.init]
         for key in settings:
             if key not in known:
-                raise InputError(
-                    f"methods.{name}.{key}: is no setting of this method{did_you_mean(key, known)}"
-                )
+                raise InputError(f"methods.{name}.{key}: is no setting of this method{did_you_mean(key, known)}")
         method = plugin(**settings)
         if method.strength != 0:
             methods.append(method)

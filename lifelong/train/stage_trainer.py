@@ -9,7 +9,6 @@ Letters: B sequences, T tokens.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -79,7 +77,7 @@ class Phase:
     """
 
     name: str
-    dataset: Dataset[Any]
+    dataset: Any
     collator: Callable[[Sequence[Any]], dict[str, Tensor]]
     objective: str
     tokens_per_step: int
@@ -90,7 +88,7 @@ class Phase:
     stop: StopRequest = field(default_factory=StopRequest)
 
 
-class StageTrainer(transformers.Trainer):
+class StageTrainer(transformers.Trainer):  # type: ignore[misc]
     """A Trainer whose loss is CE + KI + the methods' terms, for causal and masked language models."""
 
     loss_is_scaled_for_ga = True
@@ -102,7 +100,6 @@ class StageTrainer(transformers.Trainer):
         self.curve = PhaseCurve()
         self._sums: dict[str, Tensor] = {}
         self._replay_tokens = 0
-        self._alpha = 0.0
         self.remove_callback(PrinterCallback)
         self.add_callback(_StageCallback(self))
 
@@ -117,9 +114,7 @@ class StageTrainer(transformers.Trainer):
         inheritance = None
         if self.phase.inheritor is not None:
             progress = self.state.global_step / self.state.max_steps
-            inheritance = self.phase.inheritor.for_batch(
-                inputs, progress=progress, step=self.state.global_step
-            )
+            inheritance = self.phase.inheritor.for_batch(inputs, progress=progress, step=self.state.global_step)
         outputs = model(**inputs, inheritance=inheritance, num_items=num_items_in_batch)
         loss = outputs.loss
         share = outputs.num_tokens / num_items_in_batch if num_items_in_batch is not None else 1.0
@@ -135,12 +130,8 @@ class StageTrainer(transformers.Trainer):
         num_tokens = torch.as_tensor(outputs.num_tokens, dtype=torch.float64)
         for name, value in (("ce", outputs.ce), ("kl", outputs.kl if taught else None)):
             if value is not None:
-                self._sums[name] = (
-                    self._sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
-                )
-        self._sums["tokens"] = (
-            self._sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
-        )
+                self._sums[name] = self._sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
+        self._sums["tokens"] = self._sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
         if "is_replay" in inputs:
             self._replay_tokens += int((inputs["segment_ids"][inputs["is_replay"]] > 0).sum())
 
@@ -183,11 +174,11 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
         self.last_saved = time.monotonic()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         for method in self.trainer.phase.methods:
             method.edit_gradients(self.trainer.model)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> Any:
         trainer = self.trainer
         if trainer.phase.probe is not None:
             for point in trainer.phase.probe(state.global_step, state.global_step * trainer.tokens_per_step):
@@ -200,7 +191,7 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
         return control
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Written last: a checkpoint without this file was cut short and is passed over."""
         self.last_saved = time.monotonic()
         trainer = self.trainer
@@ -257,9 +248,7 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
 
 
 def _last_complete_checkpoint(folder: Path) -> Path | None:
-    checkpoints = sorted(
-        folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1])
-    )
+    checkpoints = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     while checkpoints:
         if (checkpoints[-1] / STATE_FILE).is_file():
             return checkpoints[-1]
@@ -270,9 +259,7 @@ def _last_complete_checkpoint(folder: Path) -> Path | None:
 def save_methods(methods: Sequence[Method], path: Path) -> None:
     """State of all methods in one safetensors file; none is written when there is no state."""
     state = {
-        f"{i}.{name}": t.contiguous()
-        for i, method in enumerate(methods)
-        for name, t in method.state_dict().items()
+        f"{i}.{name}": t.contiguous() for i, method in enumerate(methods) for name, t in method.state_dict().items()
     }
     if state:
         save_file(state, path)
@@ -285,11 +272,4 @@ def load_methods(methods: Sequence[Method], path: Path) -> None:
     state = load_file(path)
     for index, method in enumerate(methods):
         prefix = f"{index}."
-        method.load_state_dict(
-            {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
-        )
-
-
-def read_curve(path: Path) -> PhaseCurve:
-    """A curve written with `write_json(path, curve.to_json())`."""
-    return PhaseCurve.from_json(json.loads(path.read_text(encoding="utf-8")))
+        method.load_state_dict({name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)})

@@ -29,9 +29,7 @@ def test_card_is_complete(card: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert domain.description
     if isinstance(domain.source, FileSource):
         assert own_splits(domain) == {"train", "valid", "test"}
-        assert all(pattern.startswith("$") for pattern in domain.source.files), (
-            "a card names no path of one machine"
-        )
+        assert all(pattern.startswith("$") for pattern in domain.source.files), "a card names no path of one machine"
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)

@@ -2,12 +2,11 @@ import math
 
 import pytest
 import torch
-from tests.contracts.test_families import tiny
 
 from lifelong.errors import ExpansionError
-from lifelong.expand import ExpansionMap, expand_model, grow, plan_expansion
-from lifelong.expand import width
+from lifelong.expand import ExpansionMap, expand_model, grow, plan_expansion, width
 from lifelong.expand.plan import layer_sources
+from tests.contracts.test_families import tiny
 
 
 @pytest.mark.parametrize(("targets", "message"), [

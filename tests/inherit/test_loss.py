@@ -60,9 +60,7 @@ def test_gradcheck():
     inputs = tuple(x.requires_grad_() for x in (hidden, weight, bias))
     target = OnlineTarget(teacher_hidden, teacher_weight)
     assert torch.autograd.gradcheck(
-        lambda h, w, b: ki_loss(
-            h, w, labels, bias_V=b, targets=target, alpha=0.4, temperature=2.0, chunk_tokens=5
-        ),
+        lambda h, w, b: ki_loss(h, w, labels, bias_V=b, targets=target, alpha=0.4, temperature=2.0, chunk_tokens=5),
         inputs,
     )
 

@@ -35,8 +35,7 @@ def test_card_of_the_contract(tmp_path: Path) -> None:
 def test_every_fault_is_told_at_once_with_line_path_and_nearest_name(tmp_path: Path) -> None:
     path = _card(
         tmp_path,
-        "name: bio\nsource:\n  files: [a.jsonl]\n  vaild: [b.jsonl]\n"
-        "text_fild: x\nheld_out: 0.9\ndedup: fuzzy\n",
+        "name: bio\nsource:\n  files: [a.jsonl]\n  vaild: [b.jsonl]\ntext_fild: x\nheld_out: 0.9\ndedup: fuzzy\n",
     )
     with pytest.raises(InputError) as error:
         load_domain(path)

@@ -63,9 +63,7 @@ def test_bound_holds_over_the_whole_life_and_old_blocks_are_old_ones(
         assert memory.num_tokens == sum(composition(memory).values())
     for earlier, later in pairwise(generations):
         for experience in later.experiences[:-1]:
-            old = {
-                tuple(b.ids) for b in BlockStore(earlier.path / earlier.experiences[experience.stage].file)
-            }
+            old = {tuple(b.ids) for b in BlockStore(earlier.path / earlier.experiences[experience.stage].file)}
             new = [tuple(b.ids) for b in BlockStore(later.path / experience.file)]
             assert set(new) <= old
             assert len(set(new)) == len(new)
@@ -81,9 +79,7 @@ def test_divisions(stores: list[BlockStore], tmp_path: Path) -> None:
     assert max(shares.values()) - min(shares.values()) <= T
 
 
-def test_reservoir_keeps_every_block_with_the_same_probability(
-    stores: list[BlockStore], tmp_path: Path
-) -> None:
+def test_reservoir_keeps_every_block_with_the_same_probability(stores: list[BlockStore], tmp_path: Path) -> None:
     kept = np.zeros(4)
     for seed in range(60):
         memory = _life(stores, tmp_path / str(seed), "reservoir", seed)[-1]
@@ -132,9 +128,7 @@ def test_wrong_use_is_refused(stores: list[BlockStore], tmp_path: Path) -> None:
         write_generation(None, "w", stores[0], policy="resevoir", out=tmp_path / "x", **settings)
     memory = write_generation(None, "w", stores[0], policy="reservoir", out=tmp_path / "0", **settings)
     with pytest.raises(InputError, match="already holds stage 0"):
-        write_generation(
-            memory.path, "w", stores[0], policy="reservoir", stage=0, out=tmp_path / "1", **settings
-        )
+        write_generation(memory.path, "w", stores[0], policy="reservoir", stage=0, out=tmp_path / "1", **settings)
     with pytest.raises(InputError, match="not empty"):
         write_generation(None, "w", stores[0], policy="reservoir", out=tmp_path / "0", **settings)
     (tmp_path / "0" / "memory.json").write_text("{", encoding="utf-8")

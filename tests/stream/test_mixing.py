@@ -45,9 +45,7 @@ def _shown(row: PackedRow) -> tuple[int, int, bool, int]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.5, 0.9])
-def test_replay_share_is_exact_to_one_block_in_every_step(
-    new: BlockStore, memory: ReplayMemory, share: float
-) -> None:
+def test_replay_share_is_exact_to_one_block_in_every_step(new: BlockStore, memory: ReplayMemory, share: float) -> None:
     dataset = _dataset(new, memory, share=share)
     replayed = total = 0
     for step in range(dataset.num_steps):
@@ -125,9 +123,7 @@ def test_impossible_share_is_refused(new: BlockStore, memory: ReplayMemory, shar
 
 
 @pytest.mark.parametrize("weights", [{"old": -1.0, "older": 1.0}, {"old": 0.0}, {"old": float("nan")}])
-def test_impossible_weights_are_refused(
-    new: BlockStore, memory: ReplayMemory, weights: dict[str, float]
-) -> None:
+def test_impossible_weights_are_refused(new: BlockStore, memory: ReplayMemory, weights: dict[str, float]) -> None:
     with pytest.raises(InputError, match="weights"):
         _dataset(new, memory, weights=weights)
 

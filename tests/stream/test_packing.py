@@ -26,9 +26,7 @@ def test_no_token_is_dropped_or_repeated(documents: list[list[int]], length: int
     assert [len(b.ids) for b in blocks[:-1]] == [length] * (len(blocks) - 1)
     rebuilt: list[list[int]] = []
     for block in blocks:
-        for begin, end, offset in zip(
-            block.starts, [*block.starts[1:], len(block.ids)], block.offsets, strict=True
-        ):
+        for begin, end, offset in zip(block.starts, [*block.starts[1:], len(block.ids)], block.offsets, strict=True):
             if offset == 0:
                 rebuilt.append([])
             assert len(rebuilt[-1]) == offset
@@ -45,9 +43,7 @@ def test_store_gives_back_what_was_written(tmp_path: Path, vocab_size: int) -> N
     assert len(store) == len(blocks) > 512
     assert store.num_tokens == sum(map(len, documents))
     for i in (0, 255, 256, len(blocks) - 1):
-        assert all(
-            np.array_equal(getattr(store[i], field), getattr(blocks[i], field)) for field in Block.__slots__
-        )
+        assert all(np.array_equal(getattr(store[i], field), getattr(blocks[i], field)) for field in Block.__slots__)
     assert np.array_equal(store[-1].ids, blocks[-1].ids)
     with pytest.raises(IndexError):
         store[len(blocks)]

@@ -15,6 +15,7 @@ import pytest
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.stream.domain import Domain, load_domain
 from lifelong.stream.source import Tally, own_splits, read_documents, source_fingerprint
+
 from .conftest import sentences
 
 TEXTS = [f"Text number {i}, with ünïcode and a\nsecond line." for i in range(60)]
@@ -27,9 +28,7 @@ def _load(folder: Path, source: dict[str, Any], **settings: Any) -> Domain:
 
 
 def _all(domain: Domain) -> list[str]:
-    return [
-        document.text for split in ("train", "valid", "test") for document in read_documents(domain, split)
-    ]
+    return [document.text for split in ("train", "valid", "test") for document in read_documents(domain, split)]
 
 
 def _jsonl(texts: list[str]) -> bytes:
@@ -76,9 +75,7 @@ def test_hub_layout_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     folder = tmp_path / "corpus"
     folder.mkdir()
     pq.write_table(pa.table({"article": TEXTS}), folder / "train-00000-of-00001.parquet")
-    pq.write_table(
-        pa.table({"article": ["held out " + TEXTS[0]]}), folder / "validation-00000-of-00001.parquet"
-    )
+    pq.write_table(pa.table({"article": ["held out " + TEXTS[0]]}), folder / "validation-00000-of-00001.parquet")
     for streaming in (True, False):
         source = {"hub": str(folder), "valid": "validation", "streaming": streaming}
         domain = _load(tmp_path, source, text_field="article")
@@ -91,9 +88,7 @@ def test_hub_layout_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="did you mean 'article'"):
         next(iter(read_documents(_load(tmp_path, source, text_field="articles"), "train")))
     with pytest.raises(InputError, match=r"source\.hub.*cannot be loaded"):
-        next(
-            iter(read_documents(_load(tmp_path, {**source, "split": "nope"}, text_field="article"), "train"))
-        )
+        next(iter(read_documents(_load(tmp_path, {**source, "split": "nope"}, text_field="article"), "train")))
 
 
 def test_hub_without_network_says_so(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from lifelong.errors import InputError
 from lifelong.stream.domain import Domain, load_domain
 from lifelong.stream.source import read_documents
 from lifelong.stream.summary import add_domain, describe_domain, list_domains
+
 from .conftest import sentences
 
 
@@ -55,9 +56,7 @@ def test_overlap_with_known_domains_and_their_held_out_text(known: Path) -> None
     (known / "domains" / "gone.yaml").write_text("source: {files: [gone.jsonl]}", encoding="utf-8")
     held_out = [d.text for d in read_documents(load_domain("old"), "valid")]
     _write(known / "new.jsonl", [*sentences(22, 200), *held_out, texts[0].replace("the", "that", 1)] * 1)
-    card, summary = add_domain(
-        "new", files=["new.jsonl"], held_out=0.01, test=["new.jsonl"], valid=["new.jsonl"]
-    )
+    card, summary = add_domain("new", files=["new.jsonl"], held_out=0.01, test=["new.jsonl"], valid=["new.jsonl"])
     found = {(overlap.domain, overlap.split): overlap.share for overlap in summary.overlaps}
     assert found["old", "valid"] == 1.0
     assert summary.unread == ["gone"]
@@ -65,14 +64,10 @@ def test_overlap_with_known_domains_and_their_held_out_text(known: Path) -> None
     assert card.is_file()
 
 
-def test_add_domain_writes_a_card_that_works_from_anywhere(
-    known: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_add_domain_writes_a_card_that_works_from_anywhere(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (known / "data").mkdir()
     _write(known / "data" / "a.jsonl", sentences(23, 100))
-    card, summary = add_domain(
-        "mine", files=["data/*.jsonl"], licence="CC0-1.0", dedup="exact", citation=None
-    )
+    card, summary = add_domain("mine", files=["data/*.jsonl"], licence="CC0-1.0", dedup="exact", citation=None)
     assert card == Path("domains/mine.yaml")
     assert summary.documents["train"] > 80
     domain = load_domain("mine")

@@ -20,6 +20,7 @@ from lifelong.stream.tokenize import (
     tokenizer_fingerprint,
     train_tokenizer,
 )
+
 from .conftest import sentences
 
 
@@ -109,17 +110,13 @@ def test_worker_processes_give_the_same(
     monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 16)
     domain = write_card("d", sentences(12, 100))
     stores = [
-        tokenize_domain(
-            domain, "train", tokenizer, sequence_length=32, cache_dir=tmp_path / str(n), num_proc=n
-        )
+        tokenize_domain(domain, "train", tokenizer, sequence_length=32, cache_dir=tmp_path / str(n), num_proc=n)
         for n in (None, 2)
     ]
     assert stores[0].path.read_bytes() == stores[1].path.read_bytes()
 
 
-def test_a_long_document_goes_in_pieces_with_the_same_tokens(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_document_goes_in_pieces_with_the_same_tokens(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     text = " ".join(sentences(13, 100)) + "\n\n  " + "x" * 3000
     whole = tokenizer(text)["input_ids"]
     monkeypatch.setattr(encoding, "_LONGEST_PIECE", 1000)

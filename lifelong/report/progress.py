@@ -1,0 +1,135 @@
+"""A live display of a run: stage, phase, tokens per second, losses, alpha, time left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from lifelong.records import DomainLoss, ExpansionReport, RunObserver, RunResult, StageRecord, TrainPoint
+from lifelong.report.verdict import format_perplexity
+
+PLAIN_SECONDS = 10.0
+
+
+class RichObserver(RunObserver):
+    """Two bars on a terminal (the phase and the stream), plain lines anywhere else."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[detail]}"),
+            console=self.console,
+            transient=True,
+        )
+        self.stream_task: TaskID | None = None
+        self.phase_task: TaskID | None = None
+        self.budgets: list[int] = []
+        self.names: list[str] = []
+        self.stage = -1
+        self.done_tokens = 0
+        self.trained_tokens = 0
+        self.trained_seconds = 0.0
+        self.phase_started_at = 0.0
+        self.last_tokens, self.last_time, self.last_line = 0, 0.0, 0.0
+
+    def run_started(self, name: str, stage_names: Sequence[str], stage_tokens: Sequence[int]) -> None:
+        """Open the display."""
+        self.names, self.budgets = list(stage_names), list(stage_tokens)
+        self.say(f"{name}: {len(stage_names)} stages, {sum(stage_tokens):,} tokens: {' > '.join(stage_names)}")
+        if self.console.is_terminal:
+            self.progress.start()
+            self.stream_task = self.progress.add_task("stream", total=sum(stage_tokens), detail="")
+
+    def stage_skipped(self, record: StageRecord) -> None:
+        """Count what is committed already."""
+        self.done_tokens += self.budgets[record.index]
+        self.say(f"stage {record.index} {record.domain}: committed earlier")
+
+    def stage_started(self, index: int, shape: Mapping[str, Any], parameters: int) -> None:
+        """Say what model the stage trains."""
+        self.stage = index
+        size = f"{shape['layers']} layers, width {shape['hidden_size']}, {shape['heads']} heads"
+        self.say(f"stage {index} {self.names[index]}: {size}, {parameters / 1e6:.2f}M parameters")
+
+    def phase_started(self, phase: str, total_tokens: int) -> None:
+        """A new bar for the phase."""
+        now = time.monotonic()
+        self.phase_started_at, self.last_tokens, self.last_time = now, 0, now
+        if not self.console.is_terminal:
+            return
+        if self.phase_task is not None:
+            self.progress.remove_task(self.phase_task)
+        self.phase_task = self.progress.add_task(phase, total=total_tokens or None, detail="")
+
+    def stepped(self, point: TrainPoint) -> None:
+        """Move the bars; without a terminal say something now and then."""
+        now = time.monotonic()
+        rate = (point.tokens - self.last_tokens) / max(now - self.last_time, 1e-9)
+        self.last_tokens, self.last_time = point.tokens, now
+        detail = f"{rate / 1e3:.1f}k tok/s  loss {point.ce if point.ce is not None else point.loss:.3f}"
+        if point.alpha:
+            detail += f"  kl {point.kl or 0:.3f}  alpha {point.alpha:.2f}"
+        if self.console.is_terminal and self.phase_task is not None and self.stream_task is not None:
+            left = (self.progress.tasks[-1].total or 0) - point.tokens
+            self.progress.update(self.phase_task, completed=point.tokens, detail=f"{detail}  eta {clock(left / rate)}")
+            overall = self.done_tokens + (point.tokens if point.phase == "train" else 0)
+            spent = self.trained_seconds + now - self.phase_started_at
+            speed = max((self.trained_tokens + point.tokens) / max(spent, 1e-9), 1e-9)
+            self.progress.update(
+                self.stream_task,
+                completed=overall,
+                detail=f"stage {self.stage + 1}/{len(self.names)}  eta {clock((sum(self.budgets) - overall) / speed)}",
+            )
+        elif now - self.last_line > PLAIN_SECONDS:
+            self.last_line = now
+            self.say(f"  {point.phase} {point.tokens:>9,} tokens  {detail}")
+
+    def expanded(self, report: ExpansionReport) -> None:
+        """Say how far the function moved."""
+        changes = ", ".join(
+            f"{axis} {old} > {report.target[axis]}" for axis, old in report.source.items() if old != report.target[axis]
+        )
+        self.say(f"  grown: {changes}; logits differ by {report.max_logit_difference_float64:.1e} (float64)")
+
+    def evaluated(self, stage: int, losses: Sequence[DomainLoss]) -> None:
+        """One line of perplexities."""
+        if stage >= 0:
+            self.trained_seconds += time.monotonic() - self.phase_started_at
+        values = ", ".join(f"{loss.domain} {format_perplexity(math.exp(loss.nats_per_token))}" for loss in losses)
+        self.say(f"  held-out perplexity: {values}")
+
+    def noted(self, text: str) -> None:
+        """Pass a note on."""
+        self.say(f"  note: {text}")
+
+    def stage_committed(self, record: StageRecord) -> None:
+        """The stage is safe."""
+        self.done_tokens += self.budgets[record.index]
+        self.trained_tokens += record.tokens
+
+    def run_finished(self, result: RunResult) -> None:
+        """Close the display."""
+        del result
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line above the bars."""
+        self.console.print(text, highlight=False)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, or hours and minutes."""
+    seconds = max(0, int(seconds))
+    return f"{seconds // 60}:{seconds % 60:02d}" if seconds < 3600 else f"{seconds // 3600}h{seconds % 3600 // 60:02d}"
