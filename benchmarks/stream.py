@@ -74,9 +74,7 @@ def measure_throughput(card: Path, tokenizer: Any, repeat: int) -> dict[str, flo
             tokenizer.backend_tokenizer.encode_batch(batch, add_special_tokens=False)
         middle = time.perf_counter()
         with tempfile.TemporaryDirectory() as cache:
-            tokenize_domain(
-                domain, "train", tokenizer, sequence_length=SEQUENCE_LENGTH, cache_dir=Path(cache)
-            )
+            tokenize_domain(domain, "train", tokenizer, sequence_length=SEQUENCE_LENGTH, cache_dir=Path(cache))
         if number:  # the first round warms the caches of the tokenizer and of the files
             raw.append(middle - started)
             whole.append(time.perf_counter() - middle)
@@ -99,9 +97,7 @@ def measure_memory(card: Path, tokenizer_dir: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=card.parent) as cache, peak:
         started = time.perf_counter()
         domain = load_domain(card)
-        store = tokenize_domain(
-            domain, "train", tokenizer, sequence_length=SEQUENCE_LENGTH, cache_dir=Path(cache)
-        )
+        store = tokenize_domain(domain, "train", tokenizer, sequence_length=SEQUENCE_LENGTH, cache_dir=Path(cache))
         seconds = time.perf_counter() - started
         tokenising = peak.take()
         rows = 20_000
@@ -151,9 +147,7 @@ class _Peak:
 
 
 def _resident() -> tuple[float, float]:
-    fields = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
-    )
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return tuple(int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "VmRSS"))  # type: ignore[return-value]
 
 
@@ -179,9 +173,7 @@ def main() -> None:
         speed = measure_throughput(write_corpus(folder, 20), tokenizer, arguments.repeat)
         print(f"{os.cpu_count()} cores, vocabulary {arguments.vocab}, {speed['megabytes']:.0f} MB")
         print(f"  encode_batch     {speed['encode_batch_mb_per_second']:7.2f} MB/s")
-        print(
-            f"  tokenize_domain  {speed['tokenize_domain_mb_per_second']:7.2f} MB/s, ratio {speed['ratio']:.3f}"
-        )
+        print(f"  tokenize_domain  {speed['tokenize_domain_mb_per_second']:7.2f} MB/s, ratio {speed['ratio']:.3f}")
         heads = ("corpus MB", "tokens", "seconds", "tokenising MB", "reading MB", "rows/s")
         print("".join(f"{head:>14}" for head in heads))
         memory = {}
@@ -201,9 +193,7 @@ def main() -> None:
             print("".join(f"{cell:>14}" for cell in cells), flush=True)
             card.with_suffix(".jsonl").unlink()
     if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"throughput": speed, "memory": memory}, indent=1), encoding="utf-8"
-        )
+        arguments.out.write_text(json.dumps({"throughput": speed, "memory": memory}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

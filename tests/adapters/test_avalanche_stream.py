@@ -1,0 +1,80 @@
+"""Our blocks in Avalanche's hands; slow because importing Avalanche is."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lifelong.errors import UnknownNameError
+from lifelong.stream.memory import write_generation
+from lifelong.stream.packing import BlockStore, Collator, pack, write_blocks
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+T = 8
+STAGES = [("wiki", 200), ("news", 100), ("wiki", 40), ("bio", 300)]
+
+
+@pytest.fixture
+def adapter() -> Any:
+    return importlib.import_module("lifelong.adapters.avalanche")
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> list[BlockStore]:
+    return [
+        write_blocks(tmp_path / f"{i}.arrow", pack([np.arange(size * T) + 10_000 * i], T), 1 << 20)
+        for i, (_, size) in enumerate(STAGES)
+    ]
+
+
+def test_stages_are_experiences(adapter: Any, stores: list[BlockStore]) -> None:
+    from torch.utils.data import DataLoader
+
+    stages = [(name, store) for (name, _), store in zip(STAGES, stores, strict=True)]
+    benchmark = adapter.as_benchmark(stages, Collator("clm", T, pad_id=0), valid=stages[:1])
+    assert [len(experience.dataset) for experience in benchmark.train_stream] == [200, 100, 40, 300]
+    assert len(benchmark.test_stream) == 1
+    third = benchmark.train_stream[2].dataset
+    assert set(third.targets) == {0}
+    batch = next(iter(DataLoader(third, batch_size=4, collate_fn=third.collate_fn)))
+    assert batch["input_ids"].tolist() == [store.ids.tolist() for store in stores[2][:4]]
+    assert batch["domain_ids"].tolist() == [0] * 4
+    assert batch["labels"].shape == (4, T)
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "experience-balanced", "domain-balanced"])
+def test_our_policies_divide_as_those_of_avalanche(
+    adapter: Any, stores: list[BlockStore], tmp_path: Path, policy: str
+) -> None:
+    ours: Counter[int] = Counter()
+    theirs: Counter[int] = Counter()
+    for seed in range(20):
+        previous = None
+        for stage, ((name, _), store) in enumerate(zip(STAGES, stores, strict=True)):
+            memory = write_generation(
+                previous,
+                name,
+                store,
+                capacity_tokens=60 * T,
+                policy=policy,
+                seed=seed,
+                out=tmp_path / f"{seed}-{stage}",
+            )
+            previous = memory.path
+        ours.update({item.stage: item.blocks for item in memory.experiences})
+        rows = adapter.stored_rows(policy, STAGES, 60, seed=seed)
+        assert len(set(rows)) == len(rows) <= 60
+        theirs.update(stage for stage, _ in rows)
+    for stage in range(len(STAGES)):
+        assert ours[stage] / ours.total() == pytest.approx(theirs[stage] / theirs.total(), abs=0.05)
+
+
+def test_unsound_policy_is_refused(adapter: Any) -> None:
+    with pytest.raises(UnknownNameError, match="parametric"):
+        adapter.stored_rows("parametric", STAGES, 60)
