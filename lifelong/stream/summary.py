@@ -31,7 +31,7 @@ NUM_SAMPLES = 3
 SAMPLE_CHARACTERS = 300
 # signatures cost about a second per 3 MB: beyond this much text the rates are those of the beginning
 COMPARED_BYTES = 20_000_000
-OTHERS_BYTES = 1_000_000
+OTHERS_BYTES = 250_000
 
 
 @dataclass(frozen=True)
