@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,15 +28,25 @@ _WORD = re.compile(r"\w+")
 
 def minhash(text: str) -> Any:
     """MinHash of the word 5-grams of a text, case folded; None where it has fewer than five words."""
-    from datasketch import MinHash
-
-    words = _WORD.findall(text.lower())
+    words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())], dtype=np.uint64)
     if len(words) < SHINGLE_WORDS:
         return None
-    shingles = {" ".join(words[i : i + SHINGLE_WORDS]).encode() for i in range(len(words) - SHINGLE_WORDS + 1)}
-    signature = MinHash(num_perm=NUM_PERMUTATIONS, seed=1)
-    signature.update_batch(sorted(shingles))
+    length = len(words) - SHINGLE_WORDS + 1
+    shingles = np.zeros(length, dtype=np.uint64)
+    for offset in range(SHINGLE_WORDS):
+        # a polynomial in the hashes of the words, modulo 2^64; its upper half is what MinHash permutes
+        shingles = (shingles + words[offset : offset + length]) * np.uint64(0x9E3779B97F4A7C15)
+    signature = _empty_signature().copy()
+    signature.update_batch(np.unique(shingles >> np.uint64(32)).tolist())
     return signature
+
+
+@lru_cache(maxsize=1)
+def _empty_signature() -> Any:
+    from datasketch import MinHash
+
+    # shingles come hashed; drawing the permutations is slow, so every signature begins as a copy of this one
+    return MinHash(num_perm=NUM_PERMUTATIONS, seed=1, hashfunc=int)
 
 
 def folded_digest(text: str) -> int:

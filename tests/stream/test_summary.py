@@ -33,15 +33,15 @@ def _write(path: Path, texts: list[str]) -> None:
 
 def test_summary_counts_what_is_there(tokenizer: Any, known: Path, write_card: Callable[..., Domain]) -> None:
     texts = sentences(20, 400)
-    domain = write_card("d", [*texts, *texts[:40], texts[50].replace("the", "that", 1)], licence="CC0-1.0")
+    domain = write_card("d", [*texts, *texts[:40], *(text + " More." for text in texts[50:60])], licence="CC0-1.0")
     summary = describe_domain(domain, tokenizer)
     documents = [d for split in ("train", "valid", "test") for d in read_documents(domain, split)]
-    assert sum(summary.documents.values()) == len(documents) == 441
+    assert sum(summary.documents.values()) == len(documents) == 450
     assert sum(summary.bytes.values()) == sum(d.num_bytes for d in documents)
     assert summary.tokens == sum(len(tokenizer(d.text)["input_ids"]) for d in documents)
     assert summary.fertility == pytest.approx(summary.tokens / sum(len(d.text.split()) for d in documents))
-    assert summary.exact_duplicates == pytest.approx(40 / 441, abs=0.03)
-    assert summary.near_duplicates >= 1 / summary.compared
+    assert summary.exact_duplicates == pytest.approx(40 / 450, abs=0.03)
+    assert summary.near_duplicates == pytest.approx(10 / 450, abs=0.015)
     assert len(summary.samples) == 3
     assert summary.samples[0].startswith(texts[0][:50]) or summary.samples[0] in "".join(texts)
     assert any("dedup: near" in warning for warning in summary.warnings)
@@ -55,7 +55,7 @@ def test_overlap_with_known_domains_and_their_held_out_text(known: Path) -> None
     (known / "domains" / "old.yaml").write_text("source: {files: [old.jsonl]}", encoding="utf-8")
     (known / "domains" / "gone.yaml").write_text("source: {files: [gone.jsonl]}", encoding="utf-8")
     held_out = [d.text for d in read_documents(load_domain("old"), "valid")]
-    _write(known / "new.jsonl", [*sentences(22, 200), *held_out, texts[0].replace("the", "that", 1)] * 1)
+    _write(known / "new.jsonl", [*sentences(22, 200), *held_out, texts[0].replace("the", "that", 1)])
     card, summary = add_domain("new", files=["new.jsonl"], held_out=0.01, test=["new.jsonl"], valid=["new.jsonl"])
     found = {(overlap.domain, overlap.split): overlap.share for overlap in summary.overlaps}
     assert found["old", "valid"] == 1.0
