@@ -8,6 +8,7 @@ begins: 0 where the document does. Ids are kept in 16 bits where the vocabulary 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -144,8 +145,12 @@ class BlockStore(Sequence[Block]):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest that stands beside the blocks: source, tokenizer, settings, counts."""
-        return hashlib.sha256((self.path.parent / "manifest.json").read_bytes()).hexdigest()
+        """SHA-256 of what the blocks were made from: content of the source, tokenizer, settings.
+
+        Only for the stores of `tokenize_domain`, which keep a manifest beside the blocks.
+        """
+        manifest = json.loads((self.path.parent / "manifest.json").read_text(encoding="utf-8"))
+        return hashlib.sha256(json.dumps(manifest["settings"], sort_keys=True).encode()).hexdigest()
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each block [number of blocks]."""
