@@ -286,6 +286,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # threads that spin while they wait cost a factor of ten on a machine whose cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not _verbose:
         warnings.filterwarnings("ignore")
         logging.getLogger("torch").setLevel(logging.ERROR)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lifelong.errors import InputError, UnknownNameError, nearest
 from lifelong.plugins import plugin_names, shipped_folder
@@ -51,6 +52,18 @@ def parse_count(value: object) -> object:
             if number == int(number):
                 return int(number)
     return value
+
+
+def expand_variables(text: str) -> str:
+    """`$LIFELONG_DATA/x` with the variable's value.
+
+    Raises:
+        ValueError: the variable is not set.
+    """
+    expanded = os.path.expandvars(text)
+    if match := re.search(r"\$\{?(\w+)", expanded):
+        raise ValueError(f"the environment variable {match[1]} in {text!r} is not set")
+    return expanded
 
 
 def parse_fraction(value: object) -> object:
@@ -95,6 +108,11 @@ class ModelSection(Shape):
     revision: str | None = None
     family: str | None = None
     config: dict[str, Any] = {}
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _variables(cls, value: str | None) -> str | None:
+        return None if value is None else expand_variables(value)
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSection:

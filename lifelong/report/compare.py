@@ -29,7 +29,7 @@ class Comparison:
 def compare_runs(histories: Sequence[RunHistory]) -> Comparison:
     """Line up the metrics of several runs."""
     values = [compute_run(history) for history in histories]
-    names = [name for name in HEADLINE_METRICS] + ["total_tokens", "total_flops", "total_seconds"]
+    names = [*HEADLINE_METRICS, "total_tokens", "total_flops", "total_seconds"]
     differences = []
     for what, facts in (
         ("domains", [history.matrix.domains for history in histories]),

@@ -16,8 +16,8 @@ def write_figures(history: RunHistory, out: Path) -> None:
     ends = stage_ends(history)
     for column, name in enumerate(history.matrix.domains):
         values = [history.matrix.initial[column], *(row[column] for row in history.matrix.nats_per_token)]
-        points = [(x, y) for x, y in zip([0, *ends], values, strict=True) if y is not None]
-        axes.plot([x / 1e6 for x, _ in points], [y for _, y in points], marker="o", label=name)
+        known = [(x, y) for x, y in zip([0, *ends], values, strict=True) if y is not None]
+        axes.plot([x / 1e6 for x, _ in known], [y for _, y in known], marker="o", label=name)
     for end in ends:
         axes.axvline(end / 1e6, color="0.8", linewidth=0.8, zorder=0)
     axes.set(xlabel="tokens of training (millions)", ylabel="held-out loss (nats per token)", title=history.name)

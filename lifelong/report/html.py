@@ -89,7 +89,10 @@ def tiles(metrics: dict[str, float | None]) -> str:
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,)) -> str:
     """A plain table; every value is escaped."""
-    side = lambda index: " class=left" if index in left else ""  # noqa: E731
+
+    def side(index: int) -> str:
+        return " class=left" if index in left else ""
+
     head = "".join(f"<th{side(i)}>{escape(text)}</th>" for i, text in enumerate(headings))
     body = "".join(
         "<tr>" + "".join(f"<td{side(i)}>{escape(str(value))}</td>" for i, value in enumerate(row)) + "</tr>"
@@ -209,8 +212,8 @@ def training_chart(history: RunHistory) -> str:
         start += record.tokens
     chart = Chart([x for _, c in curves for x, _ in c], [y for _, c in curves for _, y in c])
     legend = [(name, COLOURS[i % len(COLOURS)]) for i, (name, _) in enumerate(curves)]
-    for (name, colour), (_, points) in zip(legend, curves, strict=True):
-        chart.line(points, colour, dots=False, label=name)
+    for (name, colour), (_, drawn) in zip(legend, curves, strict=True):
+        chart.line(drawn, colour, dots=False, label=name)
     rows = []
     for record, points in zip(history.stages, history.train, strict=True):
         train = [point for point in points if point.phase == "train"]
