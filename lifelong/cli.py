@@ -231,6 +231,123 @@ def report(
         _print(comparison_table(comparison))
 
 
+@domain_app.command("add")
+def domain_add(
+    name: Annotated[str, typer.Argument(help="Name of the domain.")],
+    files: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Training files; may be repeated.")] = None,
+    valid: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Held-out files; else cut by hash.")] = None,
+    test: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Test files.")] = None,
+    hub: Annotated[str | None, typer.Option(metavar="ID", help="Data set on the Hugging Face hub.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the hub data set.")] = None,
+    python_text: Annotated[str | None, typer.Option(metavar="KIND", help="Text installed with Python.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field that holds the text.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the corpus.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the card goes.")] = Path("domains"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write a card after reading the corpus, and show what it holds."""
+    from lifelong.stream.summary import add_domain
+
+    quiet_libraries()
+    settings = {"config": config, "revision": revision, "text_field": text_field, "licence": licence}
+    card, summary = add_domain(
+        name,
+        files=files or (),
+        valid=valid or (),
+        test=test or (),
+        hub=hub,
+        python_text=python_text,
+        out=out,
+        tokenizer=_tokenizer(tokenizer),
+        **{key: value for key, value in settings.items() if value is not None},
+    )
+    _show_summary(summary, as_json)
+    if not as_json:
+        typer.echo(f"card: {card}")
+
+
+@domain_app.command("list")
+def domain_list() -> None:
+    """Every known card."""
+    from rich.table import Table
+
+    from lifelong.stream.summary import list_domains
+
+    table = Table()
+    for heading in ("domain", "licence", "source"):
+        table.add_column(heading, overflow="fold")
+    for entry in list_domains():
+        fault = entry.get("fault")
+        described = f"broken: {fault}" if fault else str(entry.get("source") or entry.get("card") or "")
+        table.add_row(str(entry["name"]), str(entry.get("licence") or "not stated"), described)
+    _print(table)
+
+
+@domain_app.command("show")
+def domain_show(
+    card: Annotated[str, typer.Argument(metavar="CARD")],
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Documents, bytes, samples, repeats and overlap with other domains."""
+    from lifelong.stream.domain import load_domain
+    from lifelong.stream.summary import describe_domain
+
+    quiet_libraries()
+    _show_summary(describe_domain(load_domain(card), _tokenizer(tokenizer)), as_json)
+
+
+@domain_app.command("check")
+def domain_check(cards: Annotated[list[str], typer.Argument(metavar="CARD...")]) -> None:
+    """Read every document of the named domains once; what looks unwise is listed."""
+    from lifelong.stream.domain import load_domain
+    from lifelong.stream.summary import describe_domain
+
+    quiet_libraries()
+    for card in cards:
+        summary = describe_domain(load_domain(card))
+        typer.echo(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
+        for warning in summary.warnings:
+            typer.echo(f"  ! {warning}")
+
+
+def _tokenizer(source: str | None) -> Any:
+    if source is None:
+        return None
+    from lifelong.stream.tokenize import load_tokenizer
+
+    return load_tokenizer(source)
+
+
+def _show_summary(summary: Any, as_json: bool) -> None:
+    """A domain as a table for 80 columns, its samples and its warnings."""
+    if as_json:
+        typer.echo(json.dumps(summary.to_json(), indent=1))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=summary.name, show_header=False)
+    for split, count in summary.documents.items():
+        table.add_row(split, f"{count:,} documents, {summary.bytes[split]:,} bytes")
+    table.add_row("licence", summary.licence or "not stated")
+    if summary.tokens is not None:
+        table.add_row(
+            "tokens", f"{summary.tokens:,}; {summary.fertility:.2f} a word, {summary.bytes_per_token:.2f} bytes each"
+        )
+    table.add_row("exact repeats", f"{summary.exact_duplicates:,} of {summary.compared:,} documents compared")
+    table.add_row("near repeats", f"{summary.near_duplicates:,} of {summary.compared:,} documents compared")
+    for overlap in summary.overlaps:
+        table.add_row("overlap", f"{overlap.share:.1%} with {overlap.domain} ({overlap.split})")
+    _print(table)
+    for sample in summary.samples:
+        _print(Text("  " + " ".join(str(sample).split())[:160], style="dim"))
+    for warning in summary.warnings:
+        typer.echo(f"! {warning}")
+
+
 LISTS = {
     "domains": "corpora", "families": "architectures that can grow", "methods": "continual-learning methods",
     "metrics": "metrics of a run", "recipes": "experiments",

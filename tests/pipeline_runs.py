@@ -1,0 +1,51 @@
+"""Small corpora and recipes for tests of whole runs."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+WORDS = {
+    "sea": ["wave", "ship", "sail", "salt", "harbour", "tide", "gull", "anchor", "storm", "deck", "rope", "captain"],
+    "farm": ["field", "cow", "plough", "barn", "wheat", "hen", "tractor", "fence", "milk", "soil", "seed", "harvest"],
+    "law": ["court", "judge", "statute", "appeal", "contract", "clause", "party", "evidence", "ruling", "tort", "writ", "fee"],
+    "town": ["street", "shop", "tram", "square", "bridge", "lamp", "market", "crowd", "tower", "bell", "clock", "gate"],
+}
+
+
+def write_domain(folder: Path, name: str, documents: int = 60) -> Path:
+    """A corpus of random sentences over a domain's own words, and its card."""
+    draw = random.Random(name)
+    for split, count in (("train", documents), ("valid", 6), ("test", 6)):
+        with (folder / f"{name}.{split}.jsonl").open("w") as stream:
+            for _ in range(count):
+                text = ". ".join(" ".join(draw.choices(WORDS[name], k=7)) for _ in range(8))
+                stream.write(json.dumps({"text": f"The {name}: {text}."}) + "\n")
+    card = folder / f"{name}.yaml"
+    sources = ", ".join(
+        f"{key}: [{name}.{split}.jsonl]" for key, split in (("files", "train"), ("valid", "valid"), ("test", "test"))
+    )
+    card.write_text(f"name: {name}\nsource: {{{sources}}}\nlicence: CC0-1.0\n")
+    return card
+
+
+def recipe_data(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Two stages, the second grows; inheritance and replay on."""
+    cards = {name: str(folder / f"{name}.yaml") for name in WORDS}
+    data = {
+        "name": "tiny",
+        "model": {"family": "llama", "layers": 2, "hidden_size": 24, "heads": 2, "intermediate_size": 40},
+        "tokenizer": {"train": {"kind": "bpe", "vocab_size": 320}},
+        "sequence_length": 32,
+        "stages": [
+            {"domain": cards["sea"], "tokens": 4000},
+            {"domain": cards["farm"], "tokens": 4000, "expand": {"layers": 3, "hidden_size": 36, "heads": 3}},
+        ],
+        "inherit": {"alpha": 0.5, "until": 0.5},
+        "replay": {"memory_tokens": 2000, "share": 0.25},
+        "train": {"learning_rate": 3e-3, "per_device_train_batch_size": 8, "logging_steps": 2, "use_cpu": True},
+        "evaluate": {"tokens": 600},
+    }
+    return {**data, **changes}

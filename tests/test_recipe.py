@@ -1,0 +1,110 @@
+import pytest
+
+from lifelong.errors import InputError
+from lifelong.plugins import shipped_folder
+from lifelong.recipe import known_recipes, load_recipe, parse_recipe
+
+GOOD = {
+    "name": "x",
+    "model": {"family": "llama", "layers": 2},
+    "tokenizer": {"train": {"vocab_size": "2k"}},
+    "stages": [{"domain": "a", "tokens": "1.5M"}],
+}
+
+
+def test_counts_and_fractions_are_read():
+    recipe = parse_recipe({**GOOD, "replay": {"share": "20%"}, "budget": {"a": "2%"}})
+    assert recipe.stages[0].tokens == 1_500_000
+    assert recipe.tokenizer.train.vocab_size == 2000
+    assert recipe.replay.share == 0.2
+    assert recipe.budget == {"a": 0.02}
+
+
+def test_every_error_is_reported_at_once_with_path_and_nearest_name():
+    data = {
+        **GOOD,
+        "sequence_lenght": 3,
+        "objective": "mml",
+        "stages": [{"domain": "a", "tokens": -1}, {"domian": "b", "tokens": 5}],
+    }
+    with pytest.raises(InputError) as caught:
+        parse_recipe(data)
+    text = str(caught.value)
+    assert "5 errors" in text
+    assert "sequence_lenght: unknown key; did you mean 'sequence_length'?" in text
+    assert "objective: input should be 'clm' or 'mlm', not 'mml'" in text
+    assert "stages[0].tokens: input should be greater than or equal to 1" in text
+    assert "stages[1].domian: unknown key; did you mean 'domain'?" in text
+    assert "stages[1].domain: is missing" in text
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"model": {}}, "name either `checkpoint`"),
+    ({"model": {"family": "lama"}}, "did you mean 'llama'"),
+    ({"model": {"checkpoint": "$NO_SUCH_VARIABLE/x"}}, "environment variable NO_SUCH_VARIABLE"),
+    ({"tokenizer": None}, "a model from random weights brings none"),
+    ({"methods": [{"name": "ewcc"}]}, "there is no method 'ewcc'"),
+    ({"budget": {"b": 0.1}}, "there is no stage with domain 'b'"),
+    ({"inherit": {"on": "replay"}}, "there is no `replay:` section"),
+    ({"inherit": {"alpha": 2}}, "inherit.alpha"),
+])  # fmt: skip
+def test_impossible_values_are_refused(changes, message):
+    with pytest.raises(InputError, match=message.replace("$", r"\$").replace("(", r"\(")):
+        parse_recipe({key: value for key, value in {**GOOD, **changes}.items() if value is not None})
+
+
+def test_overrides_reach_lists_and_remove_sections(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: r\nmodel: {family: llama}\ntokenizer: {train: {}}\nstages: [{domain: a, tokens: 1M}]\ninherit: {on: all}\n"
+    )
+    recipe = load_recipe(path, ["stages.0.tokens=2M", "inherit=null", "train.learning_rate=1e-3"])
+    assert recipe.stages[0].tokens == 2_000_000
+    assert recipe.inherit is None
+    assert recipe.train["learning_rate"] == 1e-3
+    for bad in ("stages.1.tokens=1", "name.x=1", "nothing"):
+        with pytest.raises(InputError, match="--set"):
+            load_recipe(path, [bad])
+
+
+def test_a_recipe_survives_yaml(tmp_path):
+    recipe = parse_recipe({**GOOD, "inherit": {"on": "new"}})
+    path = tmp_path / "again.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(path) == recipe
+    assert load_recipe(path).fingerprint == recipe.fingerprint
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(InputError, match="a recipe is a mapping"):
+        load_recipe(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="is no YAML"):
+        load_recipe(tmp_path / "broken.yaml")
+    with pytest.raises(InputError, match="did you mean 'quickstart'"):
+        load_recipe("quickstrat")
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_shipped_recipes_are_valid(name, monkeypatch):
+    """Every shipped recipe, its cards and its growth; hub checkpoints cannot be planned without a network."""
+    from lifelong.plugins import plugin_names  # noqa: F401
+    from lifelong.stream.domain import load_domain
+    from lifelong.train.arguments import check_train_section
+
+    monkeypatch.setenv("LIFELONG_DATA", "data")
+    recipe = load_recipe(shipped_folder("recipes") / f"{name}.yaml")
+    assert recipe.name == name
+    assert recipe.description
+    assert check_train_section(recipe.train) == []
+    for stage in recipe.stages:
+        load_domain(stage.domain)
+
+
+def test_all_train_keys_are_known_by_their_own_names():
+    from lifelong.train.arguments import check_train_section
+
+    assert check_train_section({"gradient_accumulation_steps": 2, "bf16": True}) == []
