@@ -261,9 +261,9 @@ def read_history(out: Path) -> RunHistory:
     recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
     stages = tuple(record for record in records if record.index >= 0)
     folders = [out / "stages" / record.name for record in stages]
-    domains = tuple(dict.fromkeys([*records[0].row, *(name for record in stages for name in record.row)]))
     initial = read_losses(out / INITIAL / "losses.json")
     losses = tuple(read_losses(folder / "losses.json") for folder in folders)
+    domains = tuple(dict.fromkeys(loss.domain for row in (initial, *losses) for loss in row))
     curves = [read_json(folder / "history.json") for folder in folders]
     samples = [read_json(folder / "samples.json") for folder in (out / INITIAL, *folders)]
     return RunHistory(

@@ -35,7 +35,7 @@ from lifelong.errors import InputError, Interrupted, LifelongError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import model_shape, new_config, plan_expansion
-from lifelong.ledger import INITIAL, Ledger, read_history, read_records, write_losses
+from lifelong.ledger import INITIAL, Ledger, read_history, read_losses, read_records, write_losses
 from lifelong.metrics import compute_all
 from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, parse_recipe
 from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult, StageRecord
@@ -343,7 +343,7 @@ def begin(
     `domains` are those of the stages to come; the earlier ones are known to the ledger.
     """
     by_name = {domain.name: domain for domain in domains}
-    columns = list(dict.fromkeys([*(name for record in ledger.records for name in record.row), *by_name]))
+    columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
     tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
     for name in columns:
         folder = ledger.out / "heldout" / name
@@ -369,6 +369,12 @@ def begin(
     write_json(work / "samples.json", [asdict(sample) for sample in samples])
     ledger.commit(work, initial_record(recipe, model, tokenizer, losses), [ledger.out / "heldout"])
     return context, model
+
+
+def known_columns(ledger: Ledger) -> list[str]:
+    """Domains that have been evaluated, in the order in which the stream met them."""
+    rows = [read_losses(ledger.stage_folder(record) / "losses.json") for record in ledger.records]
+    return list(dict.fromkeys(loss.domain for row in rows for loss in row))
 
 
 def initial_record(

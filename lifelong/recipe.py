@@ -374,7 +374,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if last:
             node[index] = value
         else:
-            if isinstance(node, dict) and not isinstance(node.get(index), (dict, list)):
+            if isinstance(node, dict) and node.get(index) is None:
                 node[index] = {}
             node = node[index]
 
