@@ -180,8 +180,8 @@ def evaluate_cards(
         or sequence_length < 8
     ):
         raise InputError(
-            f"evaluate: --objective is clm or mlm ({objective!r}), --split valid or test ({split!r}), --tokens a number "
-            f"like 100k ({tokens!r}), --sequence-length at least 8 ({sequence_length})"
+            f"evaluate: --objective is clm or mlm ({objective!r}), --split valid or test ({split!r}), --tokens a "
+            f"number like 100k ({tokens!r}), --sequence-length at least 8 ({sequence_length})"
         )
     source = model
     if (Path(model) / "ledger.jsonl").is_file():
@@ -446,7 +446,8 @@ def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         return auto.from_config(config)
     except (ValueError, KeyError) as error:
         raise InputError(
-            f"model.family: {recipe.model.family!r} has no head for objective {recipe.objective!r}: {' '.join(str(error).split())[:200]}"
+            f"model.family: {recipe.model.family!r} has no head for objective {recipe.objective!r}: "
+            f"{' '.join(str(error).split())[:200]}"
         ) from None
 
 
@@ -475,7 +476,8 @@ def check_fits(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and recipe.sequence_length > positions:
         raise InputError(
-            f"sequence_length: {recipe.sequence_length} is longer than the {positions} positions of {recipe.model.checkpoint!r}"
+            f"sequence_length: {recipe.sequence_length} is longer than the {positions} positions of "
+            f"{recipe.model.checkpoint!r}"
         )
     if recipe.objective == "mlm" and tokenizer.mask_token_id is None:
         raise InputError("objective: mlm needs a tokenizer with a mask token, this one has none")

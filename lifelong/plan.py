@@ -150,7 +150,7 @@ def plan_table(plan: RunPlan) -> Table:
             f"{stage.replay_share:.0%}", f"{stage.flops / 1e15:.3g}",
         )  # fmt: skip
     table.add_row(
-        "all", "", "", "", f"{sum(s.tokens for s in plan.stages) / 1e6:.2f}M", str(sum(s.steps for s in plan.stages)), "",
-        f"{sum(s.flops for s in plan.stages) / 1e15:.3g}", end_section=True,
+        "all", "", "", "", f"{sum(s.tokens for s in plan.stages) / 1e6:.2f}M",
+        str(sum(s.steps for s in plan.stages)), "", f"{sum(s.flops for s in plan.stages) / 1e15:.3g}",
     )  # fmt: skip
     return table

@@ -184,8 +184,8 @@ class StageRun:
         if expand.mode == "exact" and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
             raise BrokenPromiseError(
                 f"stage {self.name}: the grown model does not compute the same function: logits differ by "
-                f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss by "
-                f"{drift:.1e} nats; nothing was committed"
+                f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss "
+                f"by {drift:.1e} nats; nothing was committed"
             )
         save_model(grown, self.context.tokenizer, folder / "model")
         write_json(folder / "expansion.json", {**report.to_json(), "map": mapping.to_json()})
@@ -323,8 +323,8 @@ class StageRun:
             teacher_model = load_model(inherit.teacher, self.recipe.objective)
         if teacher_model.config.vocab_size != previous.config.vocab_size:
             raise InputError(
-                f"inherit.teacher: {inherit.teacher!r} has a vocabulary of {teacher_model.config.vocab_size} tokens, the "
-                f"student of {previous.config.vocab_size}; a teacher must use the student's tokenizer"
+                f"inherit.teacher: {inherit.teacher!r} has a vocabulary of {teacher_model.config.vocab_size} tokens, "
+                f"the student of {previous.config.vocab_size}; a teacher must use the student's tokenizer"
             )
         schedule = make_schedule(inherit.schedule, alpha=inherit.alpha, until=inherit.until)
         return Inheritor(
@@ -420,7 +420,7 @@ class StageRun:
             raise BrokenPromiseError(
                 f"stage {self.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
                 + "\n  ".join(broken)
-                + "\n  raise replay.share or replay.memory_tokens, lower train.learning_rate, or give the stage fewer tokens"
+                + "\n  raise replay.share or replay.memory_tokens, lower train.learning_rate, or train on fewer tokens"
             )
 
     def _commit(self, model: PreTrainedModel, losses: Sequence[DomainLoss], corpus: Any) -> StageRecord:

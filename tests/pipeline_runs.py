@@ -10,7 +10,20 @@ from typing import Any
 WORDS = {
     "sea": ["wave", "ship", "sail", "salt", "harbour", "tide", "gull", "anchor", "storm", "deck", "rope", "captain"],
     "farm": ["field", "cow", "plough", "barn", "wheat", "hen", "tractor", "fence", "milk", "soil", "seed", "harvest"],
-    "law": ["court", "judge", "statute", "appeal", "contract", "clause", "party", "evidence", "ruling", "tort", "writ", "fee"],
+    "law": [
+        "court",
+        "judge",
+        "statute",
+        "appeal",
+        "contract",
+        "clause",
+        "party",
+        "evidence",
+        "ruling",
+        "tort",
+        "writ",
+        "fee",
+    ],
     "town": ["street", "shop", "tram", "square", "bridge", "lamp", "market", "crowd", "tower", "bell", "clock", "gate"],
 }
 

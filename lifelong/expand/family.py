@@ -66,8 +66,8 @@ class Family:
         found = [(role, match) for role in self.tensors if (match := role.regex().match(parameter))]
         if len(found) != 1:
             raise ExpansionError(
-                f"family {self.name!r}: parameter {parameter!r} is matched by {len(found)} entries of its table, not by "
-                "one; the checkpoint is no plain member of this family"
+                f"family {self.name!r}: parameter {parameter!r} is matched by {len(found)} entries of its table, "
+                "not by one; the checkpoint is no plain member of this family"
             )
         role, match = found[0]
         layer = match.groupdict().get("layer")

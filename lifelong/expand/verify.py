@@ -54,7 +54,8 @@ def verify(small: Any, grown: Any, exact: Any, plan: ExpansionPlan) -> Expansion
     """Compare both models on random tokens in three precisions.
 
     `exact` is the grown model with float64 weights: a weight scaled by sqrt(D/d) and stored in float32 moves
-    the logits by float32 rounding, which says nothing about the map. Only the logits of the old vocabulary are compared: new tokens have nothing to be compared with.
+    the logits by float32 rounding, which says nothing about the map. Only the logits of the old vocabulary are
+    compared: new tokens have nothing to be compared with.
     """
     generator = torch.Generator().manual_seed(VERIFY_SEED)
     positions = getattr(small.config, "max_position_embeddings", NUM_TOKENS)

@@ -80,7 +80,10 @@ def verdict(history: RunHistory) -> str:
     if rise <= 0:
         return f"{text} Nothing was forgotten: every earlier domain ended at or below its best so far."
     mean = sum(rise for _, rise in rises) / len(rises)
-    return f"{text} Earlier domains ended {mean:+.3f} nats from their best on average; the worst is {worst} ({rise:+.3f} nats, perplexity {math.expm1(rise):+.1%})."
+    return (
+        f"{text} Earlier domains ended {mean:+.3f} nats from their best on average; the worst is {worst} "
+        f"({rise:+.3f} nats, perplexity {math.expm1(rise):+.1%})."
+    )
 
 
 def metric_rows(metrics: dict[str, float | None]) -> list[tuple[str, str, str, str]]:

@@ -49,6 +49,7 @@ def markdown(history: RunHistory) -> str:
     for item in check_expectations(history, metrics):
         lines += [
             "",
-            f"Expected {item.metric} = {item.expected:g} ± {item.tolerance}: {item.value}, {'met' if item.met else 'not met'}.",
+            f"Expected {item.metric} = {item.expected:g} ± {item.tolerance}: {item.value}, "
+            f"{'met' if item.met else 'not met'}.",
         ]
     return "\n".join(lines) + "\n"
