@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 the input is wrong; 3 a verification or a forgetting budge
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -70,7 +71,8 @@ def run(
     from lifelong.pipeline import run_recipe
     from lifelong.report.progress import RichObserver
 
-    result = run_recipe(loaded, out or Path("runs") / loaded.name, None if as_json else RichObserver())
+    with contextlib.closing(RichObserver()) as display:
+        result = run_recipe(loaded, out or Path("runs") / loaded.name, None if as_json else display)
     _finish(Path(result.out), as_json)
 
 
@@ -89,8 +91,10 @@ def extend(
     from lifelong.pipeline import extend_run
     from lifelong.report.progress import RichObserver
 
-    observer = None if as_json else RichObserver()
-    result = extend_run(run_folder, domain, tokens=tokens, overrides=overrides or (), observer=observer)
+    with contextlib.closing(RichObserver()) as display:
+        result = extend_run(
+            run_folder, domain, tokens=tokens, overrides=overrides or (), observer=None if as_json else display
+        )
     _finish(Path(result.out), as_json)
 
 

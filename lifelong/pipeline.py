@@ -70,9 +70,9 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
         Interrupted: a signal asked to stop; everything is saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if not (Path(out) / "ledger.jsonl").exists():
+        check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
     with Ledger.open(Path(out)) as ledger, stop_on_signals() as stop:
-        if not ledger.records:
-            check_recipe(recipe)
         claim(ledger.out, recipe)
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
@@ -232,6 +232,8 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     with collecting(lines):
         make_methods([(method.name, method.settings()) for method in recipe.methods])
     with collecting(lines):
+        if recipe.model.checkpoint is not None and start == 0:
+            config = load_config(recipe.model.checkpoint, recipe.model.revision)
         check_growth(recipe, start, config)
     for card in dict.fromkeys(stage.domain for stage in recipe.stages[start:]):
         with collecting(lines):
@@ -257,11 +259,7 @@ def check_growth(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     """
     if not any(stage.expand for stage in recipe.stages[start:]):
         return
-    if config is not None:
-        pass
-    elif recipe.model.checkpoint is not None:
-        config = load_config(recipe.model.checkpoint, recipe.model.revision)
-    else:
+    if config is None:
         config = fresh_config(recipe, vocab_size=recipe.tokenizer_size or 512)
     for index, stage in enumerate(recipe.stages[start:], start):
         if stage.expand is not None:

@@ -23,14 +23,16 @@ def sample_texts(
         return []
     training = model.training
     model.eval()
+    positions = getattr(model.config, "max_position_embeddings", None) or PROMPT_TOKENS + NEW_TOKENS
+    prompt_tokens = min(PROMPT_TOKENS, positions // 2)
     samples = []
     for heldout in heldouts:
         for index in range(min(num_samples, len(heldout))):
-            ids = torch.as_tensor(heldout.ids(index)[:PROMPT_TOKENS].astype("int64"), device=model.device)[None]
+            ids = torch.as_tensor(heldout.ids(index)[:prompt_tokens].astype("int64"), device=model.device)[None]
             output = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=NEW_TOKENS,
+                max_new_tokens=min(NEW_TOKENS, positions - prompt_tokens),
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
