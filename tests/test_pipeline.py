@@ -318,3 +318,14 @@ def test_a_vocabulary_that_does_not_fit_is_refused(cards, tmp_path, finished):
         InputError, match=r"room for 100; use the model's own tokenizer, or grow it first: lifelong expand"
     ):
         run_recipe(parse_recipe(data), tmp_path / "run")
+
+
+def test_the_result_does_not_depend_on_how_a_step_is_cut_into_micro_batches(cards, finished, tmp_path):
+    data = recipe_data(cards)
+    data["train"] = {**data["train"], "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    split = run_recipe(parse_recipe(data), tmp_path / "run").matrix
+    whole = read_history(finished).matrix
+    for one, other in zip(split.nats_per_token, whole.nats_per_token, strict=True):
+        assert one == pytest.approx(other, abs=2e-3)
+    first = [read_history(out).train[0][0].loss for out in (tmp_path / "run", finished)]
+    assert first[0] == pytest.approx(first[1], abs=1e-5)
