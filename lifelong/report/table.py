@@ -66,8 +66,8 @@ def cost_table(history: RunHistory) -> Table:
         table.add_row(
             phase,
             f"{cost.tokens:,}",
-            f"{cost.flops / 1e15:.3f}",
-            f"{cost.teacher_flops / 1e15:.3f}",
+            f"{cost.flops / 1e15:.3g}",
+            f"{cost.teacher_flops / 1e15:.3g}",
             f"{cost.seconds:.1f}",
         )
     return table
