@@ -26,8 +26,8 @@ main{max-width:900px;margin:0 auto;padding:28px 18px 60px}h1{font-size:26px;marg
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:7px 12px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 tr:last-child>*{border-bottom:0}th:first-child,td:first-child,td.left,th.left{text-align:left}th{font-weight:600;color:var(--soft);font-size:13px}
-td.left{white-space:normal;min-width:7em}td small{color:var(--soft);margin-left:6px}td.own{font-weight:700;box-shadow:inset 3px 0 0 var(--ink)}
-svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:var(--soft)}svg .grid{stroke:var(--line)}svg .mark{stroke:var(--soft);stroke-dasharray:3 3}
+td.left{white-space:normal;min-width:7em}td.left:last-child:not(:first-child){min-width:17em}td small{color:var(--soft);margin-left:6px}td.own{font-weight:700;box-shadow:inset 3px 0 0 var(--ink)}
+svg{display:block;width:100%;min-width:540px;height:auto;font:12px system-ui,sans-serif}svg text{fill:var(--soft)}svg .grid{stroke:var(--line)}svg .mark{stroke:var(--soft);stroke-dasharray:3 3}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;padding:8px 12px;font-size:13px}.legend i{display:inline-block;width:18px;height:3px;margin-right:6px;vertical-align:middle}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px;font-size:12.5px;margin:6px 0}
 details{margin:8px 0}summary{cursor:pointer}code{font-size:12.5px;overflow-wrap:anywhere}
