@@ -218,7 +218,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """One run, or a comparison of several; checks what the recipe expects."""
-    from lifelong.ledger import read_history
+    from lifelong.history import read_history
 
     if len(runs) == 1:
         from lifelong.report import write_report
@@ -428,7 +428,7 @@ def _print(renderable: Any) -> None:
 
 def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None:
     """Show the matrix and the metrics of a run, and whether it met its recipe's expectations."""
-    from lifelong.ledger import read_history
+    from lifelong.history import read_history
     from lifelong.report import matrix_json
     from lifelong.report.table import run_tables
 

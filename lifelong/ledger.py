@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from lifelong.checkpoint import (
     file_hash,
@@ -29,16 +29,7 @@ from lifelong.checkpoint import (
     write_text,
 )
 from lifelong.errors import CorruptionError, InputError
-from lifelong.records import (
-    DomainLoss,
-    ExpansionReport,
-    LossMatrix,
-    ProbePoint,
-    RunHistory,
-    Sample,
-    StageRecord,
-    TrainPoint,
-)
+from lifelong.records import StageRecord
 
 INITIAL = "initial"
 
@@ -242,108 +233,6 @@ def _foreign_files(out: Path, expected: Mapping[str, str]) -> Iterator[str]:
             name = path.relative_to(out).as_posix()
             if path.is_file() and name not in expected and path.name != "record.json":
                 yield f"{name}: does not belong to the run"
-
-
-def read_history(out: Path) -> RunHistory:
-    """Everything a report needs, from the committed stages alone.
-
-    Raises:
-        InputError: not a run folder, or nothing is committed yet.
-        CorruptionError: a committed file is damaged.
-    """
-    import yaml
-
-    if not (out / "ledger.jsonl").is_file():
-        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
-    records = read_records(out)
-    if not records:
-        raise InputError(f"{str(out)!r}: nothing is committed yet, so there is nothing to report")
-    recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
-    stages = tuple(record for record in records if record.index >= 0)
-    folders = [out / "stages" / record.name for record in stages]
-    initial = read_losses(out / INITIAL / "losses.json")
-    losses = tuple(read_losses(folder / "losses.json") for folder in folders)
-    domains = tuple(dict.fromkeys(loss.domain for row in (initial, *losses) for loss in row))
-    curves = [read_json(folder / "history.json") for folder in folders]
-    samples = [read_json(folder / "samples.json") for folder in (out / INITIAL, *folders)]
-    return RunHistory(
-        name=recipe["name"],
-        path=str(out),
-        recipe=recipe,
-        environment=read_json(out / "environment.json"),
-        stages=stages,
-        unfinished=tuple(
-            stage_name(index, Path(section["domain"]).stem)
-            for index, section in enumerate(recipe["stages"])
-            if index >= len(stages)
-        ),
-        matrix=loss_matrix(domains, stages, initial, losses),
-        initial_losses=initial,
-        losses=losses,
-        train=tuple(tuple(TrainPoint(**point) for point in curve["train"]) for curve in curves),
-        probes=tuple(tuple(ProbePoint(**point) for point in curve["probes"]) for curve in curves),
-        expansions=tuple(
-            ExpansionReport.from_json(record.expansion) if record.expansion else None for record in stages
-        ),
-        samples=tuple(Sample(**sample) for group in samples for sample in group),
-    )
-
-
-def loss_matrix(
-    domains: tuple[str, ...],
-    stages: Sequence[StageRecord],
-    initial: Sequence[DomainLoss],
-    losses: Sequence[Sequence[DomainLoss]],
-) -> LossMatrix:
-    """Arrange held-out losses as R[t][k]."""
-
-    def row(group: Sequence[DomainLoss], value: str) -> tuple[Any, ...]:
-        by_domain = {loss.domain: getattr(loss, value) for loss in group}
-        return tuple(by_domain.get(domain) for domain in domains)
-
-    return LossMatrix(
-        domains=domains,
-        stages=tuple(record.name for record in stages),
-        stage_domains=tuple(domains.index(record.domain) for record in stages),
-        initial=row(initial, "nats_per_token"),
-        nats_per_token=tuple(row(group, "nats_per_token") for group in losses),
-        bits_per_byte=tuple(row(group, "bits_per_byte") for group in losses),
-        tokens=tuple(row(group, "tokens") for group in losses),
-        initial_bits_per_byte=row(initial, "bits_per_byte"),
-    )
-
-
-def write_losses(path: Path, losses: Sequence[DomainLoss]) -> None:
-    """Held-out losses with their per-document sums."""
-    write_json(
-        path,
-        [
-            {
-                "domain": loss.domain,
-                "nats": loss.nats,
-                "tokens": loss.tokens,
-                "bytes": loss.bytes,
-                "document_nats": list(loss.document_nats),
-                "document_tokens": list(loss.document_tokens),
-                "seconds": 0.0,
-            }
-            for loss in losses
-        ],
-    )
-
-
-def read_losses(path: Path) -> tuple[DomainLoss, ...]:
-    """Inverse of `write_losses`."""
-    return tuple(
-        DomainLoss(
-            **{
-                **item,
-                "document_nats": tuple(item["document_nats"]),
-                "document_tokens": tuple(item["document_tokens"]),
-            }
-        )
-        for item in read_json(path)
-    )
 
 
 def _canonical(record: StageRecord) -> str:

@@ -11,46 +11,38 @@ import os
 import platform
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong.checkpoint import (
     load_config,
     load_model,
     remove_tree,
-    weights_fingerprint,
-    whole_folder,
     write_json,
     write_text,
 )
 from lifelong.errors import InputError, Interrupted, LifelongError
 from lifelong.evaluate.perplexity import evaluate_domain
-from lifelong.evaluate.samples import sample_texts
-from lifelong.expand import model_shape, new_config, plan_expansion
-from lifelong.ledger import INITIAL, Ledger, read_history, read_losses, read_records, write_losses
+from lifelong.expand import plan_expansion
+from lifelong.history import read_history
+from lifelong.initial import begin, fresh_config, last_model, package_versions
+from lifelong.ledger import Ledger, read_records
 from lifelong.metrics import compute_all
 from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, parse_recipe
-from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult, StageRecord
+from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult
 from lifelong.report import write_report
-from lifelong.stage import RunContext, StageRun, loss_row
+from lifelong.stage import StageRun
 from lifelong.stream.collator import Collator
-from lifelong.stream.domain import Domain, load_domain
+from lifelong.stream.domain import load_domain
 from lifelong.stream.heldout import write_heldout
-from lifelong.stream.tokenize import load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from lifelong.stream.tokenize import load_tokenizer
 from lifelong.train.arguments import check_train_section
-from lifelong.train.compute import num_parameters
 from lifelong.train.method import make_methods
 from lifelong.train.stage_trainer import StopRequest
-
-PACKAGES = ("lifelong", "torch", "transformers", "datasets", "tokenizers", "accelerate", "safetensors")
 
 
 def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserver | None = None) -> RunResult:
@@ -319,173 +311,6 @@ def environment() -> dict[str, Any]:
         "packages": package_versions(),
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide a run's figures."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
-
-
-# --- the beginning of a run ---------------------------------------------------------------------------------
-
-
-def begin(
-    ledger: Ledger, recipe: Recipe, domains: Sequence[Domain], observer: RunObserver, stop: StopRequest
-) -> tuple[RunContext, PreTrainedModel | None]:
-    """Tokenizer, held-out documents and row -1; the initial model too where it had to be made.
-
-    `domains` are those of the stages to come; the earlier ones are known to the ledger.
-    """
-    by_name = {domain.name: domain for domain in domains}
-    columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
-    tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
-    for name in columns:
-        folder = ledger.out / "heldout" / name
-        if not folder.exists():
-            write_heldout(by_name[name], recipe.evaluate.split, tokenizer, recipe.evaluate.tokens, folder)
-    context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop)
-    if ledger.records:
-        return context, None
-    model = initial_model(recipe, tokenizer)
-    observer.phase_started("evaluate", 0)
-    losses = context.evaluate(model)
-    observer.evaluated(-1, losses)
-    work = ledger.work_folder(INITIAL)
-    write_losses(work / "losses.json", losses)
-    samples = sample_texts(
-        model,
-        tokenizer,
-        context.heldouts,
-        stage=-1,
-        objective=recipe.objective,
-        num_samples=recipe.evaluate.samples,
-    )
-    write_json(work / "samples.json", [asdict(sample) for sample in samples])
-    ledger.commit(work, initial_record(recipe, model, tokenizer, losses), [ledger.out / "heldout"])
-    return context, model
-
-
-def known_columns(ledger: Ledger) -> list[str]:
-    """Domains that have been evaluated, in the order in which the stream met them."""
-    rows = [read_losses(ledger.stage_folder(record) / "losses.json") for record in ledger.records]
-    return list(dict.fromkeys(loss.domain for row in rows for loss in row))
-
-
-def initial_record(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, losses: Any
-) -> StageRecord:
-    """The first line of a ledger: the model before the stream."""
-    return StageRecord(
-        index=-1,
-        name=INITIAL,
-        domain="",
-        parent="",
-        recipe_hash=recipe.fingerprint,
-        tokens=0,
-        shape=model_shape(model.config),
-        parameters=num_parameters(model),
-        cost={},
-        row=loss_row(losses),
-        fingerprints={"tokenizer": tokenizer_fingerprint(tokenizer), "model": weights_fingerprint(model)},
-        seeds={"model": recipe.seed},
-        versions=package_versions(),
-        files={},
-        committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-
-
-def prepare_tokenizer(
-    ledger: Ledger, recipe: Recipe, domains: Sequence[Domain], observer: RunObserver
-) -> PreTrainedTokenizerBase:
-    """The run's tokenizer: from its folder, or trained on the stream, or the checkpoint's own."""
-    folder = ledger.work_folder(INITIAL) / "tokenizer"
-    if ledger.records:
-        folder = ledger.out / INITIAL / "tokenizer"
-    if not folder.exists():
-        observer.phase_started("prepare", 0)
-        with whole_folder(folder) as partial:
-            make_tokenizer(recipe, domains).save_pretrained(partial)
-    return load_tokenizer(folder)
-
-
-def make_tokenizer(recipe: Recipe, domains: Sequence[Domain]) -> PreTrainedTokenizerBase:
-    """A tokenizer as the recipe says."""
-    section = recipe.tokenizer
-    if section is not None and section.train is not None:
-        return train_tokenizer(
-            domains,
-            kind=section.train.kind,
-            vocab_size=section.train.vocab_size,
-            max_bytes=section.train.max_bytes,
-            seed=recipe.seed,
-        )
-    source = section.checkpoint if section is not None else recipe.model.checkpoint
-    return load_tokenizer(str(source))
-
-
-def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model before the first stage.
-
-    Raises:
-        InputError: its vocabulary is smaller than the tokenizer's, or its positions end before a sequence does.
-    """
-    if recipe.model.checkpoint is not None:
-        model = load_model(recipe.model.checkpoint, recipe.objective, recipe.model.revision)
-        check_fits(recipe, model, tokenizer)
-        return model
-    transformers.set_seed(recipe.seed)
-    config = fresh_config(recipe, len(tokenizer), tokenizer)
-    auto = transformers.AutoModelForCausalLM if recipe.objective == "clm" else transformers.AutoModelForMaskedLM
-    try:
-        return auto.from_config(config)
-    except (ValueError, KeyError) as error:
-        raise InputError(
-            f"model.family: {recipe.model.family!r} has no head for objective {recipe.objective!r}: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from None
-
-
-def fresh_config(recipe: Recipe, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None = None) -> Any:
-    """Configuration of a model that starts from random weights."""
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
-    assert recipe.model.family is not None, "a recipe names a checkpoint or a family"
-    return new_config(
-        recipe.model.family,
-        vocab_size=recipe.model.vocab_size or vocab_size,
-        max_positions=recipe.sequence_length,
-        **ids,
-        **{axis: size for axis, size in recipe.model.sizes().items() if axis != "vocab_size"},
-        **recipe.model.config,
-    )
-
-
-def check_fits(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer or a sequence length that the model has no room for."""
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"tokenizer: has {len(tokenizer)} tokens, the model {recipe.model.checkpoint!r} room for "
-            f"{model.config.vocab_size}; use the model's own tokenizer, or grow it first: "
-            f"lifelong expand {recipe.model.checkpoint} OUT --vocab-size {len(tokenizer)}"
-        )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and recipe.sequence_length > positions:
-        raise InputError(
-            f"sequence_length: {recipe.sequence_length} is longer than the {positions} positions of "
-            f"{recipe.model.checkpoint!r}"
-        )
-    if recipe.objective == "mlm" and tokenizer.mask_token_id is None:
-        raise InputError("objective: mlm needs a tokenizer with a mask token, this one has none")
-
-
-def last_model(ledger: Ledger, recipe: Recipe) -> PreTrainedModel:
-    """The model of the last committed stage."""
-    if not ledger.stages:
-        return initial_model(recipe, load_tokenizer(ledger.out / INITIAL / "tokenizer"))
-    return load_model(ledger.stage_folder(ledger.stages[-1]) / "model", recipe.objective)
 
 
 # --- stopping -----------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from typing import Any
 from rich.table import Table
 
 from lifelong.checkpoint import load_config
+from lifelong.context import meta_model
 from lifelong.expand import model_shape, plan_expansion
-from lifelong.pipeline import check_recipe, fresh_config
+from lifelong.initial import fresh_config
+from lifelong.pipeline import check_recipe
 from lifelong.recipe import InheritSection, Recipe
-from lifelong.stage import meta_model
 from lifelong.stream.domain import load_domain
 from lifelong.stream.mixing import stage_plan
 from lifelong.train.arguments import DEFAULTS, blocks_per_step, training_arguments

@@ -8,14 +8,13 @@ and its held-out documents.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lifelong.checkpoint import (
     load_config,
@@ -26,28 +25,26 @@ from lifelong.checkpoint import (
     whole_folder,
     write_json,
 )
+from lifelong.context import RunContext, loss_row, meta_model, replay_counts
 from lifelong.errors import BrokenPromiseError, InputError
-from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.evaluate.probes import probe_steps
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import grow, model_shape, plan_expansion
+from lifelong.history import read_losses, write_losses
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import OnlineTeacher
-from lifelong.ledger import Ledger, read_losses, stage_name, write_losses
-from lifelong.recipe import ExpandSection, Recipe, StageSection
+from lifelong.ledger import stage_name
+from lifelong.recipe import ExpandSection, StageSection
 from lifelong.records import (
     ComputeLedger,
     Cost,
     DomainLoss,
     ExpansionReport,
     ProbePoint,
-    RunObserver,
     StageRecord,
 )
-from lifelong.stream.collator import Collator
 from lifelong.stream.domain import Domain
-from lifelong.stream.heldout import Heldout
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
 from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
@@ -57,7 +54,6 @@ from lifelong.train.method import Method, StageContext, make_methods
 from lifelong.train.stage_trainer import (
     Phase,
     PhaseCurve,
-    StopRequest,
     load_methods,
     save_methods,
     train_phase,
@@ -65,58 +61,6 @@ from lifelong.train.stage_trainer import (
 
 FLOAT32_LOSS_TOLERANCE = 1e-4
 VERIFY_TOKENS = 2_000
-
-
-@dataclass
-class RunContext:
-    """What all stages of a run share. `columns` are the domains of the loss matrix, in stream order."""
-
-    recipe: Recipe
-    ledger: Ledger
-    columns: list[str]
-    tokenizer: PreTrainedTokenizerBase
-    versions: dict[str, str]
-    observer: RunObserver = field(default_factory=RunObserver)
-    stop: StopRequest = field(default_factory=StopRequest)
-
-    @property
-    def out(self) -> Path:
-        """The run folder."""
-        return self.ledger.out
-
-    @cached_property
-    def heldouts(self) -> list[Heldout]:
-        """Held-out documents of every domain, from the run folder."""
-        return [Heldout.open(self.out / "heldout" / name) for name in self.columns]
-
-    @property
-    def mask_id(self) -> int | None:
-        """Token that hides what a masked model must predict."""
-        return self.tokenizer.mask_token_id if self.recipe.objective == "mlm" else None
-
-    def collator(self, seed: int) -> Collator:
-        """Packed rows to batches, with the masks of `seed`."""
-        return Collator.for_tokenizer(self.tokenizer, self.recipe.objective, self.recipe.sequence_length, seed)
-
-    def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
-        """Held-out loss of every domain."""
-        return [self.evaluate_one(model, heldout) for heldout in self.heldouts]
-
-    def evaluate_one(self, model: PreTrainedModel, heldout: Heldout, tokens: int | None = None) -> DomainLoss:
-        """Held-out loss of one domain, on its first documents up to `tokens` where given."""
-        return evaluate_domain(
-            model,
-            heldout if tokens is None else heldout.head(tokens),
-            objective=self.recipe.objective,
-            sequence_length=self.recipe.sequence_length,
-            pad_id=pad_id(self.tokenizer),
-            mask_id=self.mask_id,
-        )
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token, or any other where there is none: padding is never attended to nor predicted."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
 
 
 class StageRun:
@@ -525,34 +469,3 @@ class StageRun:
         source = self._previous_source() if own else str(inherit.teacher)  # type: ignore[union-attr]
         teacher = meta_model(load_config(source), self.recipe.objective)
         return forward_flops_per_token(teacher, self.recipe.sequence_length, self.recipe.objective)
-
-
-def meta_model(config: Any, objective: str) -> PreTrainedModel:
-    """The shapes of a model without its weights."""
-    import torch
-    import transformers
-
-    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
-    with torch.device("meta"):
-        return auto.from_config(config)
-
-
-def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:
-    """A row of the loss matrix as the ledger keeps it."""
-    return {
-        loss.domain: {
-            "nats_per_token": loss.nats_per_token,
-            "bits_per_byte": loss.bits_per_byte,
-            "tokens": loss.tokens,
-        }
-        for loss in losses
-    }
-
-
-def replay_counts(curves: Sequence[PhaseCurve]) -> dict[str, int]:
-    """Replayed tokens by phase."""
-    counts: dict[str, int] = {}
-    for curve in curves:
-        for point in curve.train:
-            counts[point.phase] = counts.get(point.phase, 0) + point.replay_tokens
-    return counts

@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from lifelong.errors import BrokenPromiseError, InputError, Interrupted
-from lifelong.ledger import check_run, read_history, read_records
+from lifelong.history import read_history
+from lifelong.ledger import check_run, read_records
 from lifelong.pipeline import evaluate_cards, extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
