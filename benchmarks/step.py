@@ -47,9 +47,10 @@ def main() -> None:
         "segment_ids": torch.ones_like(ids),
         "position_ids": torch.arange(256).repeat(8, 1),
     }
-    teacher = OnlineTeacher(copy.deepcopy(model), "clm")
-    taught = Inheritor(teacher, make_schedule("constant", alpha=0.5), temperature=2.0)
-    silent = Inheritor(teacher, make_schedule("constant", alpha=0.0))
+    taught, silent = (
+        Inheritor(OnlineTeacher(copy.deepcopy(model), "clm"), make_schedule("constant", alpha=alpha), temperature=2.0)
+        for alpha in (0.5, 0.0)
+    )
 
     def plain() -> torch.Tensor:
         return model(input_ids=ids, labels=labels, use_cache=False).loss
