@@ -23,7 +23,7 @@ class RichObserver(RunObserver):
         self.console = console or Console()
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[detail]}"),
             console=self.console,
@@ -74,19 +74,19 @@ class RichObserver(RunObserver):
         now = time.monotonic()
         rate = (point.tokens - self.last_tokens) / max(now - self.last_time, 1e-9)
         self.last_tokens, self.last_time = point.tokens, now
-        detail = f"{rate / 1e3:.1f}k tok/s  loss {point.ce if point.ce is not None else point.loss:.3f}"
+        detail = f"{rate / 1e3:.1f}k tok/s loss {point.ce if point.ce is not None else point.loss:.3f}"
         if point.alpha:
-            detail += f"  kl {point.kl or 0:.3f}  alpha {point.alpha:.2f}"
+            detail += f" kl {point.kl or 0:.3f} alpha {point.alpha:.2f}"
         if self.console.is_terminal and self.phase_task is not None and self.stream_task is not None:
             left = (self.progress.tasks[-1].total or 0) - point.tokens
-            self.progress.update(self.phase_task, completed=point.tokens, detail=f"{detail}  eta {clock(left / rate)}")
+            self.progress.update(self.phase_task, completed=point.tokens, detail=f"{detail} eta {clock(left / rate)}")
             overall = self.done_tokens + (point.tokens if point.phase == "train" else 0)
             spent = self.trained_seconds + now - self.phase_started_at
             speed = max((self.trained_tokens + point.tokens) / max(spent, 1e-9), 1e-9)
             self.progress.update(
                 self.stream_task,
                 completed=overall,
-                detail=f"stage {self.stage + 1}/{len(self.names)}  eta {clock((sum(self.budgets) - overall) / speed)}",
+                detail=f"stage {self.stage + 1}/{len(self.names)} eta {clock((sum(self.budgets) - overall) / speed)}",
             )
         elif now - self.last_line > PLAIN_SECONDS:
             self.last_line = now
