@@ -14,7 +14,7 @@ LOWER_IS_BETTER = True
 def compute(matrix: LossMatrix) -> float | None:
     """`exp(mean over seen k of R[T][k])`, each domain counted once.
 
-    Source: Qin et al. 2022, ELLE (arXiv 2203.06311), section 4.1.
+    Source: Qin et al. 2022, ELLE (arXiv 2203.06311).
     """
     if not matrix.stages:
         return None

@@ -14,6 +14,6 @@ LOWER_IS_BETTER = True
 def compute(matrix: LossMatrix) -> float | None:
     """`mean over earlier k of (PPL[T][k] - PPL[k][k])`; positive when domains got worse.
 
-    Source: Qin et al. 2022, ELLE (arXiv 2203.06311), section 4.1.
+    Source: Qin et al. 2022, ELLE (arXiv 2203.06311).
     """
     return mean(perplexity(now) - perplexity(learned) for learned, now in learned_and_now(matrix))

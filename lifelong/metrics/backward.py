@@ -14,6 +14,6 @@ LOWER_IS_BETTER = True
 def compute(matrix: LossMatrix) -> float | None:
     """Mean of `R[t][k]` over all stages t and domains k met before t.
 
-    Source: Li et al. 2025, TiC-LM (arXiv 2504.02107), section 4.
+    Source: Li et al. 2025, TiC-LM (arXiv 2504.02107).
     """
     return mean(row[k] for t, row in enumerate(matrix.nats_per_token) for k in earlier_columns(matrix, t))

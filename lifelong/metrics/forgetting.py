@@ -14,6 +14,6 @@ LOWER_IS_BETTER = True
 def compute(matrix: LossMatrix) -> float | None:
     """`mean over earlier k of (R[T][k] - min over t < T of R[t][k])`; positive when domains got worse.
 
-    Source: Chaudhry et al. 2018 (arXiv 1801.10112), equation 3, with losses in place of accuracies.
+    Source: Chaudhry et al. 2018 (arXiv 1801.10112), with losses in place of accuracies.
     """
     return mean(rises_above_best(matrix).values())

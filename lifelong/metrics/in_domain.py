@@ -14,6 +14,6 @@ LOWER_IS_BETTER = True
 def compute(matrix: LossMatrix) -> float | None:
     """Mean over stages of `R[t][k_t]`.
 
-    Source: Li et al. 2025, TiC-LM (arXiv 2504.02107), section 4.
+    Source: Li et al. 2025, TiC-LM (arXiv 2504.02107).
     """
     return mean(row[k] for row, k in zip(matrix.nats_per_token, matrix.stage_domains, strict=True))
