@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_windows_predict_every_token_once_from_its_own_window(length, sequence_l
     assert predicted == list(range(101, 100 + length))
     assert all(len(part.ids) <= sequence_length for part in parts)
     assert all(part.labels[0] == -100 for part in parts)
-    assert all(a.ids[-1] == b.ids[0] for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a.ids[-1] == b.ids[0] for a, b in itertools.pairwise(parts))
 
 
 @given(st.integers(1, 60), st.integers(2, 17))
