@@ -96,7 +96,7 @@ class Shape(Section):
     head_dim: Size | None = None
     vocab_size: Size | None = None
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """The axes that are named."""
         return {axis: size for axis in Shape.model_fields if (size := getattr(self, axis)) is not None}
 

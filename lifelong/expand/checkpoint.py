@@ -1,49 +1,271 @@
-"""Growing a checkpoint folder: load, grow, verify, write a new folder as a whole."""
+"""Growing a checkpoint folder without holding a model: read, grow and write one parameter at a time."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from lifelong.checkpoint import load_config, load_model, whole_folder, write_json
+import torch
+from torch import Tensor
+
+from lifelong.checkpoint import load_config, remove_tree, whole_folder, write_json
 from lifelong.errors import InputError
-from lifelong.expand.apply import grow
-from lifelong.expand.plan import plan_expansion
+from lifelong.expand.apply import expansion_map, grown_class
+from lifelong.expand.family import Family, family_of
+from lifelong.expand.lazy import Fetch, empty_model, model_class_of, parameter_names, parameter_shapes, tied_names
+from lifelong.expand.mapping import ExpansionMap
+from lifelong.expand.plan import ExpansionPlan, plan_expansion
+from lifelong.expand.shards import (
+    INDEX,
+    WEIGHTS,
+    CheckpointReader,
+    ShardWriter,
+    Slot,
+    sharded,
+    slots_of,
+    write_index,
+)
+from lifelong.expand.verify import Contender, from_weights, verify
+from lifelong.expand.width import Strategy
 from lifelong.records import ExpansionReport
 
+MAX_SHARD_BYTES = 5 * 10**9
+COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "generation_config.json",
+)  # fmt: skip
+Progress = Callable[[str, float], None]
 
-def explain_expansion(source: str, targets: Mapping[str, int], *, mode: str = "exact") -> str:
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to grow: its model class and a function that gives its parameters."""
+
+    model_class: Any
+    fetch: Fetch
+    dtype: Callable[[str], torch.dtype]
+    left_out: tuple[str, ...] = ()
+
+
+class _NotExactError(Exception):
+    """Ends the writing of a folder whose model does not keep the function."""
+
+
+def explain_expansion(
+    source: str,
+    targets: Mapping[str, int],
+    *,
+    mode: str = "exact",
+    approximate: bool = False,
+    strategy: Strategy = "pad",
+) -> str:
     """What growing a checkpoint would do, from its configuration alone.
 
     Raises:
         ExpansionError: the target cannot be reached.
+        UnknownNameError: no family covers the architecture.
     """
-    return plan_expansion(load_config(source), mode=mode, **targets).explain()
+    config, sizes = _config(source), dict[str, Any](targets)
+    plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, **sizes)
+    model_class = model_class_of(config, plan.family.objective)
+    mapping = expansion_map(plan, model_class)
+    counts = [
+        sum(torch.Size(shape).numel() for shape in parameter_shapes(empty_model(kind, settings)).values())
+        for kind, settings in ((model_class, config), (grown_class(plan, model_class), plan.target_config))
+    ]
+    return (
+        f"{plan.explain()}\nparameters: {counts[0]:,} -> {counts[1]:,} ({counts[1] / counts[0]:.2f}x, "
+        f"{len(mapping.tensors)} tensors; float32 {_gigabytes(4 * counts[1])}, bfloat16 {_gigabytes(2 * counts[1])})"
+    )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def expand_checkpoint(
-    source: str, out: Path, *, targets: Mapping[str, int], mode: str = "exact", seed: int = 0
+    source: str,
+    out: Path,
+    *,
+    targets: Mapping[str, int],
+    mode: str = "exact",
+    approximate: bool = False,
+    strategy: Strategy = "pad",
+    seed: int = 0,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
 ) -> ExpansionReport:
-    """Grow the checkpoint `source` into the new folder `out`, which appears complete or not at all.
+    """Grow the checkpoint `source` into the new folder `out`, which appears complete and verified or not at all.
+
+    Safetensors checkpoints are grown a parameter at a time; others are loaded first.
+
+    Args:
+        source: folder or hub id.
+        out: new folder.
+        targets: larger sizes by axis name.
+        mode: `exact` or `elle`.
+        approximate: go on where exactness is impossible.
+        strategy: how new units begin.
+        seed: of new entries.
+        max_shard_bytes: size of a file of the result.
+        progress: told what is being done, and the fraction done.
+
+    Returns:
+        What was measured. Where `passed` is false nothing was written.
 
     Raises:
-        InputError: `out` exists, or `source` cannot be loaded.
-        ExpansionError: the target cannot be reached.
+        InputError: `out` exists, or `source` cannot be read.
+        ExpansionError: the target cannot be reached, or a parameter holds values that are not finite.
     """
-    import transformers
-
+    started = time.monotonic()
     if out.exists():
         raise InputError(f"{str(out)!r} exists already; name a new folder")
-    plan = plan_expansion(load_config(source), mode=mode, **targets)
-    model = load_model(source, "clm")
-    grown, mapping, report = grow(model, plan, seed=seed)
-    if report.passed:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    config, sizes = _config(source), dict[str, Any](targets)
+    plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, seed=seed, **sizes)
+    folder = _folder(source)
+    old = _open_source(folder, plan.family, config)
+    mapping = expansion_map(plan, old.model_class)
+    tell = progress or (lambda _text, _fraction: None)
+    report = None
+    partial = out.with_name(f".{out.name}.partial")
+    try:
         with whole_folder(out) as partial:
-            grown.save_pretrained(partial)
-            # a checkpoint may come without its tokenizer
-            with contextlib.suppress(OSError, ValueError):
-                transformers.AutoTokenizer.from_pretrained(source).save_pretrained(partial)
+            _write_model(plan, mapping, old, partial, max_shard_bytes, tell)
+            _write_companions(folder, partial)
+            report = _verify_written(plan, mapping, old, partial, tell)
+            if old.left_out:
+                report = replace(report, notes=(*report.notes, f"left out: {', '.join(old.left_out)}"))
+            report = replace(report, seconds=time.monotonic() - started)
+            if not report.passed:
+                raise _NotExactError
             write_json(partial / "expansion.json", {**report.to_json(), "map": mapping.to_json()})
+    except _NotExactError:
+        pass
+    except OSError as error:
+        raise InputError(f"{str(out)!r} cannot be written: {error}") from None
+    finally:
+        remove_tree(partial)
+    assert report is not None, "a folder is verified before it is finished"
     return report
+
+
+def _config(source: str) -> Any:
+    """The configuration of a checkpoint, of a supported family."""
+    file = Path(source) / "config.json"
+    if file.is_file():
+        try:
+            family_of(json.loads(file.read_text(encoding="utf-8")).get("model_type", "none"))
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{file}: no configuration ({error})") from None
+    config = load_config(source)
+    family_of(config)
+    return config
+
+
+def _folder(source: str) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", *COMPANIONS]))
+    except Exception as error:
+        raise InputError(f"checkpoint {source!r}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _open_source(folder: Path, family: Family, config: Any) -> Source:
+    model_class = model_class_of(config, family.objective)
+    empty = empty_model(model_class, config)
+    for name in parameter_names(empty):
+        family.match(name)
+    if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
+        reader = CheckpointReader(folder, family, parameter_shapes(empty), tied_names(empty))
+        return Source(model_class, reader.fetch, reader.dtype, tuple(reader.left_out))
+    try:
+        model = model_class.from_pretrained(folder, dtype="auto")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"checkpoint {str(folder)!r}: transformers cannot load it: {reason[:300]}") from None
+    weights = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
+    return Source(model_class, from_weights(weights), lambda name: weights[name].dtype)
+
+
+def _write_model(
+    plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path, max_shard_bytes: int, tell: Progress
+) -> None:
+    """Configuration and weights; the next parameter is made while one is written."""
+    large = grown_class(plan, old.model_class)
+    shapes = parameter_shapes(empty_model(large, plan.target_config))
+    first = next(iter(t.sources[0] for t in mapping.tensors.values() if t.sources))
+    slots = []
+    for name, shape in shapes.items():
+        sources = mapping.tensors[name].sources
+        slots += slots_of(plan.target_family, name, shape, old.dtype(sources[0] if sources else first))
+    shards = sharded(slots, max_shard_bytes)
+    names = [WEIGHTS] if len(shards) == 1 else [
+        f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
+    ]  # fmt: skip
+    _write_shards(mapping, old, [(folder / n, s) for n, s in zip(names, shards, strict=True)], tell)
+    if len(shards) > 1:
+        write_index(folder, list(zip(names, shards, strict=True)))
+    plan.target_config.architectures = [large.__name__]
+    plan.target_config.save_pretrained(folder)
+
+
+def _write_shards(mapping: ExpansionMap, old: Source, shards: list[tuple[Path, list[Slot]]], tell: Progress) -> None:
+    order = list(dict.fromkeys(slot.parameter for _, slots in shards for slot in slots))
+    total, done = sum(slot.size for _, slots in shards for slot in slots), 0
+
+    def make(name: str) -> Tensor:
+        sources = {source: old.fetch(source) for source in mapping.tensors[name].sources}
+        return mapping.weight(name, sources)
+
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = iter(order)
+        waiting = pool.submit(make, next(upcoming))
+        held, value = "", torch.empty(0)
+        for path, slots in shards:
+            writer = ShardWriter(path, slots)
+            try:
+                for slot in slots:
+                    if slot.parameter != held:
+                        held, value = slot.parameter, waiting.result()
+                        following = next(upcoming, None)
+                        if following is not None:
+                            waiting = pool.submit(make, following)
+                    writer.write(slot, value)
+                    done += slot.size
+                    tell(f"grow {slot.parameter}", done / total)
+            finally:
+                writer.close()
+
+
+def _write_companions(source: Path, out: Path) -> None:
+    """The tokenizer and generation settings, as they are."""
+    for pattern in COMPANIONS:
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, out / path.name)
+
+
+def _verify_written(
+    plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path, tell: Progress
+) -> ExpansionReport:
+    """Compare the old model with what was written, read back as anyone would."""
+    config = load_config(folder)
+    large = grown_class(plan, old.model_class)
+    empty = empty_model(large, config)
+    reader = CheckpointReader(folder, plan.target_family, parameter_shapes(empty), tied_names(empty))
+    return verify(
+        plan,
+        mapping,
+        Contender(old.model_class, plan.source_config, old.fetch),
+        Contender(large, config, reader.fetch),
+        progress=lambda text: tell(text, 1.0),
+    )

@@ -1,15 +1,18 @@
-"""What the growth of an architecture needs to know: the role of every axis of every parameter. No logic here.
+"""What the growth of an architecture needs to know: the role of every parameter. No logic in a family's file.
 
-A role is `axis.part`: what the rows or columns of a tensor are, and on which side of the function they stand.
+Spaces, what the rows or columns of a parameter count:
 
-| axis    | parts | meaning |
-|---------|-------|---------|
-| stream  | write, read, norm, final_norm | residual stream: written to, read from, gain of a norm on it |
-| heads   | project, out | query heads x head size |
-| kv      | project | key and value heads x head size |
-| ffn     | project, out | neurons of the feed-forward layer |
-| vocab   | token | vocabulary |
-| head    | keep | one head's channels, shared by all heads |
+| space | meaning |
+|---|---|
+| stream | the residual stream, width `hidden_size` |
+| q, k, v | query, key and value heads x head size, as a projection makes them |
+| o | query heads x head size, as the output projection reads them |
+| ffn | neurons of the feed-forward layer |
+| vocab, positions, types | rows of the embeddings |
+| experts | experts of a mixture |
+
+`embedding`, `reader`, `writer`, `bias`, `pre_norm`, ... below make the entries of a family's table. A parameter's
+name holds `{layer}` where the number of its layer stands.
 """
 
 from __future__ import annotations
@@ -17,119 +20,246 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, Literal
 
 from lifelong.errors import ExpansionError, UnknownNameError
 from lifelong.plugins import load_plugin, plugin_names
 
 PACKAGE = "lifelong.expand.families"
-AXES = ("layers", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim", "vocab_size")
+AXES = (
+    "layers", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim", "vocab_size", "experts",
+    "experts_per_token", "positions",
+)  # fmt: skip
+
+Role = Literal[
+    "embedding", "reader", "reader_bias", "writer", "writer_bias", "pre_norm", "pre_norm_bias", "final_norm",
+    "final_norm_bias", "post_norm", "stream_norm", "stream_norm_bias", "q_norm", "k_norm", "head", "head_bias",
+    "mlm_dense", "mlm_dense_bias", "mlm_norm", "mlm_norm_bias", "router",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class TensorRole:
-    """Parameter names that match `pattern` (a layer's number is `{layer}`) have these roles."""
+class Parameter:
+    """The role of a parameter and the spaces of its rows (`out`) and columns (`into`).
 
-    pattern: str
-    rows: str
-    columns: str | None = None
+    Attributes:
+        role: what it is to the residual stream.
+        out: spaces of its rows, in order, where several projections are fused into one.
+        into: space of its columns, if it is no vector.
+        transposed: stored as [in, out] (GPT-2's Conv1D).
+        by_head: rows of fused projections alternate head by head ([heads, 3, head size]).
+        per_expert: the first dimension counts experts.
+        tied_to: the parameter it shares its values with when the configuration ties embeddings.
+        slot: `attention` or `ffn` for what stands in a post-norm block.
+    """
 
-    def regex(self) -> re.Pattern[str]:
-        """The pattern with the layer's number as a group."""
-        return re.compile(re.escape(self.pattern).replace(r"\{layer\}", r"(?P<layer>\d+)") + r"\Z")
+    role: Role
+    out: tuple[str, ...] = ()
+    into: str | None = None
+    transposed: bool = False
+    by_head: bool = False
+    per_expert: bool = False
+    tied_to: str | None = None
+    slot: str = ""
+
+
+def embedding(space: str) -> Parameter:
+    """Rows of `space` written to the stream."""
+    return Parameter("embedding", (space,), "stream")
+
+
+def reader(*out: str, transposed: bool = False, by_head: bool = False, per_expert: bool = False) -> Parameter:
+    """A projection that reads the (normalised) stream; several spaces where projections are fused."""
+    return Parameter("reader", out, "stream", transposed, by_head, per_expert)
+
+
+def reader_bias(*out: str, by_head: bool = False) -> Parameter:
+    """The bias of a reader."""
+    return Parameter("reader_bias", out, by_head=by_head)
+
+
+def writer(into: str, *, transposed: bool = False, per_expert: bool = False) -> Parameter:
+    """A projection that writes to the stream (or to the norm in front of it) from `o` or `ffn`."""
+    return Parameter("writer", ("stream",), into, transposed, per_expert=per_expert)
+
+
+def writer_bias(slot: str) -> Parameter:
+    """The bias of the writer from `o` or `ffn`."""
+    return Parameter("writer_bias", ("stream",), slot=slot)
+
+
+def pre_norm(*, bias: bool = False) -> Parameter:
+    """Gain (or bias) of a norm whose output is only read."""
+    return Parameter("pre_norm_bias" if bias else "pre_norm", ("stream",))
+
+
+def final_norm(*, bias: bool = False) -> Parameter:
+    """Gain (or bias) of the norm in front of the output embedding."""
+    return Parameter("final_norm_bias" if bias else "final_norm", ("stream",))
+
+
+def post_norm() -> Parameter:
+    """Gain of a norm between a sublayer and the stream (Gemma 2, OLMo 2)."""
+    return Parameter("post_norm", ("stream",))
+
+
+def stream_norm(slot: str, *, bias: bool = False) -> Parameter:
+    """Gain (or bias) of a LayerNorm whose output is the stream: `embedding`, or after `o` or `ffn` (BERT)."""
+    return Parameter("stream_norm_bias" if bias else "stream_norm", ("stream",), slot=slot)
+
+
+def q_norm() -> Parameter:
+    """Gain of a norm on queries."""
+    return Parameter("q_norm", ("q",))
+
+
+def k_norm() -> Parameter:
+    """Gain of a norm on keys."""
+    return Parameter("k_norm", ("k",))
+
+
+def head(*, tied_to: str) -> Parameter:
+    """The output embedding."""
+    return Parameter("head", ("vocab",), "stream", tied_to=tied_to)
+
+
+def head_bias(*, tied_to: str | None = None) -> Parameter:
+    """The bias of the output embedding."""
+    return Parameter("head_bias", ("vocab",), tied_to=tied_to)
+
+
+def mlm_dense(*, bias: bool = False) -> Parameter:
+    """The dense layer between a masked-language model and its output embedding."""
+    return Parameter("mlm_dense_bias", ("stream",)) if bias else Parameter("mlm_dense", ("stream",), "stream")
+
+
+def mlm_norm(*, bias: bool = False) -> Parameter:
+    """The norm behind that layer."""
+    return Parameter("mlm_norm_bias" if bias else "mlm_norm", ("stream",))
+
+
+def router() -> Parameter:
+    """The router of a mixture of experts."""
+    return Parameter("router", ("experts",), "stream")
+
+
+@dataclass(frozen=True)
+class ExpertFiles:
+    """How a checkpoint stores the fused experts, one file entry an expert: `parts` stacked make the rows."""
+
+    parameter: str
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture family.
+    """One architecture family: a table.
 
     Attributes:
         name: plugin name.
-        model_types: `config.model_type` values it covers.
-        tensors: role of every parameter; each must match exactly one entry.
-        config_names: axis to configuration attribute.
-        defaults: configuration values of models that start from random weights.
+        model_types: values of `config.model_type` it covers; the first is used for new models.
+        parameters: name pattern to role; each parameter of a model must match exactly one.
+        axes: axis to configuration key.
+        norm: `rms` or `layer`.
+        placement: where norms stand: `pre`, `sandwich` (pre and post), `post` (OLMo 2), `stream` (BERT: the norm's
+            output is the stream), `embedding` (ModernBERT: pre, but a LayerNorm writes the stream at the start).
+        gain_offset: a stored gain w means w + offset (Gemma: 1).
+        head_norm: norms on queries and keys: `head` (per head), `full` (all heads together) or none.
+        score_scale: attention divides by the root of the head size, or uses a fixed constant.
+        partial_rotary: only the first channels of a head need be rotary.
+        scaled_embedding: embeddings are multiplied by the root of the hidden size (Gemma).
+        fixed_head: head size is hidden size / heads by construction.
+        objective: `clm` or `mlm`.
+        gated: the feed-forward layer is gated.
+        defaults: configuration of new models, over the library's.
+        follows: configuration keys that must equal an axis, and grow with it.
+        initial: configuration keys that equal an axis in a new model, and stay when it grows.
+        requires: configuration keys with the only value that is covered.
+        position_rows: rows of the position embedding beyond the configured number of positions.
+        positions_after_padding: the configured number of positions counts those up to the padding token.
+        init_key: configuration key of the scale of random weights.
+        experts_family: family of the mixture a dense model can become.
+        dense_parts: parameter of the mixture -> parameters of the dense model that make one expert.
+        renames: checkpoint name pieces -> names in the model.
+        expert_files: fused experts that a checkpoint stores one by one.
+        file_renames: parameter name pieces as the model has them -> as its files have them.
     """
 
     name: str
     model_types: tuple[str, ...]
-    tensors: tuple[TensorRole, ...]
-    config_names: Mapping[str, str]
+    parameters: Mapping[str, Parameter]
+    axes: Mapping[str, str]
+    norm: Literal["rms", "layer"] = "rms"
+    placement: Literal["pre", "sandwich", "post", "stream", "embedding"] = "pre"
+    gain_offset: float = 0.0
+    head_norm: Literal["none", "head", "full"] = "none"
+    score_scale: Literal["head_dim", "fixed"] = "head_dim"
+    partial_rotary: bool = False
+    scaled_embedding: bool = False
+    fixed_head: bool = False
+    objective: Literal["clm", "mlm"] = "clm"
+    gated: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    follows: Mapping[str, str] = field(default_factory=dict)
+    initial: Mapping[str, str] = field(default_factory=dict)
+    requires: Mapping[str, Any] = field(default_factory=dict)
+    position_rows: int = 0
+    positions_after_padding: bool = False
+    init_key: str = "initializer_range"
+    experts_family: str | None = None
+    dense_parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)
+    expert_files: tuple[ExpertFiles, ...] = ()
+    file_renames: Mapping[str, str] = field(default_factory=dict)
 
-    def role_of(self, parameter: str) -> tuple[TensorRole, int | None]:
-        """Role and layer number of a parameter.
+    @cached_property
+    def _patterns(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
+        return tuple(
+            (pattern, re.compile(re.escape(pattern).replace(r"\{layer\}", r"(?P<layer>\d+)") + r"\Z"))
+            for pattern in self.parameters
+        )
+
+    def match(self, parameter: str) -> tuple[str, int | None]:
+        """The entry of the table that a parameter's name matches, and its layer.
 
         Raises:
             ExpansionError: no entry matches, or several do.
         """
-        found = [(role, match) for role in self.tensors if (match := role.regex().match(parameter))]
+        found = [(pattern, hit) for pattern, regex in self._patterns if (hit := regex.match(parameter))]
         if len(found) != 1:
             raise ExpansionError(
                 f"family {self.name!r}: parameter {parameter!r} is matched by {len(found)} entries of its table, "
-                "not by one; the checkpoint is no plain member of this family"
+                "not by one; the checkpoint is no plain member of this family (docs/how_to/add_a_family.md)"
             )
-        role, match = found[0]
-        layer = match.groupdict().get("layer")
-        return role, None if layer is None else int(layer)
+        pattern, hit = found[0]
+        layer = hit.groupdict().get("layer")
+        return pattern, None if layer is None else int(layer)
+
+    @property
+    def layer_stem(self) -> str:
+        """What stands in front of `{layer}` in the names."""
+        return next(pattern.split("{layer}")[0] for pattern in self.parameters if "{layer}" in pattern)
 
 
-ROTARY_CONFIG = {
-    "layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab_size",
-}
-
-
-def gated_decoder(*, attention_bias: bool = False, head_norms: bool = False) -> tuple[TensorRole, ...]:
-    """Pre-norm RMSNorm decoder with rotary grouped-query attention and a gated feed-forward layer."""
-    block = "model.layers.{layer}."
-    roles = [
-        TensorRole("model.embed_tokens.weight", "vocab.token", "stream.write"),
-        TensorRole(block + "input_layernorm.weight", "stream.norm"),
-        TensorRole(block + "self_attn.q_proj.weight", "heads.project", "stream.read"),
-        TensorRole(block + "self_attn.k_proj.weight", "kv.project", "stream.read"),
-        TensorRole(block + "self_attn.v_proj.weight", "kv.project", "stream.read"),
-        TensorRole(block + "self_attn.o_proj.weight", "stream.write", "heads.out"),
-        TensorRole(block + "post_attention_layernorm.weight", "stream.norm"),
-        TensorRole(block + "mlp.gate_proj.weight", "ffn.project", "stream.read"),
-        TensorRole(block + "mlp.up_proj.weight", "ffn.project", "stream.read"),
-        TensorRole(block + "mlp.down_proj.weight", "stream.write", "ffn.out"),
-        TensorRole("model.norm.weight", "stream.final_norm"),
-        TensorRole("lm_head.weight", "vocab.token", "stream.read"),
-    ]
-    if attention_bias:
-        roles += [
-            TensorRole(block + "self_attn.q_proj.bias", "heads.project"),
-            TensorRole(block + "self_attn.k_proj.bias", "kv.project"),
-            TensorRole(block + "self_attn.v_proj.bias", "kv.project"),
-        ]
-    if head_norms:
-        roles += [
-            TensorRole(block + "self_attn.q_norm.weight", "head.keep"),
-            TensorRole(block + "self_attn.k_norm.weight", "head.keep"),
-        ]
-    return tuple(roles)
-
-
-def family_of(model_type: str) -> Family:
-    """The family that covers a `config.model_type`.
+def family_of(config_or_type: Any) -> Family:
+    """The family that covers a configuration, or a value of `config.model_type`.
 
     Raises:
-        UnknownNameError: none does; names those that there are.
+        UnknownNameError: none does; names those that there are, and how to add one.
     """
+    model_type = config_or_type if isinstance(config_or_type, str) else config_or_type.model_type
     families = [load_family(name) for name in plugin_names(PACKAGE)]
     for family in families:
         if model_type in family.model_types:
             return family
     known = sorted(kind for family in families for kind in family.model_types)
-    raise UnknownNameError("family for model_type", model_type, known, "expand (docs/how_to/add_a_family.md)")
+    raise UnknownNameError(
+        "family for model_type", model_type, known, "expand (docs/how_to/add_a_family.md says how to add one)"
+    )
 
 
+@cache
 def load_family(name: str) -> Family:
     """The family of a plugin file.
 

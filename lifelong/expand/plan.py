@@ -7,116 +7,216 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lifelong.errors import ExpansionError
+from lifelong.expand.depth import Layer, Placement, place_layers, random_layers
 from lifelong.expand.family import AXES, Family, family_of, load_family
+from lifelong.expand.rope import plan_channels
+from lifelong.expand.shape import model_shape, obstacles, target_shape
+from lifelong.expand.width import Strategy
+
+EXPECTED = {
+    "exact": "float64 below 1e-10, float32 and bfloat16 at their own rounding",
+    "approximate": "not preserved; the gap is measured",
+    "elle": "not preserved: random copies, as published; the gap is measured",
+}
 
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """A feasible growth: the family, both shapes and the configuration of the result."""
+    """A feasible growth.
+
+    Attributes:
+        family: of the model to grow.
+        target_family: of the result; another one where a dense model becomes a mixture of experts.
+        source: sizes before.
+        target: sizes after.
+        source_config: configuration before.
+        target_config: configuration after.
+        layers: where every layer of the result comes from.
+        channels: `[h']` old channel of every channel of a query or key head, or -1.
+        mode: `exact` or `elle`.
+        strategy: how new units begin: `pad`, `clone` or `pairs`.
+        approximations: why the result is not exact; empty where it is.
+        seed: of everything random.
+    """
 
     family: Family
+    target_family: Family
     source: Mapping[str, int]
     target: Mapping[str, int]
+    source_config: Any
     target_config: Any
+    layers: tuple[Layer, ...]
+    channels: Tensor
     mode: str = "exact"
+    strategy: Strategy = "pad"
+    approximations: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the function is to be kept."""
+        return self.mode == "exact" and not self.approximations
+
+    @property
+    def tied(self) -> bool:
+        """Whether input and output embedding are one."""
+        return bool(getattr(self.source_config, "tie_word_embeddings", False))
+
+    @property
+    def config_changes(self) -> dict[str, tuple[Any, Any]]:
+        """Configuration keys whose values differ: before and after."""
+        before, after = self.source_config.to_dict(), self.target_config.to_dict()
+        keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        return {key: (before.get(key), after.get(key)) for key in keys if not key.startswith("_")}
 
     def explain(self) -> str:
-        """What would be done, as text."""
-        lines = [f"family {self.family.name}, mode {self.mode}"]
+        """Feasibility, sizes, configuration differences and expected error, as text."""
+        name = self.family.name
+        if self.target_family is not self.family:
+            name += f" -> {self.target_family.name}"
+        lines = [f"family {name}, mode {self.mode}, strategy {self.strategy}"]
         for axis in AXES:
-            before, after = self.source[axis], self.target[axis]
-            arrow = f"{before} -> {after}" if before != after else f"{before} (stays)"
-            lines.append(f"  {axis:18} {arrow}")
-        exactness = (
-            "to float64 rounding (1e-10 or better)" if self.mode == "exact" else "not: random copies, as published"
-        )
-        lines.append(f"function preserved: {exactness}")
-        return "\n".join(lines)
+            if axis in self.target:
+                before, after = self.source.get(axis), self.target[axis]
+                lines.append(
+                    f"  {axis:18} " + (f"{before or '-'} -> {after}" if before != after else f"{before} (stays)")
+                )
+        inserted = [layer.source for layer in self.layers if layer.inserted]
+        if inserted:
+            lines.append(f"  inserted behind layers {', '.join(map(str, inserted))}")
+        for key, (old, new) in self.config_changes.items():
+            lines.append(f"  config {key}: {_short(old)} -> {_short(new)}")
+        kind = "elle" if self.mode == "elle" else "exact" if self.is_exact else "approximate"
+        lines += [f"  not exact: {reason}" for reason in self.approximations]
+        return "\n".join([*lines, f"function: {EXPECTED[kind]}"])
 
 
-def model_shape(config: Any) -> dict[str, int]:
-    """Sizes of a model by axis name; works for every transformers configuration with the usual names."""
-    heads = int(config.num_attention_heads)
-    hidden = int(config.hidden_size)
-    return {
-        "layers": int(config.num_hidden_layers),
-        "hidden_size": hidden,
-        "intermediate_size": int(_first(config, ("intermediate_size", "n_inner", "ffn_dim")) or 4 * hidden),
-        "heads": heads,
-        "kv_heads": int(getattr(config, "num_key_value_heads", None) or heads),
-        "head_dim": int(getattr(config, "head_dim", None) or hidden // heads),
-        "vocab_size": int(config.vocab_size),
-    }
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 70 else f"{text[:67]}..."
 
 
-def _first(config: Any, names: tuple[str, ...]) -> Any:
-    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
-
-
-def plan_expansion(config: Any, *, mode: str = "exact", **targets: int | None) -> ExpansionPlan:
+def plan_expansion(
+    config: Any,
+    *,
+    mode: str = "exact",
+    strategy: Strategy = "pad",
+    approximate: bool = False,
+    placement: Placement = "interleaved",
+    seed: int = 0,
+    **targets: int | None,
+) -> ExpansionPlan:
     """Check a growth and build the configuration of its result.
 
     Args:
         config: configuration of the model to grow.
         mode: `exact`, or `elle` for random copies as published.
+        strategy: how new units begin. `pad`: they read at random and write nothing. `clone`: copies that share the
+            weight of what they copy. `pairs`: as `pad`, with feed-forward neurons in pairs that cancel.
+        approximate: go on where exactness is impossible.
+        placement: where layers are inserted: `interleaved`, `last`, or for every one the layer it follows.
+        seed: of everything random.
         targets: larger sizes by axis name; what is not named stays.
 
     Raises:
         ExpansionError: a target is smaller than the source, or cannot be reached; names the nearest size that can.
-        UnknownNameError: no family covers the architecture.
+        UnknownNameError: no family covers the architecture, or there is no such axis.
     """
-    family = family_of(config.model_type)
+    family = family_of(config)
+    _check_options(mode, strategy)
+    _check_source(family, config)
+    source = model_shape(config)
+    target = target_shape(family, source, targets)
+    approximations = obstacles(family, source, target)
+    if approximations and not approximate and mode == "exact":
+        raise ExpansionError("; ".join(approximations))
+    channels = plan_channels(
+        config, source["head_dim"], target["head_dim"], partial=family.partial_rotary,
+        approximate=approximate or mode == "elle",
+    )  # fmt: skip
+    layers = (
+        random_layers(source["layers"], target["layers"], torch.Generator().manual_seed(seed))
+        if mode == "elle"
+        else place_layers(source["layers"], target["layers"], placement)
+    )
+    grows_experts = "experts" in target and "experts" not in source
+    target_family = load_family(family.experts_family) if grows_experts and family.experts_family else family
+    grown = _grown_config(config, target_family, source, target, layers)
+    if channels.parameters is not None:
+        grown.rope_parameters = channels.parameters
+    grown = _validated(grown, target)
+    return ExpansionPlan(
+        family, target_family, source, target, config, grown, layers, channels.channels, mode, strategy,
+        tuple(approximations), seed,
+    )  # fmt: skip
+
+
+def _check_options(mode: str, strategy: str) -> None:
+    if mode not in ("exact", "elle"):
+        raise ExpansionError(f"mode: 'exact' or 'elle', not {mode!r}")
+    if strategy not in ("pad", "clone", "pairs"):
+        raise ExpansionError(f"strategy: 'pad', 'clone' or 'pairs', not {strategy!r}")
+
+
+def _check_source(family: Family, config: Any) -> None:
     if getattr(config, "quantization_config", None) is not None:
         raise ExpansionError("the checkpoint is quantised; grow the full-precision checkpoint and quantise the result")
-    source = model_shape(config)
-    target = {**source, **{axis: int(size) for axis, size in targets.items() if size is not None}}
-    if targets.get("heads") is not None and targets.get("kv_heads") is None:
-        target["kv_heads"] = _kv_heads_for(source, target["heads"])
-    for axis in AXES:
-        if target[axis] < source[axis]:
+    for key, value in family.requires.items():
+        if (found := getattr(config, key, value)) != value:
+            raise ExpansionError(f"{family.name} with {key}: {found} is not covered; only {key}: {value} is")
+    for key, axis in family.follows.items():
+        found, wanted = getattr(config, key, None), model_shape(config)[axis]
+        if found is not None and found != wanted:
             raise ExpansionError(
-                f"{axis}: {target[axis]} is smaller than the model's {source[axis]}; growth never shrinks"
+                f"{family.name} with {key}: {found} is not covered; only {key} equal to {axis} ({wanted})"
             )
-    if target["head_dim"] != source["head_dim"]:
-        raise ExpansionError(
-            f"head_dim: {target['head_dim']}: rotary heads keep their size of {source['head_dim']}; add heads instead"
-        )
-    _check_heads(source, target)
-    return ExpansionPlan(family, source, target, _grown_config(config, family, source, target), mode)
 
 
-def _kv_heads_for(source: Mapping[str, int], heads: int) -> int:
-    """Key-value heads that go with more query heads: the same group size where it divides, else as they are."""
-    group = source["heads"] // source["kv_heads"]
-    if group == 1:
-        return heads
-    return heads // group if heads % group == 0 else source["kv_heads"]
-
-
-def _check_heads(source: Mapping[str, int], target: Mapping[str, int]) -> None:
-    heads, kv = target["heads"], target["kv_heads"]
-    if heads % kv:
-        near = [n for n in range(source["kv_heads"], heads + 1) if heads % n == 0]
-        raise ExpansionError(
-            f"heads: {heads} is no multiple of kv_heads {kv}; with {heads} heads, kv_heads may be {near}"
-        )
-    old_group, new_group = source["heads"] // source["kv_heads"], heads // kv
-    needed = source["kv_heads"] * -(-old_group // new_group)
-    if needed > kv:
-        raise ExpansionError(
-            f"heads: {source['heads']} query heads in {source['kv_heads']} groups do not fit into {kv} groups of "
-            f"{new_group}; at least {needed} kv_heads are needed, or larger groups"
-        )
-
-
-def _grown_config(config: Any, family: Family, source: Mapping[str, int], target: Mapping[str, int]) -> Any:
+def _grown_config(
+    config: Any, family: Family, source: Mapping[str, int], target: Mapping[str, int], layers: tuple[Layer, ...]
+) -> Any:
     grown = copy.deepcopy(config)
-    for axis in AXES:
-        setattr(grown, family.config_names[axis], target[axis])
-    _per_layer(config, grown, source, target)
+    if config.model_type not in family.model_types:
+        grown = _mixture_config(config, family)
+    for axis, key in family.axes.items():
+        if axis in target:
+            setattr(grown, key, target[axis])
+    for key, axis in family.follows.items():
+        setattr(grown, key, target[axis])
+    for key, value in config.to_dict().items():
+        if key.startswith("layer") and isinstance(value, list) and len(value) == source["layers"]:
+            setattr(grown, key, [value[layer.source] for layer in layers])
+    return grown
+
+
+def _mixture_config(config: Any, family: Family) -> Any:
+    """The configuration of a mixture with everything that the dense model's says; experts are set afterwards."""
+    from transformers import AutoConfig
+
+    known = config.to_dict()
+    for key in ("attention_bias", "mlp_bias"):
+        if known.get(key) and family.name == "mixtral":
+            raise ExpansionError(
+                f"experts: {config.model_type} with {key} cannot become {family.name}, which has no biases"
+            )
+    drop = ("model_type", "architectures", "transformers_version", "_name_or_path")
+    shared = {key: value for key, value in known.items() if key not in drop}
+    shared.setdefault("sliding_window", None)
+    return AutoConfig.for_model(family.model_types[0], **{**family.defaults, **shared})
+
+
+def _validated(grown: Any, target: Mapping[str, int]) -> Any:
+    """The configuration as it will be read back.
+
+    Raises:
+        ExpansionError: transformers refuses it.
+    """
     try:
-        type(config)(**grown.to_dict())
+        again = type(grown).from_dict(grown.to_dict())
     except Exception as error:
         hint = ""
         if target["hidden_size"] % target["heads"]:
@@ -124,73 +224,10 @@ def _grown_config(config: Any, family: Family, source: Mapping[str, int], target
             hint = f"; nearest hidden sizes for {target['heads']} heads: {near} and {near + target['heads']}"
         reason = " ".join(str(error).split()).rsplit("ValueError: ", 1)[-1]
         raise ExpansionError(f"transformers refuses the grown configuration: {reason}{hint}") from None
-    return grown
-
-
-def _per_layer(config: Any, grown: Any, source: Mapping[str, int], target: Mapping[str, int]) -> None:
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        grown.layer_types = [kinds[old] for old, _ in layer_sources(source["layers"], target["layers"])]
-
-
-def layer_sources(old: int, new: int) -> list[tuple[int, bool]]:
-    """For every layer of the grown model the layer it comes from, and whether it is an inserted one.
-
-    Insertions are spread evenly, each right behind the layer it resembles.
-    """
-    extra = [0] * old
-    for number in range(new - old):
-        extra[(number * old) // (new - old) if new - old <= old else number % old] += 1
-    if new - old <= old:  # one each, spread from the end: early layers keep their neighbours
-        extra = [0] * old
-        for number in range(new - old):
-            extra[((number + 1) * old) // (new - old) - 1] += 1
-    return [entry for layer in range(old) for entry in [(layer, False), *[(layer, True)] * extra[layer]]]
-
-
-def new_config(family_name: str, *, vocab_size: int, max_positions: int, **settings: Any) -> Any:
-    """Configuration of a model that starts from random weights.
-
-    Args:
-        family_name: a family, or any `model_type` of transformers (which then cannot grow).
-        vocab_size: rows of the embedding.
-        max_positions: longest sequence.
-        settings: sizes by axis name, and any further key of the configuration.
-
-    Raises:
-        UnknownNameError: there is no such family.
-        ExpansionError: heads do not divide the hidden size and no head size is named.
-    """
-    import transformers
-
-    family = load_family(family_name)
-    sizes = {axis: settings.pop(axis) for axis in AXES if settings.get(axis) is not None}
-    settings = {key: value for key, value in settings.items() if value is not None}
-    hidden, heads = sizes.get("hidden_size", 128), sizes.get("heads", 4)
-    if "head_dim" not in sizes and hidden % heads:
-        raise ExpansionError(
-            f"hidden_size: {hidden} is no multiple of {heads} heads; name head_dim, or another number of heads"
-        )
-    shape = {
-        "layers": 4,
-        "hidden_size": hidden,
-        # two thirds of four times the width, in steps of 32: as many weights as an ungated layer of 4x
-        "intermediate_size": -(-8 * hidden // 3 // 32) * 32,
-        "heads": heads,
-        "kv_heads": heads,
-        "head_dim": hidden // heads,
-        **sizes,
-    }
-    values = {family.config_names[axis]: size for axis, size in shape.items()}
-    special = {key: settings.pop(key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return transformers.AutoConfig.for_model(
-        family.model_types[0],
-        **{
-            **family.defaults,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": max_positions,
-            **special,
-            **values,
-            **settings,
-        },
-    )
+    if again.to_dict() != grown.to_dict():
+        changed = [key for key, value in grown.to_dict().items() if again.to_dict().get(key) != value]
+        raise ExpansionError(f"the grown configuration does not survive being read back: {', '.join(changed)}")
+    for chosen in ("_attn_implementation", "_experts_implementation"):  # choices of this process, written nowhere
+        if getattr(grown, chosen, None) is not None:
+            setattr(again, chosen, getattr(grown, chosen))
+    return again

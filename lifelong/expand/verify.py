@@ -1,88 +1,178 @@
-"""How far the function moved, measured on the models themselves.
+"""How far the function moved: the old and the grown model on the same tokens.
 
-The libraries cast norms, softmax and rotary tables to float32 even in a double-precision model, which hides
-anything below 1e-6. `true_float64` makes those casts harmless while it is open.
+Shapes: B sequences, T tokens, V tokens of the old vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lifelong.expand.float64 import true_float64
+from lifelong.expand.lazy import Fetch, filled_model, parameter_shapes
+from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan
 from lifelong.records import ExpansionReport
 
 TOLERANCE = 1e-10
 VERIFY_SEED = 1234
-NUM_SEQUENCES, NUM_TOKENS = 2, 24
+Run = Callable[[Any, Tensor], Tensor]
+NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED = 2, 24, 4
 
 
-@contextmanager
-def true_float64() -> Iterator[None]:
-    """While open, `torch.float32` means float64 and `Tensor.float()` keeps double precision."""
-    float32, to_float = torch.float32, Tensor.float
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.float32 = torch.float = torch.float64
-    Tensor.float = Tensor.double  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.float32 = torch.float = float32
-        Tensor.float = to_float  # type: ignore[method-assign]
-        torch.set_default_dtype(default)
+@dataclass(frozen=True)
+class Contender:
+    """A model to compare: its class, configuration and a function that gives its parameters."""
+
+    model_class: Any
+    config: Any
+    fetch: Fetch
+
+    def logits(self, ids_BT: Tensor, dtype: torch.dtype, runs: Mapping[str, Run]) -> dict[str, Tensor]:
+        """What every run makes of the model in `dtype`; float64 is float64 throughout."""
+        model = filled_model(self.model_class, self.config, self.fetch, dtype)
+        with true_float64() if dtype == torch.float64 else nullcontext(), torch.no_grad():
+            results = {name: run(model, ids_BT) for name, run in runs.items()}
+        return results if dtype == torch.float64 else {name: value.float() for name, value in results.items()}
 
 
-@torch.no_grad()
-def logits_of(model: Any, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Logits of a copy of `model` in `dtype`, in evaluation mode; exact double precision for float64."""
-    twin = copy.deepcopy(model).eval().to(device="cpu", dtype=dtype)
-    if dtype != torch.float64:
-        low: Tensor = twin(input_ids=ids_BT).logits
-        return low.float()
-    with true_float64():
-        exact: Tensor = twin(input_ids=ids_BT).logits
-    return exact
+def plain(model: Any, ids_BT: Tensor) -> Tensor:
+    """`[B,T,V]` of all tokens."""
+    logits: Tensor = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False).logits
+    return logits
 
 
-def verify(small: Any, grown: Any, exact: Any, plan: ExpansionPlan) -> ExpansionReport:
-    """Compare both models on random tokens in three precisions.
+def padded(model: Any, ids_BT: Tensor) -> Tensor:
+    """`[N,V]` of the tokens that are none of the padding on the left (decoder) or right (encoder) of one sequence."""
+    mask_BT = torch.ones_like(ids_BT)
+    third = max(1, ids_BT.shape[1] // 3)
+    where = slice(0, third) if model.can_generate() else slice(ids_BT.shape[1] - third, None)
+    mask_BT[1:, where] = 0
+    pad = getattr(model.config, "pad_token_id", None)
+    logits: Tensor = model(
+        input_ids=ids_BT.masked_fill(mask_BT == 0, pad if pad is not None else 0), attention_mask=mask_BT
+    ).logits
+    return logits[mask_BT.bool()]
 
-    `exact` is the grown model with float64 weights: a weight scaled by sqrt(D/d) and stored in float32 moves
-    the logits by float32 rounding, which says nothing about the map. Only the logits of the old vocabulary are
-    compared: new tokens have nothing to be compared with.
+
+def cached(model: Any, ids_BT: Tensor) -> Tensor:
+    """`[B,T,V]` of all tokens, the last ones one at a time through a key-value cache."""
+    start = ids_BT.shape[1] - NUM_CACHED
+    first = model(input_ids=ids_BT[:, :start], use_cache=True)
+    parts, cache = [first.logits], first.past_key_values
+    for t in range(start, ids_BT.shape[1]):
+        step = model(input_ids=ids_BT[:, t : t + 1], past_key_values=cache, use_cache=True)
+        parts.append(step.logits)
+        cache = step.past_key_values
+    return torch.cat(parts, 1)
+
+
+def runs_of(plan: ExpansionPlan) -> dict[str, Run]:
+    """What a model is run on; an encoder has no cache."""
+    runs: dict[str, Run] = {"tokens": plain, "padding": padded}
+    return runs | {"cache": cached} if plan.family.objective == "clm" else runs
+
+
+def verify(
+    plan: ExpansionPlan,
+    mapping: ExpansionMap,
+    small: Contender,
+    grown: Contender,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> ExpansionReport:
+    """Compare both models on random tokens, with padding and with a cache, in three precisions.
+
+    In float64 the map is applied to float64 weights: a weight scaled by sqrt(D/d) and stored in float32 moves the
+    logits by float32 rounding, which says nothing about the map. Only logits of the old vocabulary are compared; the
+    divergence counts the probability that new tokens take.
     """
-    generator = torch.Generator().manual_seed(VERIFY_SEED)
-    positions = getattr(small.config, "max_position_embeddings", NUM_TOKENS)
-    vocab = plan.source["vocab_size"]
-    ids_BT = torch.randint(0, vocab, (NUM_SEQUENCES, min(NUM_TOKENS, positions)), generator=generator)
-    difference = {}
-    pairs = {}
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        larger = exact if dtype == torch.float64 else grown
-        before, after = logits_of(small, ids_BT, dtype), logits_of(larger, ids_BT, dtype)[..., :vocab]
-        pairs[dtype] = before, after
-        difference[dtype] = float((after - before).abs().max())
-    before, after = pairs[torch.float64]
-    log_p, log_q = before.log_softmax(-1), after.log_softmax(-1)
-    scale = max(1.0, float(before.abs().max()))
+    tell = progress or (lambda _text: None)
+    exact = Contender(grown.model_class, grown.config, doubled(mapping, small.fetch))
+    ids_BT = random_tokens(plan)
+    difference: dict[torch.dtype, float] = {}
+    tell("verify float64")
+    runs = runs_of(plan)
+    befores, afters = (model.logits(ids_BT, torch.float64, runs) for model in (small, exact))
+    worst = {name: largest_difference(befores[name], afters[name]) for name in runs}
+    difference[torch.float64] = max(worst.values())
+    for dtype in (torch.float32, torch.bfloat16):
+        tell(f"verify {str(dtype).removeprefix('torch.')}")
+        low, high = (model.logits(ids_BT, dtype, {"tokens": plain})["tokens"] for model in (small, grown))
+        difference[dtype] = largest_difference(low, high)
+    before, after = befores["tokens"], afters["tokens"]
+    tolerance = TOLERANCE * max(1.0, float(before.abs().max()))
     return ExpansionReport(
-        family=plan.family.name,
-        mode=plan.mode,
+        family=plan.target_family.name,
+        mode=plan.mode if not plan.approximations or plan.mode == "elle" else "approximate",
         source=dict(plan.source),
         target=dict(plan.target),
-        parameters_before=sum(p.numel() for p in small.parameters()),
-        parameters_after=sum(p.numel() for p in grown.parameters()),
+        parameters_before=count_parameters(small),
+        parameters_after=count_parameters(grown),
         max_logit_difference_float64=difference[torch.float64],
         max_logit_difference_float32=difference[torch.float32],
         max_logit_difference_bfloat16=difference[torch.bfloat16],
-        kl_divergence=float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
-        top1_agreement=float((before.argmax(-1) == after.argmax(-1)).double().mean()),
-        tolerance=TOLERANCE * scale,
-        passed=plan.mode != "exact" or difference[torch.float64] <= TOLERANCE * scale,
+        **divergence(before, after, ids_BT),
+        tolerance=tolerance,
+        passed=not plan.is_exact or difference[torch.float64] <= tolerance,
+        notes=(*plan.approximations, ", ".join(f"{name} {value:.1e}" for name, value in worst.items()) + " in float64"),
     )
+
+
+def largest_difference(before: Tensor, after: Tensor) -> float:
+    """Between logits of the old vocabulary; NaN counts as infinite."""
+    moved = (after[..., : before.shape[-1]] - before).abs()
+    return float(moved.nan_to_num(nan=float("inf")).max())
+
+
+def divergence(before: Tensor, after: Tensor, ids_BT: Tensor) -> dict[str, float]:
+    """Loss difference on the tokens, KL(old || grown) in nats and agreement of the most probable token."""
+    size = before.shape[-1]
+    log_p, log_q = before.log_softmax(-1), after.log_softmax(-1)[..., :size]
+    wanted = ids_BT[:, 1:, None]
+    loss = [-float(log[:, :-1].gather(-1, wanted).mean()) for log in (log_p, log_q)]
+    return {
+        "loss_difference": loss[1] - loss[0],
+        "kl_divergence": float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
+        "top1_agreement": float((before.argmax(-1) == after[..., :size].argmax(-1)).double().mean()),
+    }
+
+
+def random_tokens(plan: ExpansionPlan) -> Tensor:
+    """`[B,T]` tokens of the old vocabulary, within the old positions."""
+    generator = torch.Generator().manual_seed(VERIFY_SEED)
+    room = plan.source.get("positions", NUM_TOKENS) - (2 if plan.family.positions_after_padding else 0)
+    length = max(NUM_CACHED + 2, min(NUM_TOKENS, room))
+    return torch.randint(0, plan.source["vocab_size"], (NUM_SEQUENCES, length), generator=generator)
+
+
+def doubled(mapping: ExpansionMap, fetch: Fetch) -> Fetch:
+    """Grown parameters in float64, made from the old ones as they are asked for."""
+
+    def grown(name: str) -> Tensor:
+        sources = {source: fetch(source).double() for source in mapping.tensors[name].sources}
+        return mapping.weight(name, sources)
+
+    return grown
+
+
+def count_parameters(contender: Contender) -> int:
+    """Parameters, counting shared ones once."""
+    return sum(numel for numel in _sizes(contender))
+
+
+def _sizes(contender: Contender) -> Iterator[int]:
+    from lifelong.expand.lazy import empty_model
+
+    for shape in parameter_shapes(empty_model(contender.model_class, contender.config)).values():
+        yield int(torch.Size(shape).numel())
+
+
+def from_weights(weights: Mapping[str, Tensor]) -> Fetch:
+    """Parameters from a dict."""
+    return weights.__getitem__

@@ -1,1 +1,1 @@
-"""One table per architecture family; the folder is the registry."""
+"""One file per architecture family: tables, no logic."""

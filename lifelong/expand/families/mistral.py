@@ -1,11 +1,8 @@
-"""Mistral: pre-norm RMSNorm, rotary grouped-query attention, SwiGLU."""
+"""Mistral: LLaMA's layout with sliding-window attention."""
 
-from lifelong.expand.family import ROTARY_CONFIG, Family, gated_decoder
+from lifelong.expand.family import Family
+from lifelong.expand.layouts import ROTARY_AXES, gated_decoder
 
 FAMILY = Family(
-    name="mistral",
-    model_types=("mistral",),
-    tensors=gated_decoder(),
-    config_names=ROTARY_CONFIG,
-    defaults={"tie_word_embeddings": True},
+    name="mistral", model_types=("mistral",), parameters=gated_decoder(), axes=ROTARY_AXES, experts_family="mixtral"
 )

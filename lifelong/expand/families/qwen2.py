@@ -1,11 +1,6 @@
-"""Qwen2: like LLaMA, with biases on query, key and value."""
+"""Qwen2 and Qwen2.5: LLaMA's layout with biases on queries, keys and values."""
 
-from lifelong.expand.family import ROTARY_CONFIG, Family, gated_decoder
+from lifelong.expand.family import Family
+from lifelong.expand.layouts import ROTARY_AXES, gated_decoder
 
-FAMILY = Family(
-    name="qwen2",
-    model_types=("qwen2",),
-    tensors=gated_decoder(attention_bias=True),
-    config_names=ROTARY_CONFIG,
-    defaults={"tie_word_embeddings": True},
-)
+FAMILY = Family(name="qwen2", model_types=("qwen2",), parameters=gated_decoder(), axes=ROTARY_AXES)

@@ -1,0 +1,54 @@
+"""Configurations of models that start from random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lifelong.errors import ExpansionError
+from lifelong.expand.family import AXES, load_family
+
+DEFAULT_SHAPE = {"layers": 4, "hidden_size": 128, "heads": 4}
+GATED_STEP = 32
+
+
+def new_config(family_name: str, *, vocab_size: int, max_positions: int, **settings: Any) -> Any:
+    """Configuration of a model that starts from random weights.
+
+    Args:
+        family_name: a family.
+        vocab_size: rows of the embedding.
+        max_positions: longest sequence.
+        settings: sizes by axis name, token ids, and any further key of the configuration; None means not named.
+
+    Raises:
+        UnknownNameError: there is no such family.
+        ExpansionError: sizes contradict each other.
+    """
+    import transformers
+
+    family = load_family(family_name)
+    sizes = {axis: settings.pop(axis) for axis in AXES if settings.get(axis) is not None}
+    settings = {key: value for key, value in settings.items() if value is not None and key not in AXES}
+    shape = DEFAULT_SHAPE | sizes
+    hidden, heads = shape["hidden_size"], shape["heads"]
+    if hidden % heads and (family.fixed_head or "head_dim" not in sizes):
+        raise ExpansionError(
+            f"hidden_size: {hidden} is no multiple of {heads} heads; "
+            + ("choose other sizes" if family.fixed_head else "name head_dim, or another number of heads")
+        )
+    shape.setdefault("kv_heads", heads)
+    shape.setdefault("head_dim", hidden // heads)
+    if family.fixed_head and (shape["kv_heads"] != heads or shape["head_dim"] != hidden // heads):
+        raise ExpansionError(f"{family.name} has one key-value head a query head and heads x head_dim = hidden_size")
+    # two thirds of four times the width, in steps of 32: as many weights as an ungated layer of 4x
+    gated = -(-8 * hidden // 3 // GATED_STEP) * GATED_STEP
+    shape.setdefault("intermediate_size", gated if family.gated else 4 * hidden)
+    special = {key: settings.pop(key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    shape |= {"vocab_size": vocab_size, "positions": max_positions}
+    if family.positions_after_padding:
+        shape["positions"] = max_positions + (special["pad_token_id"] or 0) + 1
+    values = {family.axes[axis]: size for axis, size in shape.items() if axis in family.axes}
+    values |= {key: shape[axis] for key, axis in (*family.follows.items(), *family.initial.items())}
+    return transformers.AutoConfig.for_model(
+        family.model_types[0], **{**family.defaults, **special, **values, **settings}
+    )

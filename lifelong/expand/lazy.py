@@ -1,0 +1,100 @@
+"""Models without weights of their own: parameters come from a function, all at once or as they are needed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lifelong.errors import ExpansionError
+
+Fetch = Callable[[str], Tensor]
+KEEP_BYTES = 2 << 30
+"""Models up to this size are held as a whole while they are compared; larger ones module by module."""
+
+
+def empty_model(model_class: Any, config: Any) -> Any:
+    """A model whose parameters have shapes and no values; its buffers (rotary tables) are real.
+
+    Raises:
+        ExpansionError: the class does not take the configuration.
+    """
+    from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
+
+    config = copy.deepcopy(config)
+    config._experts_implementation = "eager"  # the grouped kernel has no float64
+    try:
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            model = model_class(config).eval()
+        model.tie_weights()
+    except (ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ExpansionError(f"{model_class.__name__} does not take the configuration: {reason}") from None
+    return model
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Parameters that share another's values -> that other one."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def parameter_names(model: Any) -> list[str]:
+    """Names of all parameters but those that share another's values."""
+    tied = tied_names(model)
+    return [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in tied]
+
+
+def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter but those that share another's values."""
+    tied = tied_names(model)
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: tuple(value.shape) for name, value in every if name not in tied}
+
+
+def model_class_of(config: Any, objective: str) -> Any:
+    """The transformers class of a configuration with the head of an objective.
+
+    Raises:
+        ExpansionError: there is none.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    mapping = MODEL_FOR_CAUSAL_LM_MAPPING if objective == "clm" else MODEL_FOR_MASKED_LM_MAPPING
+    try:
+        return mapping[type(config)]
+    except KeyError:
+        raise ExpansionError(f"{config.model_type}: transformers has no {objective} head for it") from None
+
+
+def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype) -> Any:
+    """A model in evaluation mode whose parameters come from `fetch`, cast to `dtype`."""
+    model = empty_model(model_class, config)
+    tied = tied_names(model)
+    size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+
+    def load(module: nn.Module, prefix: str) -> None:
+        for name in module._parameters:
+            if module._parameters[name] is not None:
+                full = f"{prefix}.{name}" if prefix else name
+                value = fetch(tied.get(full, full)).to(dtype)
+                module._parameters[name] = nn.Parameter(value, requires_grad=False)
+
+    for prefix, module in model.named_modules():
+        if not any(value is not None for value in module._parameters.values()):
+            continue
+        if size <= KEEP_BYTES:
+            load(module, prefix)
+        else:
+            _load_around_forward(module, prefix, load)
+    return model
+
+
+def _load_around_forward(module: nn.Module, prefix: str, load: Callable[[nn.Module, str], None]) -> None:
+    """Give a module its parameters when it runs, and take them away again."""
+    empty = dict(module._parameters)
+    module.register_forward_pre_hook(lambda m, _args: load(m, prefix))
+    module.register_forward_hook(lambda m, _args, _out: m._parameters.update(empty))

@@ -1,0 +1,290 @@
+"""One map per growth: it makes the grown weights, and carries everything attached to the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lifelong.errors import ExpansionError
+from lifelong.expand.axes import AxisMap, axis_map, concatenated, permuted
+from lifelong.expand.depth import Layer, chain_gains
+from lifelong.expand.family import Family, Parameter
+from lifelong.expand.plan import ExpansionPlan
+from lifelong.expand.tensors import TensorMap, grow_gradient, grow_weight, new_entries
+from lifelong.expand.width import Growth, elle_axes, exact_axes
+
+ELLE_NOISE = 0.01
+EXPERT_NOISE = 0.5
+SIDES = {
+    "embedding": "write", "reader": "read", "writer": "write", "writer_bias": "write", "pre_norm": "gain",
+    "pre_norm_bias": "bias", "final_norm": "final_gain", "final_norm_bias": "final_bias", "post_norm": "post",
+    "stream_norm": "norm", "stream_norm_bias": "norm", "head": "head", "mlm_dense": "mlm", "mlm_dense_bias": "mlm",
+    "mlm_norm": "mlm_norm", "mlm_norm_bias": "mlm_norm", "router": "read",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExpansionMap:
+    """The linear map from every old parameter to its grown one, and its dual on gradients.
+
+    Attributes:
+        axes: axis maps by name.
+        tensors: parameter maps by the name of the grown parameter.
+        seed: of new entries.
+    """
+
+    axes: Mapping[str, AxisMap]
+    tensors: Mapping[str, TensorMap]
+    seed: int
+
+    def axes_of(self, mapping: TensorMap) -> list[AxisMap]:
+        """The axis maps of a parameter, one a dimension."""
+        return [self.axes[name] for name in mapping.axes]
+
+    def weight(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
+        """One grown parameter; `weights` need to hold its sources only.
+
+        Raises:
+            ExpansionError: a value is not finite.
+        """
+        mapping = self.tensors[name]
+        sources = [_finite(source, weights[source]) for source in mapping.sources]
+        return grow_weight(mapping, sources, self.axes_of(mapping), self.seed)
+
+    def apply_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Grown tensors by parameter name: of the model, of averaged weights, of anchors of the old weights.
+
+        Raises:
+            ExpansionError: a value is not finite.
+        """
+        grown = {}
+        for name, mapping in self.tensors.items():
+            value = self.weight(name, weights)
+            dtype = next(iter(weights.values())).dtype if not mapping.sources else value.dtype
+            grown[name] = value.to(dtype)
+        return grown
+
+    def apply_gradients(
+        self, values: Mapping[str, Tensor], *, power: int = 1, fill: float | str = 0.0
+    ) -> dict[str, Tensor]:
+        """What is attached to gradients, at the grown size.
+
+        Args:
+            values: by old parameter name: gradients, first moments (`power` 1); second moments, Fisher information
+                (`power` 2); absolute gradients (`power` 1: all factors are positive or enter by their size).
+            power: of the dual factors.
+            fill: value of new entries, or `mean` for the mean of the old ones.
+        """
+        grown = {}
+        for name, mapping in self.tensors.items():
+            axes = self.axes_of(mapping)
+            if mapping.sources and all(source in values for source in mapping.sources):
+                sources = [values[source] for source in mapping.sources]
+                grown[name] = grow_gradient(mapping, sources, axes, power=power, fill=fill)
+            else:
+                number = 0.0 if fill == "mean" else float(fill)
+                dtype = next(iter(values.values())).dtype
+                grown[name] = torch.full([len(axis.source) for axis in axes], number, dtype=dtype)
+        return grown
+
+    def masks(self) -> Iterator[tuple[str, Tensor]]:
+        """For every grown parameter, where it is new: true for new entries and further copies of old ones."""
+        for name, mapping in self.tensors.items():
+            yield name, new_entries(mapping, self.axes_of(mapping))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        tensors = [
+            {k: v for k, v in asdict(t).items() if v is not None and v is not False} for t in self.tensors.values()
+        ]
+        return {
+            "seed": self.seed,
+            "axes": {name: axis.to_json() for name, axis in self.axes.items()},
+            "tensors": tensors,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ExpansionMap:
+        """Inverse of `to_json`."""
+        tensors = [
+            TensorMap(**{**entry, "sources": tuple(entry["sources"]), "axes": tuple(entry["axes"])})
+            for entry in data["tensors"]
+        ]
+        axes = {name: AxisMap.from_json(axis) for name, axis in data["axes"].items()}
+        return cls(axes, {mapping.name: mapping for mapping in tensors}, int(data["seed"]))
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not bool(torch.isfinite(tensor.sum(dtype=torch.float64) if tensor.dtype.is_floating_point else tensor).all()):
+        count = int((~torch.isfinite(tensor)).sum())
+        if count:
+            raise ExpansionError(
+                f"parameter {name!r} holds {count} values that are not finite; repair the checkpoint first"
+            )
+    return tensor
+
+
+def build_map(plan: ExpansionPlan, source_names: Sequence[str], target_names: Sequence[str]) -> ExpansionMap:
+    """The map of a plan.
+
+    Args:
+        plan: the growth.
+        source_names: parameters of the old model, without those that share another's values.
+        target_names: parameters of the grown model, likewise.
+
+    Raises:
+        ExpansionError: a parameter is not matched by exactly one entry of the family's table.
+    """
+    for name in source_names:
+        plan.family.match(name)
+    rows = plan.target_family.position_rows
+    shape = plan.source, plan.target
+    positions = tuple(sizes.get("positions", 0) + rows for sizes in shape)
+    growth = Growth(
+        plan.family, plan.source, plan.target, plan.strategy, plan.tied, (positions[0], positions[1]), plan.channels
+    )
+    is_elle = plan.mode == "elle"
+    axes = elle_axes(growth, torch.Generator().manual_seed(plan.seed)) if is_elle else exact_axes(growth)
+    types = int(getattr(plan.source_config, "type_vocab_size", 0) or 1)
+    axes["types"] = axis_map(torch.arange(types), types)
+    builder = _Builder(plan, axes, frozenset(source_names))
+    tensors = {name: builder.tensor(name) for name in target_names}
+    return ExpansionMap(builder.axes, tensors, plan.seed)
+
+
+class _Builder:
+    """Turns the roles of a family's table into parameter maps."""
+
+    def __init__(self, plan: ExpansionPlan, axes: dict[str, AxisMap], source_names: frozenset[str]) -> None:
+        self.plan, self.axes, self.source_names = plan, axes, source_names
+        self.family: Family = plan.target_family
+        self.std = float(getattr(plan.source_config, self.family.init_key, 0.02))
+        self.epsilon = float(getattr(plan.source_config, "layer_norm_eps", 0.0) or 0.0)
+
+    def tensor(self, name: str) -> TensorMap:
+        """The map of one parameter of the grown model."""
+        pattern, number = self.family.match(name)
+        parameter = self.family.parameters[pattern]
+        layer = None if number is None else self.plan.layers[number]
+        sources = self._sources(pattern, layer)
+        # an inserted layer is silent as a whole: its queries need not be, and learn two steps earlier
+        loud = layer is not None and layer.inserted and self.plan.mode == "exact"
+        axes = self._axis_names(parameter, loud=loud)
+        gain = parameter.role in ("pre_norm", "final_norm", "post_norm", "q_norm", "k_norm")
+        factor, value = self._embedding_factor(parameter), None
+        if layer is not None and self.plan.mode == "exact":
+            factor, value = self._depth(parameter, layer)
+        if value is None and not sources and len(axes) == 1:
+            value = 1.0 if gain else 0.0
+        elle = self.plan.mode == "elle"
+        return TensorMap(
+            name, sources if value is None or layer is not None else (), axes, factor,
+            offset=self.family.gain_offset if gain else 0.0,
+            std=self.std,
+            value=value,
+            inserted=value is not None or (layer is not None and layer.inserted),
+            copy_noise=ELLE_NOISE if elle and len(axes) > 1 else 0.0,
+            share_noise=self._expert_noise(parameter),
+        )  # fmt: skip
+
+    def _expert_noise(self, parameter: Parameter) -> float:
+        """Copied experts differ from the start; what they write together does not."""
+        copies = "experts" in self.plan.source and self.plan.mode == "exact"
+        return EXPERT_NOISE if copies and parameter.per_expert and parameter.role == "writer" else 0.0
+
+    def _sources(self, pattern: str, layer: Layer | None) -> tuple[str, ...]:
+        parts: tuple[str, ...] = (pattern,)
+        if self.family is not self.plan.family:
+            parts = self.family.dense_parts.get(pattern, parts)
+        names = tuple(part if layer is None else part.replace("{layer}", str(layer.source)) for part in parts)
+        return names if all(name in self.source_names for name in names) else ()
+
+    def _embedding_factor(self, parameter: Parameter) -> float:
+        """Gemma multiplies embeddings by the root of the width, rounded to float32."""
+        if not self.family.scaled_embedding or self.plan.mode == "elle":
+            return 1.0
+        before, after = (float(torch.tensor(s["hidden_size"] ** 0.5)) for s in (self.plan.source, self.plan.target))
+        if parameter.role == "embedding":
+            return before / after
+        return after / before if parameter.role == "final_norm" and self.plan.tied else 1.0
+
+    def _depth(self, parameter: Parameter, layer: Layer) -> tuple[float, float | None]:
+        """Factor on the weights, or the value of all of them, of a parameter in a layer."""
+        placement, role = self.family.placement, parameter.role
+        if placement == "stream":
+            return self._chain(parameter, layer)
+        if not layer.inserted:
+            return 1.0, None
+        if placement in ("sandwich", "post"):
+            # old coordinates are silenced by the gain; new ones are silent already, and learn through a gain of one
+            return (0.0 if role == "post_norm" else 1.0), None
+        return 1.0, 0.0 if role in ("writer", "writer_bias") else None
+
+    def _chain(self, parameter: Parameter, layer: Layer) -> tuple[float, float | None]:
+        """A block of BERT with `following` blocks inserted behind it, or one of those."""
+        role, gains = parameter.role, chain_gains(self.epsilon, layer.following)
+        last = layer.place == layer.following
+        ends_block = parameter.slot == "ffn"
+        if role in ("stream_norm", "stream_norm_bias") and layer.following:
+            is_gain = role == "stream_norm"
+            if ends_block and last:
+                return (gains.last if is_gain else 1.0), None
+            inner = ends_block or layer.inserted
+            return (1.0, gains.inner if is_gain else 0.0) if inner else (gains.stream, None)
+        if layer.inserted:
+            return 1.0, 0.0 if role in ("writer", "writer_bias") else None
+        reads = role == "reader" and parameter.out == ("ffn",)
+        writes = (role == "writer" and parameter.into == "ffn") or (role == "writer_bias" and ends_block)
+        return (1 / gains.stream if reads else gains.stream if writes else 1.0), None
+
+    def _axis_names(self, parameter: Parameter, *, loud: bool) -> tuple[str, ...]:
+        """One axis map a dimension; fused and interleaved ones are made on the way."""
+        rows = [self._side(space, parameter) for space in parameter.out]
+        if parameter.role in ("q_norm", "k_norm"):
+            rows = [f"{parameter.out[0]}.norm"]
+        if loud:
+            rows = [self._loud(row) for row in rows]
+        out = self._fused(tuple(rows), by_head=parameter.by_head)
+        if parameter.role == "writer" and parameter.into is not None:
+            into = "ffn.out" if parameter.into == "ffn" else parameter.into
+        elif parameter.role == "mlm_dense":
+            into = "stream.read"
+        else:
+            into = self._side(parameter.into, parameter) if parameter.into else ""
+        names = (into, out) if parameter.transposed else (out, into)
+        return (("experts",) if parameter.per_expert else ()) + tuple(name for name in names if name)
+
+    def _side(self, space: str, parameter: Parameter) -> str:
+        if space == "stream":
+            return f"stream.{SIDES[parameter.role]}"
+        return "ffn.in" if space == "ffn" else space
+
+    def _loud(self, row: str) -> str:
+        """The axis with queries of new channels as loud as keys."""
+        if row not in ("q", "q.norm"):
+            return row
+        axis, name = self.axes[row], f"{row}.loud"
+        self.axes[name] = replace(axis, fresh=torch.ones_like(axis.fresh), constant=torch.ones_like(axis.constant))
+        return name
+
+    def _fused(self, rows: tuple[str, ...], *, by_head: bool) -> str:
+        if len(rows) == 1:
+            return rows[0]
+        name = ("|" if by_head else "+").join(rows)
+        if name not in self.axes:
+            made = concatenated([self.axes[row] for row in rows])
+            if by_head:
+                sizes = self.plan.source, self.plan.target
+                old, new = (_head_by_head(s["heads"], len(rows), s["head_dim"]) for s in sizes)
+                made = permuted(made, old, new)
+            self.axes[name] = made
+        return name
+
+
+def _head_by_head(heads: int, parts: int, size: int) -> Tensor:
+    """`[heads x parts x size]`: place in the concatenated order of every row stored head by head."""
+    return torch.arange(parts * heads * size).view(parts, heads, size).transpose(0, 1).reshape(-1)

@@ -1,0 +1,157 @@
+"""Sizes of a model, and which larger ones can be reached; loads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lifelong.errors import ExpansionError, UnknownNameError
+from lifelong.expand.family import AXES, Family
+
+Shape = Mapping[str, int]
+
+
+def model_shape(config: Any) -> dict[str, int]:
+    """Sizes of a model by axis name; works for every transformers configuration with the usual names."""
+    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
+    feed_forward = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim")
+    shape = {
+        "layers": int(config.num_hidden_layers),
+        "hidden_size": hidden,
+        "intermediate_size": int(_first(config, feed_forward) or 4 * hidden),
+        "heads": heads,
+        "kv_heads": int(getattr(config, "num_key_value_heads", None) or heads),
+        "head_dim": int(getattr(config, "head_dim", None) or hidden // heads),
+        "vocab_size": int(config.vocab_size),
+    }
+    if positions := getattr(config, "max_position_embeddings", None):
+        shape["positions"] = int(positions)
+    if experts := getattr(config, "num_local_experts", None):
+        shape |= {"experts": int(experts), "experts_per_token": int(config.num_experts_per_tok)}
+    return shape
+
+
+def _first(config: Any, names: tuple[str, ...]) -> Any:
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
+def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None]) -> dict[str, int]:
+    """The sizes after growth: what is not named stays, what hangs together grows together.
+
+    Raises:
+        UnknownNameError: an axis that there is not.
+        ExpansionError: a size is smaller than the model's, or sizes contradict each other.
+    """
+    named = {axis: int(size) for axis, size in targets.items() if size is not None}
+    for axis in named:
+        if axis not in AXES:
+            raise UnknownNameError("axis", axis, AXES, "expand")
+    target = {**source, **named}
+    _resolve_heads(family, source, target, named)
+    for axis, size in source.items():
+        if target[axis] < size:
+            raise ExpansionError(f"{axis}: {target[axis]} is smaller than the model's {size}; growth never shrinks")
+    _resolve_experts(family, source, target, named)
+    return target
+
+
+def _resolve_heads(family: Family, source: Shape, target: dict[str, int], named: Mapping[str, int]) -> None:
+    if family.fixed_head:
+        if "kv_heads" in named and named["kv_heads"] != named.get("heads", source["heads"]):
+            raise ExpansionError(f"kv_heads: {family.name} has one key-value head a query head; leave kv_heads out")
+        _resolve_fixed_heads(family, source, target, named)
+        target["kv_heads"] = target["heads"]
+        return
+    if "heads" in named and "kv_heads" not in named:
+        group = source["heads"] // source["kv_heads"]
+        keeps_group = target["heads"] % group == 0 and target["heads"] // group >= source["kv_heads"]
+        target["kv_heads"] = target["heads"] // group if keeps_group else source["kv_heads"]
+    heads, kv = target["heads"], target["kv_heads"]
+    if heads % kv:
+        near = [n for n in range(source["kv_heads"], heads + 1) if heads % n == 0]
+        raise ExpansionError(
+            f"heads: {heads} is no multiple of kv_heads {kv}; with {heads} heads, kv_heads may be {_listed(near)}; "
+            f"with {kv} kv_heads, heads may be {heads // kv * kv or kv} or {(heads // kv + 1) * kv}"
+        )
+
+
+def _resolve_fixed_heads(family: Family, source: Shape, target: dict[str, int], named: Mapping[str, int]) -> None:
+    """Solve hidden size = heads x head size for what is not named."""
+    hidden, heads, size = named.get("hidden_size"), named.get("heads"), named.get("head_dim")
+    if hidden is None and (heads is not None or size is not None):
+        product = (heads or source["heads"]) * (size or source["head_dim"])
+        if product != source["hidden_size"]:
+            raise ExpansionError(
+                f"hidden_size: {family.name} has heads x head_dim = hidden_size, and {heads or source['heads']} x "
+                f"{size or source['head_dim']} = {product}; name hidden_size {product} too"
+            )
+    elif hidden is not None:
+        if size is None and heads is not None and hidden % heads == 0:
+            size = hidden // heads
+        size = size or source["head_dim"]
+        heads = heads or hidden // size
+        if heads * size != hidden:
+            step = heads if named.get("heads") else size
+            low = max(hidden // step * step, source["hidden_size"])
+            raise ExpansionError(
+                f"hidden_size: {family.name} has heads x head_dim = hidden_size, and {hidden} is not a multiple of "
+                f"{'heads' if named.get('heads') else 'head_dim'} {step}; nearest: {low} and {low + step}"
+                + ("" if named.get("heads") else ", or name heads")
+            )
+        target |= {"heads": heads, "head_dim": size}
+
+
+def _resolve_experts(family: Family, source: Shape, target: dict[str, int], named: Mapping[str, int]) -> None:
+    if "experts" not in named and "experts_per_token" not in named:
+        return
+    if "experts" not in source:
+        if family.experts_family is None:
+            raise ExpansionError(f"experts: {family.name} has no mixture of experts that it could become")
+        target.setdefault("experts", 1)
+        target.setdefault("experts_per_token", min(2, target["experts"]))
+        if not 1 <= target["experts_per_token"] <= target["experts"]:
+            raise ExpansionError(
+                f"experts_per_token: {target['experts_per_token']} of {target['experts']} experts cannot be chosen"
+            )
+        return
+    copies, rest = divmod(target["experts"], source["experts"])
+    if rest:
+        low = copies * source["experts"]
+        raise ExpansionError(
+            f"experts: {target['experts']} is no multiple of the model's {source['experts']}; copies keep the function "
+            f"only when every expert has as many; nearest: {low} and {low + source['experts']}"
+        )
+    wanted = copies * source["experts_per_token"]
+    if named.get("experts_per_token", wanted) != wanted:
+        raise ExpansionError(
+            f"experts_per_token: with {target['experts']} experts it has to be {wanted}: every expert becomes "
+            f"{copies}, all chosen together; {named['experts_per_token']} would change the function"
+        )
+    target["experts_per_token"] = wanted
+
+
+def obstacles(family: Family, source: Shape, target: Shape) -> list[str]:
+    """Why the target cannot be reached exactly; each with the nearest sizes that can."""
+    found = []
+    width, wider = source["hidden_size"], target["hidden_size"]
+    if family.placement in ("stream", "embedding") and wider % width:
+        low = wider // width * width
+        found.append(
+            f"hidden_size: {wider} is no multiple of {width}: the output of a LayerNorm is the stream of "
+            f"{family.name}, and no diagonal gain can give the next norm the mean it needs; nearest exact sizes: "
+            f"{low} and {low + width}"
+        )
+    old_group, group = source["heads"] // source["kv_heads"], target["heads"] // target["kv_heads"]
+    needed = source["kv_heads"] * -(-old_group // group)
+    if needed > target["kv_heads"]:
+        larger = target["kv_heads"] * old_group
+        found.append(
+            f"kv_heads: {source['heads']} query heads in {source['kv_heads']} groups do not fit into "
+            f"{target['kv_heads']} groups of {group}; at least kv_heads {needed} (heads {needed * group}), or heads "
+            f"{larger} with kv_heads {target['kv_heads']}"
+        )
+    return found
+
+
+def _listed(sizes: list[int]) -> str:
+    return ", ".join(map(str, sizes)) or "no size"

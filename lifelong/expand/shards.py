@@ -1,0 +1,253 @@
+"""Checkpoints on disk, a parameter at a time: reading by the model's own names, and writing without holding a shard."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lifelong.checkpoint import write_text
+from lifelong.errors import ExpansionError, InputError
+from lifelong.expand.family import Family
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+# left over from older versions of transformers; nothing reads them
+FORGOTTEN = re.compile(
+    r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias|position_ids|token_type_ids)$"
+)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One tensor of a file."""
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class CheckpointReader:
+    """The parameters of a safetensors folder by the names they have in the model.
+
+    Raises:
+        InputError: a missing or broken file, or parameters that the model needs and the folder has not.
+    """
+
+    def __init__(
+        self, folder: Path, family: Family, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]
+    ) -> None:
+        self.folder, self.family, self.shapes = folder, family, shapes
+        self._open: dict[Path, Any] = {}
+        entries = {self._model_name(entry.key): entry for entry in self._entries()}
+        aliases = {target: alias for alias, target in tied.items()}
+        self.parts: dict[str, list[list[FileEntry]]] = {}
+        used: set[str] = set()
+        missing = []
+        for name, shape in shapes.items():
+            found = self._find(name, shape, entries, aliases)
+            if found is None:
+                missing.append(name)
+                continue
+            self.parts[name] = [[entries[key] for key in row] for row in found]
+            used |= {key for row in found for key in row}
+        if missing:
+            raise InputError(
+                f"checkpoint {str(folder)!r} lacks {len(missing)} parameters of {family.name}: {', '.join(missing[:5])}"
+            )
+        self.left_out = sorted(
+            key for key in entries if key not in used and key not in tied and not FORGOTTEN.search(key)
+        )
+        self._check_shapes()
+
+    def fetch(self, name: str) -> Tensor:
+        """One parameter, in the dtype of its file."""
+        rows = [
+            torch.cat(row) if len(row) > 1 else row[0] for row in ([self._read(e) for e in r] for r in self.parts[name])
+        ]
+        return torch.stack(rows) if len(self.shapes[name]) > rows[0].dim() else rows[0]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a parameter."""
+        return self.parts[name][0][0].dtype
+
+    def _entries(self) -> Iterable[FileEntry]:
+        for path in self._files():
+            try:
+                self._open[path] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{path}: cannot be read as safetensors ({error})") from None
+            for key in self._open[path].keys():  # noqa: SIM118
+                part = self._open[path].get_slice(key)
+                if part.get_dtype() not in DTYPES:
+                    if FORGOTTEN.search(key):
+                        continue
+                    raise ExpansionError(
+                        f"{path}: {key} is stored as {part.get_dtype()}; a quantised checkpoint cannot grow, use the "
+                        "full-precision one"
+                    )
+                yield FileEntry(path, key, tuple(part.get_shape()), DTYPES[part.get_dtype()])
+
+    def _files(self) -> list[Path]:
+        index = self.folder / INDEX
+        if not index.exists():
+            return [self.folder / WEIGHTS]
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{index}: no index of shards ({error})") from None
+        absent = [name for name in names if not (self.folder / name).is_file()]
+        if absent:
+            raise InputError(
+                f"checkpoint {str(self.folder)!r}: shard {absent[0]} is missing ({len(absent)} of {len(names)})"
+            )
+        return [self.folder / name for name in names]
+
+    def _model_name(self, key: str) -> str:
+        """The name in the model of a name in the file, as far as it can be told from the name alone."""
+        for piece, name in self.family.renames.items():
+            key = key.replace(piece, name)
+        for name, piece in self.family.file_renames.items():
+            key = key.replace(piece, name)
+        prefix = self.family.layer_stem.split(".")[0] + "."
+        inner = self.family.layer_stem.removeprefix(prefix)
+        heads = {pattern.split(".")[0] for pattern in self.family.parameters if not pattern.startswith(prefix)}
+        bare = key.split(".")[0] not in heads and not key.startswith(prefix)
+        # a checkpoint of the body alone has no prefix (GPT-2 as first published)
+        return prefix + key if bare and (key.startswith(inner) or "." in key) else key
+
+    def _find(
+        self, name: str, shape: tuple[int, ...], entries: Mapping[str, FileEntry], aliases: Mapping[str, str]
+    ) -> list[list[str]] | None:
+        for candidate in (name, aliases.get(name, name)):
+            if candidate in entries:
+                return [[candidate]]
+        rows = expert_keys(self.family, name, shape[0])
+        rows = [[self._model_name(key) for key in row] for row in rows]
+        return rows if rows and all(key in entries for row in rows for key in row) else None
+
+    def _check_shapes(self) -> None:
+        for name, wanted in self.shapes.items():
+            rows = self.parts[name]
+            first = rows[0][0].shape
+            found = (sum(e.shape[0] for e in rows[0]), *first[1:])
+            found = (len(rows), *found) if len(wanted) > len(first) else found
+            if found != wanted:
+                raise InputError(
+                    f"{rows[0][0].path}: {name} has shape {list(found)}, the configuration says {list(wanted)}"
+                )
+
+    def _read(self, entry: FileEntry) -> Tensor:
+        try:
+            value: Tensor = self._open[entry.path].get_tensor(entry.key)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{entry.path}: {entry.key} cannot be read ({error})") from None
+        return value
+
+
+def expert_keys(family: Family, name: str, experts: int) -> list[list[str]]:
+    """The names in a file of fused experts: one row an expert; empty where the parameter is stored as it is."""
+    if not family.expert_files:
+        return []
+    pattern, layer = family.match(name)
+    for files in family.expert_files:
+        if files.parameter == pattern:
+            return [
+                [part.replace("{layer}", str(layer)).replace("{expert}", str(e)) for part in files.parts]
+                for e in range(experts)
+            ]
+    return []
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of a file to be written; `cut` is its place in the parameter: expert, part, number of parts."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parameter: str
+    cut: tuple[int, int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+def slots_of(family: Family, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[Slot]:
+    """How a parameter is stored: as it is, or expert by expert as transformers does."""
+    rows = expert_keys(family, name, shape[0])
+    if not rows:
+        key = name
+        for piece, stored in family.file_renames.items():
+            key = key.replace(piece, stored)
+        return [Slot(key, shape, dtype, name)]
+    return [
+        Slot(key, (shape[1] // len(row), *shape[2:]), dtype, name, (expert, part, len(row)))
+        for expert, row in enumerate(rows)
+        for part, key in enumerate(row)
+    ]
+
+
+def sharded(slots: Sequence[Slot], max_bytes: int) -> list[list[Slot]]:
+    """Slots in order, cut into files of at most `max_bytes`; a parameter is never cut in two."""
+    shards: list[list[Slot]] = [[]]
+    groups: dict[str, list[Slot]] = {}
+    for slot in slots:
+        groups.setdefault(slot.parameter, []).append(slot)
+    for group in groups.values():
+        size = sum(slot.size for slot in group)
+        if shards[-1] and sum(slot.size for slot in shards[-1]) + size > max_bytes:
+            shards.append([])
+        shards[-1] += group
+    return shards
+
+
+class ShardWriter:
+    """A safetensors file written tensor by tensor, in the order of its slots."""
+
+    def __init__(self, path: Path, slots: Sequence[Slot]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        place = 0
+        for slot in slots:
+            header[slot.key] = {
+                "dtype": DTYPE_NAMES[slot.dtype],
+                "shape": list(slot.shape),
+                "data_offsets": [place, place + slot.size],
+            }
+            place += slot.size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._file = path.open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, slot: Slot, value: Tensor) -> None:
+        """Append one tensor."""
+        if slot.cut is not None:
+            expert, part, parts = slot.cut
+            value = value[expert].chunk(parts)[part]
+        assert tuple(value.shape) == slot.shape, f"{slot.key}: {tuple(value.shape)} is not {slot.shape}"
+        data = value.to(slot.dtype).contiguous()
+        self._file.write(data.view(torch.uint8).numpy().reshape(-1).data)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[Slot]]]) -> None:
+    """The index of several files, as transformers writes it."""
+    weight_map = {slot.key: name for name, slots in shards for slot in slots}
+    total = sum(slot.size for _, slots in shards for slot in slots)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_text(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")

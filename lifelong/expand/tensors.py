@@ -1,0 +1,276 @@
+"""How one parameter of the grown model comes from the old one, and how that acts on a tensor.
+
+An old tensor W becomes W'[a, b] = r_a c_b W[i(a), j(b)] on entries whose rows and columns come from old ones;
+every other entry is new. The same map carries what is attached to a weight: gradients and Adam's first moments
+by its dual factors, second moments and importances by their squares.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lifelong.expand.axes import MEAN, NEW, AxisMap
+
+SPLIT_SPREAD = 0.5
+"""Standard deviation of the shares of clones: far enough from 1/n that shares of both signs occur."""
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """How one parameter of the grown model comes from the old model.
+
+    Attributes:
+        name: parameter of the grown model.
+        sources: old parameters, stacked along their rows; none if the parameter has no counterpart.
+        axes: names of the axis maps, one a dimension.
+        factor: factor on the weights; its inverse on gradients.
+        offset: a stored value w stands for w + offset.
+        std: scale of random new entries.
+        value: every entry holds this (the output of an inserted layer is 0); None where entries are mapped.
+        inserted: all entries are new: the parameter belongs to an inserted layer, or holds `value`.
+        copy_noise: standard deviation of noise on copies (ELLE).
+        share_noise: scale of noise that sums to zero over clones along the first axis (experts).
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    axes: tuple[str, ...]
+    factor: float = 1.0
+    offset: float = 0.0
+    std: float = 0.02
+    value: float | None = None
+    inserted: bool = False
+    copy_noise: float = 0.0
+    share_noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers of one parameter: a function of the growth's seed and the parameter's name."""
+
+    generator: np.random.Generator
+
+    @classmethod
+    def of(cls, seed: int, name: str) -> Draw:
+        """The stream of parameter `name`."""
+        return cls(np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())])))
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Standard normal values; the same in float32 and float64 up to rounding."""
+        drawn = self.generator.standard_normal(tuple(shape), dtype=np.float32)
+        return torch.from_numpy(np.asarray(drawn)).to(dtype)
+
+
+def grow_weight(mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[AxisMap], seed: int) -> Tensor:
+    """The grown parameter, in the dtype of the old one; computed in float32 or, for float64 weights, in float64."""
+    dtype = sources[0].dtype if sources else torch.float32
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    shape = [len(axis.source) for axis in axes]
+    if mapping.value is not None:
+        return torch.full(shape, mapping.value - mapping.offset, dtype=dtype)
+    if not sources:
+        return Draw.of(seed, mapping.name).normal(shape, dtype) * mapping.std
+    value = _stacked(sources, len(shape))
+    if all(axis.is_identity for axis in axes) and mapping.factor == 1 and not mapping.copy_noise:
+        return value.clone()
+    draw = Draw.of(seed, mapping.name)
+    value = value.to(working)
+    if mapping.offset:
+        value = value + mapping.offset
+    grown = _spread(value, axes, [axis.scale for axis in axes], draw if _has_shares(axes) else None, mapping)
+    _fill(grown, axes, mapping, draw)
+    if mapping.factor != 1:
+        # new entries keep their own value: the factor belongs to old ones
+        old = _old_block(axes)
+        _assign(grown, old, _block(grown, old) * mapping.factor)
+    if mapping.offset:
+        grown -= mapping.offset
+    return grown.to(dtype)
+
+
+def grow_gradient(
+    mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[AxisMap], *, power: int = 1, fill: float | str = 0.0
+) -> Tensor:
+    """What is attached to a gradient, on the grown parameter.
+
+    `power` 1 for gradients and first moments, 2 for second moments and importances. New entries hold `fill`; for
+    `mean` the mean of the old entries: a zero second moment with an old step count has no bias correction, and
+    the first update would be (1 - beta1) / sqrt(1 - beta2) times the learning rate.
+    """
+    value = _stacked(sources, len(axes))
+    duals = [axis.dual**power for axis in axes]
+    grown = _spread(value, axes, duals, None, None) / (mapping.factor or 1.0) ** power
+    is_new = new_entries(mapping, axes)
+    rest = ~is_new if not mapping.inserted else _outer([axis.is_old for axis in axes])
+    kept = grown[rest]
+    number = (float(kept.mean()) if len(kept) else 0.0) if fill == "mean" else float(fill)
+    copies = is_new & _outer([axis.is_old for axis in axes]) & (not mapping.inserted)
+    return torch.where(is_new & ~copies, torch.full((), number, dtype=grown.dtype), grown)
+
+
+def new_entries(mapping: TensorMap, axes: Sequence[AxisMap]) -> Tensor:
+    """Bool, true where the grown parameter is not one old entry moved and scaled: new, mean, or a further copy."""
+    shape = [len(axis.source) for axis in axes]
+    if mapping.inserted or not mapping.sources:
+        return torch.ones(shape, dtype=torch.bool)
+    return ~_outer([axis.is_old & ~axis.is_copy for axis in axes])
+
+
+def _outer(masks: Sequence[Tensor]) -> Tensor:
+    result = torch.ones((), dtype=torch.bool)
+    for dim, mask in enumerate(masks):
+        result = result.unsqueeze(-1) & mask if dim else mask
+    return result
+
+
+def _stacked(sources: Sequence[Tensor], dims: int) -> Tensor:
+    value = sources[0] if len(sources) == 1 else torch.cat(list(sources))
+    return value.unsqueeze(0) if value.dim() < dims else value  # one dense feed-forward layer is one expert
+
+
+def _has_shares(axes: Sequence[AxisMap]) -> bool:
+    return any(axis.split for axis in axes)
+
+
+Part = slice | Tensor
+
+
+def _places(mask: Tensor) -> Part:
+    """Where a mask is true, as a slice when that is one run."""
+    index = mask.nonzero().flatten()
+    if len(index) and int(index[-1]) - int(index[0]) + 1 == len(index):
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return index
+
+
+def _old_block(axes: Sequence[AxisMap]) -> list[Part]:
+    return [_places(axis.source != NEW) for axis in axes]
+
+
+def _block(value: Tensor, parts: Sequence[Part]) -> Tensor:
+    for dim, part in enumerate(parts):
+        value = value.narrow(dim, part.start, part.stop - part.start) if isinstance(part, slice) else (
+            value.index_select(dim, part)
+        )  # fmt: skip
+    return value
+
+
+def _assign(grown: Tensor, parts: Sequence[Part], block: Tensor) -> None:
+    if all(isinstance(part, slice) for part in parts):
+        grown[tuple(parts)] = block
+        return
+    index = [torch.arange(part.start, part.stop) if isinstance(part, slice) else part for part in parts]
+    grown[torch.meshgrid(*index, indexing="ij")] = block
+
+
+def _spread(
+    value: Tensor, axes: Sequence[AxisMap], factors: Sequence[Tensor], draw: Draw | None, mapping: TensorMap | None
+) -> Tensor:
+    """Old entries at their new places, times the factors; zeros elsewhere."""
+    for dim, axis in enumerate(axes):
+        if bool((axis.source == MEAN).any()):
+            value = torch.cat([value, value.mean(dim, keepdim=True)], dim)
+    parts = _old_block(axes)
+    for dim, (axis, part) in enumerate(zip(axes, parts, strict=True)):
+        source = axis.source[part]
+        wanted = torch.where(source == MEAN, axis.size, source)
+        if torch.equal(wanted, torch.arange(len(wanted))):
+            value = value.narrow(dim, 0, len(wanted))
+        else:
+            value = value.index_select(dim, wanted)
+    for dim, (axis, part) in enumerate(zip(axes, parts, strict=True)):
+        if draw is not None and axis.split and mapping is not None:
+            value = _shared(value, dim, axis.source[part], draw, mapping.std)
+    for dim, (factor, part) in enumerate(zip(factors, parts, strict=True)):
+        along = factor[part]
+        if not bool((along == 1).all()):
+            value = value * along.to(value.dtype).view([-1 if i == dim else 1 for i in range(value.dim())])
+    shape = [len(axis.source) for axis in axes]
+    if list(value.shape) == shape:
+        return value.clone(memory_format=torch.contiguous_format)
+    grown = torch.zeros(shape, dtype=value.dtype)
+    _assign(grown, parts, value)
+    return grown
+
+
+def _shared(value: Tensor, dim: int, source: Tensor, draw: Draw, std: float) -> Tensor:
+    """Clones along `dim` share the weight of what they copy: shares sum to one, noise on top sums to zero."""
+    groups, counts = torch.unique(source, return_inverse=True, return_counts=True)[1:]
+    if bool((counts == 1).all()):
+        return value
+    shape = [-1 if i == dim else 1 for i in range(value.dim())]
+    many = counts[groups].to(value.dtype).view(shape)
+
+    def centred(drawn: Tensor) -> Tensor:
+        sums = torch.zeros([len(counts) if i == dim else n for i, n in enumerate(value.shape)], dtype=value.dtype)
+        centre: Tensor = sums.index_add_(dim, groups, drawn).index_select(dim, groups) / many
+        return drawn - centre
+
+    shares = 1 / many + SPLIT_SPREAD * centred(draw.normal(value.shape, value.dtype))
+    shared: Tensor = value * shares + 0.1 * std * centred(draw.normal(value.shape, value.dtype))
+    return shared
+
+
+def _fill(grown: Tensor, axes: Sequence[AxisMap], mapping: TensorMap, draw: Draw) -> None:
+    """Write the new entries into `grown`."""
+    if grown.dim() == 1:
+        new = axes[0].source == NEW
+        grown[new] = axes[0].constant[new].to(grown.dtype)
+    else:
+        _fill_matrix(grown, axes, mapping.std, draw)
+    for dim, axis in enumerate(axes):
+        if axis.pair is not None:
+            second = (axis.pair >= 0).nonzero().flatten()
+            twins = grown.index_select(dim, axis.pair[second]) * axis.pair_sign
+            grown.index_copy_(dim, second, twins)
+        if grown.dim() > 1 and bool((axis.source == MEAN).any()) and bool((axis.fresh[axis.source == MEAN] > 0).any()):
+            mean = (axis.source == MEAN).nonzero().flatten()
+            noise = draw.normal(grown.index_select(dim, mean).shape, grown.dtype) * mapping.std
+            noise *= axis.fresh[mean].to(grown.dtype).view([-1 if i == dim else 1 for i in range(grown.dim())])
+            grown.index_add_(dim, mean, noise)
+    if mapping.copy_noise:
+        copies = ~_outer([~axis.is_copy for axis in axes])
+        grown += torch.where(copies, draw.normal(grown.shape, grown.dtype) * mapping.copy_noise, torch.zeros(()))
+    if mapping.share_noise and not axes[0].is_identity:
+        _add_zero_sum_noise(grown, axes, mapping, draw)
+
+
+def _fill_matrix(grown: Tensor, axes: Sequence[AxisMap], std: float, draw: Draw) -> None:
+    """Random numbers where every new coordinate of an entry may be random, block by block; zeros stay."""
+    done: list[Part] = [slice(0, n) for n in grown.shape]
+    for dim, axis in enumerate(axes):
+        new = axis.source == NEW
+        loud = new & (axis.fresh > 0)
+        if bool(loud.any()):
+            parts = list(done)
+            parts[dim] = _places(loud)
+            factors = [_loudness(a)[p] for a, p in zip(axes, parts, strict=True)]
+            shape = [len(f) for f in factors]
+            block = draw.normal(shape, grown.dtype)
+            for i, factor in enumerate(factors):
+                if not bool((factor == 1).all()):
+                    block *= factor.to(grown.dtype).view([-1 if j == i else 1 for j in range(len(factors))])
+            _assign(grown, parts, block.mul_(std))
+        if bool(new.any()):
+            done[dim] = _places(~new)
+
+
+def _loudness(axis: AxisMap) -> Tensor:
+    """Factor of random entries along an axis: 1 where the coordinate is old."""
+    return torch.where(axis.source == NEW, axis.fresh, torch.ones_like(axis.fresh))
+
+
+def _add_zero_sum_noise(grown: Tensor, axes: Sequence[AxisMap], mapping: TensorMap, draw: Draw) -> None:
+    """Clones along the first dimension differ, their sum does not; what new neurons write stays silent."""
+    axis, groups = axes[0], axes[0].source
+    noise = draw.normal(grown.shape, grown.dtype) * (mapping.share_noise * mapping.std)
+    noise *= axes[-1].is_old.to(grown.dtype)
+    sums = torch.zeros([axis.size, *grown.shape[1:]], dtype=grown.dtype).index_add_(0, groups, noise)
+    many = axis.counts[groups].to(grown.dtype).view([-1] + [1] * (grown.dim() - 1))
+    grown += noise - sums.index_select(0, groups) / many

@@ -1,0 +1,70 @@
+"""Small models of any family, built from its table: large epsilon, random gains and biases."""
+
+import torch
+
+from lifelong.expand import new_config
+from lifelong.expand.family import load_family
+from lifelong.expand.lazy import model_class_of
+
+VOCAB = 61
+EPSILON_KEYS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+
+
+def tiny(family_name, **settings):
+    """A small epsilon and unit gains hide bugs, so here are neither."""
+    family = load_family(family_name.replace("-", "_"))
+    sizes = {"layers": 2, "hidden_size": 24, "heads": 4, "intermediate_size": 40}
+    if not family.fixed_head:
+        sizes |= {"kv_heads": 2, "head_dim": 8}
+    ids = {f"{name}_token_id": i for i, name in enumerate(("pad", "bos", "eos"))}
+    if family.objective == "mlm":
+        ids |= {"cls_token_id": 1, "sep_token_id": 2}
+    config = new_config(family.name, vocab_size=VOCAB, max_positions=64, **{**sizes, **ids, **settings})
+    for key in EPSILON_KEYS:
+        if getattr(config, key, None) is not None:
+            setattr(config, key, 1e-3)
+    config._experts_implementation = "eager"  # the grouped kernel takes no float64 and no odd sizes
+    if getattr(config, "activation_function", None) == "relu":
+        config.activation_function = "gelu"  # an old neuron that never fires says nothing about growth
+    torch.manual_seed(0)
+    model = model_class_of(config, family.objective)(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                centre = 0 if name.endswith("bias") or family.gain_offset else 1
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + centre)
+            else:
+                parameter.mul_(8)
+    return model.eval()
+
+
+def batch(model, count=2, length=16, seed=5):
+    """Random tokens and labels for a loss."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCAB, (count, length), generator=generator)
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def wider(family_name):
+    """A hidden size (and heads, where they hang on it) that the family can reach exactly; the least round one."""
+    family = load_family(family_name.replace("-", "_"))
+    if family.placement in ("stream", "embedding"):
+        return {"hidden_size": 48}
+    return {"hidden_size": 42, "heads": 7} if family.fixed_head else {"hidden_size": 36}
+
+
+def shapes(family_name):
+    """Growths of one axis each, and of all together."""
+    family = load_family(family_name.replace("-", "_"))
+    found = [wider(family_name), {"intermediate_size": 53}, {"layers": 5}, {"vocab_size": 70, "positions": 80}]
+    if family.fixed_head:
+        size = 48
+        found += [{"hidden_size": size, "heads": 4}]
+        together = {"hidden_size": size, "heads": 4}
+    else:
+        found += [{"heads": 6, "kv_heads": 3}, {"kv_heads": 4}, {"head_dim": 16}, {"head_dim": 10}]
+        together = {"hidden_size": 40, "heads": 8, "kv_heads": 4, "head_dim": 12}
+    if family.experts_family or "experts" in family.axes:
+        found.append({"experts": 8})
+        together["experts"] = 8
+    return [*found, {**together, "layers": 3, "intermediate_size": 56, "vocab_size": 70}]
