@@ -214,7 +214,7 @@ def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
-    out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report, or nowhere.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """One run, or a comparison of several; checks what the recipe expects."""
@@ -226,9 +226,12 @@ def report(
         write_report(read_history(runs[0]), out or runs[0] / "report")
         _finish(runs[0], as_json, out or runs[0] / "report")
         return
-    from lifelong.report.compare import compare_runs, comparison_table
+    from lifelong.report.compare import compare_runs
+    from lifelong.report.compare_page import comparison_table, write_comparison
 
     comparison = compare_runs([read_history(path) for path in runs])
+    if out is not None:
+        write_comparison(comparison, out)
     if as_json:
         typer.echo(json.dumps(comparison.to_json(), indent=1))
     else:

@@ -36,7 +36,7 @@ class MetricInfo:
 
 def metric_names() -> list[str]:
     """Keys of all metrics, as `matrix.json` and `expect:` write them (`ap_plus`)."""
-    return [name.replace("-", "_") for name in plugin_names(PACKAGE)]
+    return list(_names())
 
 
 @cache
@@ -97,5 +97,11 @@ def compute_over_stages(name: str, matrix: LossMatrix) -> list[float | None]:
     return [module.compute(matrix_up_to(matrix, stage)) for stage in range(len(matrix.stages))]
 
 
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(name.replace("-", "_") for name in plugin_names(PACKAGE))
+
+
+@cache
 def _module(name: str) -> ModuleType:
     return load_plugin(PACKAGE, name, kind="metric")

@@ -1,60 +1,281 @@
-"""Several runs side by side."""
+"""Several runs side by side: seeds grouped, means with intervals, and whether a difference is real.
+
+Runs whose recipes differ in nothing but the seed are one group. With seeds on both sides, groups are compared
+by a paired t-test over seeds; single runs by a bootstrap over the held-out documents they share, which says
+nothing about seeds and is marked so. Every group is compared with the best one, and the p-values of a metric
+are corrected for the number of those comparisons (Holm).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Table
-
-from lifelong.metrics import compute_run, metric_info
+from lifelong.metrics import compute_run, metric_info, metric_names
 from lifelong.records import RunHistory
+from lifelong.report.uncertainty import (
+    bootstrap_p_value,
+    documents_match,
+    holm,
+    percentile_interval,
+    resampled_metrics,
+    t_interval,
+    t_test,
+)
 from lifelong.report.verdict import HEADLINE_METRICS
+
+ALPHA = 0.05
+COST_METRICS = ("total_tokens", "total_flops", "total_seconds")
+EQUAL_COST = 0.02
+NO_LABEL = ("name", "description", "seed", "expect")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one recipe that differ in nothing but the seed."""
+
+    label: str
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of a group: mean over runs, an interval, and how it stands to the best group.
+
+    `p_value` is corrected for several comparisons; `test` names where it comes from, and is empty where
+    nothing could be tested. The best group has neither.
+    """
+
+    mean: float | None
+    low: float | None = None
+    high: float | None = None
+    interval_over: str = ""
+    best: bool = False
+    p_value: float | None = None
+    test: str = ""
+
+    @property
+    def within_noise(self) -> bool:
+        """Not told apart from the best."""
+        return self.p_value is not None and self.p_value >= ALPHA
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Metrics by run; `differences` says what keeps the runs from being compared at face value."""
+    """Groups, best mean AP first; metric -> one estimate a group; and what limits the comparison."""
 
-    runs: tuple[str, ...]
-    metrics: dict[str, tuple[float | None, ...]]
+    groups: tuple[Group, ...]
+    metrics: Mapping[str, tuple[Estimate, ...]]
     differences: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; what is not finite becomes null."""
+        cleaned: dict[str, Any] = _finite(asdict(self))
+        return cleaned
 
 
 def compare_runs(histories: Sequence[RunHistory]) -> Comparison:
-    """Line up the metrics of several runs."""
-    values = [compute_run(history) for history in histories]
-    names = [*HEADLINE_METRICS, "total_tokens", "total_flops", "total_seconds"]
-    differences = []
-    for what, facts in (
-        ("domains", [history.matrix.domains for history in histories]),
-        (
-            "tokenizers",
-            [history.stages[-1].fingerprints.get("tokenizer") if history.stages else None for history in histories],
+    """Group runs by recipe and compare the groups metric by metric."""
+    values = {id(history): compute_run(history) for history in histories}
+    groups = _grouped(histories)
+    groups.sort(key=lambda group: _order(_mean([values[id(run)]["ap"] for run in group])))
+    labels = _labels([group[0].recipe for group in groups])
+    same_stream = len({_stream(history) for history in histories}) == 1
+    same_tokenizer = len({_tokenizer(history) for history in histories}) == 1
+    drawn = _draw(groups)
+    metrics = {}
+    for name in _metric_order():
+        by_group = [{_seed(run): values[id(run)][name] for run in group} for group in groups]
+        if any(value is not None for group in by_group for value in group.values()):
+            across_tokenizers = same_tokenizer or metric_info(name).unit == "bits/byte"
+            comparable = name in COST_METRICS or (same_stream and across_tokenizers)
+            metrics[name] = _estimates(name, by_group, [group.get(name, []) for group in drawn], comparable)
+    return Comparison(
+        tuple(
+            Group(label, tuple(run.path for run in group), tuple(_seed(run) for run in group))
+            for label, group in zip(labels, groups, strict=True)
         ),
-        ("committed stages", [len(history.stages) for history in histories]),
-    ):
-        if len(set(facts)) > 1:
-            differences.append(f"the runs differ in their {what}: losses per token do not compare")
-    metrics = {name: tuple(value.get(name) for value in values) for name in names}
-    return Comparison(tuple(history.path for history in histories), metrics, tuple(differences))
+        metrics,
+        tuple(_limits(histories, labels, metrics)),
+    )
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """One column a run; the best of each metric in bold."""
-    table = Table(title="comparison", caption="\n".join(f"! {text}" for text in comparison.differences) or None)
-    table.add_column("metric")
-    for run in comparison.runs:
-        table.add_column(run.rsplit("/", 1)[-1], justify="right", overflow="fold")
-    for name, values in comparison.metrics.items():
-        info = metric_info(name)
-        known = [value for value in values if value is not None]
-        best = (min if info.lower_is_better else max)(known) if known else None
-        shown = ["–" if v is None else f"[bold]{v:.4g}[/bold]" if v == best else f"{v:.4g}" for v in values]
-        table.add_row(f"{info.title} ({info.unit})" if info.unit else info.title, *shown)
-    return table
+def _grouped(histories: Sequence[RunHistory]) -> list[list[RunHistory]]:
+    """Runs with equal recipes but for the seed; a seed that was run twice opens a group of its own."""
+    groups: list[list[RunHistory]] = []
+    for history in histories:
+        for group in groups:
+            same = not _differing(group[0].recipe, history.recipe, NO_LABEL[1:])
+            if same and _seed(history) not in {_seed(run) for run in group}:
+                group.append(history)
+                break
+        else:
+            groups.append([history])
+    return groups
+
+
+def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Recipe names; where several groups share one, what sets each apart from the first of that name."""
+    first: dict[str, Mapping[str, Any]] = {}
+    labels: list[str] = []
+    for recipe in recipes:
+        name = str(recipe.get("name", "run"))
+        if name not in first:
+            first[name] = recipe
+            labels.append(name)
+            continue
+        changed = _differing(first[name], recipe, NO_LABEL)
+        label = f"{name} ({', '.join(f'{key}={_short(_at(recipe, key))}' for key in changed[:3])})" if changed else name
+        repeats = sum(known == label or known.startswith(f"{label} #") for known in labels)
+        labels.append(label if not repeats else f"{label} #{repeats + 1}")
+    return labels
+
+
+def _draw(groups: Sequence[Sequence[RunHistory]]) -> list[dict[str, list[float | None]]]:
+    """Metrics on resampled documents, only where no seeds can be compared and all runs saw the same documents."""
+    single = [group[0] for group in groups if len(group) == 1]
+    if len(single) < len(groups) or not all(documents_match(single[0], run) for run in single[1:]):
+        return [{} for _ in groups]
+    return [resampled_metrics(run) for run in single]
+
+
+def _estimates(
+    name: str,
+    by_group: Sequence[Mapping[int, float | None]],
+    drawn: Sequence[Sequence[float | None]],
+    comparable: bool,
+) -> tuple[Estimate, ...]:
+    known = [{seed: value for seed, value in group.items() if value is not None} for group in by_group]
+    means = [_mean(list(group.values())) for group in known]
+    finite = [mean for mean in means if mean is not None]
+    best_mean = (min if metric_info(name).lower_is_better else max)(finite) if finite and comparable else None
+    best = means.index(best_mean) if best_mean is not None else None
+    tests: list[tuple[float, str] | None] = []
+    for index, group in enumerate(known):
+        if best is None or index == best or not group:
+            tests.append(None)
+        elif drawn[index] and drawn[best]:
+            tests.append(_document_test(drawn[index], drawn[best]))
+        else:
+            tests.append(t_test(group, known[best]))
+    tested = [index for index, test in enumerate(tests) if test is not None]
+    corrected = dict(zip(tested, holm([test[0] for test in tests if test is not None]), strict=True))
+    estimates = []
+    for index, group in enumerate(known):
+        interval, over = t_interval(list(group.values())), f"{len(group)} seeds"
+        if interval is None and drawn[index]:
+            interval, over = percentile_interval(drawn[index]), "documents"
+        test = tests[index]
+        estimates.append(
+            Estimate(
+                means[index],
+                interval.low if interval else None,
+                interval.high if interval else None,
+                over if interval else "",
+                index == best,
+                corrected.get(index),
+                test[1] if test is not None else "",
+            )
+        )
+    return tuple(estimates)
+
+
+def _document_test(one: Sequence[float | None], best: Sequence[float | None]) -> tuple[float, str] | None:
+    pairs = [a - b for a, b in zip(one, best, strict=True) if a is not None and b is not None]
+    return (bootstrap_p_value(pairs), "documents only, one seed") if pairs else None
+
+
+def _limits(
+    histories: Sequence[RunHistory], labels: Sequence[str], metrics: Mapping[str, tuple[Estimate, ...]]
+) -> list[str]:
+    """What keeps the runs from being compared at face value, and what still compares."""
+    found = []
+    if len({_tokenizer(history) for history in histories}) > 1:
+        found.append(
+            "the runs differ in their tokenizers: losses per token and perplexities do not compare and no best is "
+            "marked; bits per byte do, where the domains are the same"
+        )
+    streams = {_stream(history) for history in histories}
+    if len(streams) > 1:
+        shared = set.intersection(*(set(history.matrix.domains) for history in histories))
+        same = f"entries of {', '.join(sorted(shared))}, and cost" if shared else "cost"
+        found.append(
+            f"the runs differ in their domains or their order: averages over domains do not compare, only {same}"
+        )
+    if len({len(history.stages) for history in histories}) > 1:
+        found.append("the runs differ in their committed stages: metrics of the end do not compare")
+    found += [
+        f"{history.path} is unfinished: {', '.join(history.unfinished)} not committed yet"
+        for history in histories
+        if history.unfinished
+    ]
+    if len(streams) == 1 and not all(documents_match(histories[0], history) for history in histories[1:]):
+        found.append("the runs differ in their held-out documents: compare only large differences")
+    for name in COST_METRICS:
+        means = [(estimate.mean, label) for estimate, label in zip(metrics.get(name, ()), labels, strict=False)]
+        known = [(mean, label) for mean, label in means if mean]
+        if known and max(known)[0] > min(known)[0] * (1 + EQUAL_COST):
+            (least, cheap), (most, dear) = min(known), max(known)
+            title = metric_info(name).title
+            found.append(f"not at equal {title}: {dear} took {most / least:.2f} times those of {cheap}")
+    return found
+
+
+def _metric_order() -> list[str]:
+    names = metric_names()
+    rest = [name for name in names if name not in HEADLINE_METRICS and name not in COST_METRICS]
+    return [*HEADLINE_METRICS, *rest, *COST_METRICS]
+
+
+def _tokenizer(history: RunHistory) -> str | None:
+    return history.stages[-1].fingerprints.get("tokenizer") if history.stages else None
+
+
+def _stream(history: RunHistory) -> tuple[str, ...]:
+    return tuple(history.matrix.domains[column] for column in history.matrix.stage_domains)
+
+
+def _seed(history: RunHistory) -> int:
+    return int(history.recipe.get("seed", 0))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _order(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _differing(one: Any, other: Any, ignored: Sequence[str] = (), path: str = "") -> list[str]:
+    """Dotted paths at which two recipes differ."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        keys = [key for key in dict.fromkeys([*one, *other]) if path or key not in ignored]
+        return [
+            found for key in keys for found in _differing(one.get(key), other.get(key), (), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if one == other else [path]
+
+
+def _at(recipe: Mapping[str, Any], path: str) -> Any:
+    value: Any = recipe
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _short(value: Any) -> str:
+    text = "off" if value is None else str(value)
+    return text if len(text) <= 24 else text[:23] + "…"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,149 @@
+"""A comparison of runs for the terminal, as Markdown and as one self-contained page."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from lifelong.checkpoint import write_json, write_text
+from lifelong.metrics import metric_info
+from lifelong.report.compare import ALPHA, Comparison, Estimate
+from lifelong.report.html import STYLE
+
+TERMINAL_GROUPS = 4  # more columns than this do not fit 80 characters: the table is turned
+TURNED_METRICS = ("ap", "forgetting", "bwt", "total_flops")
+
+
+def write_comparison(comparison: Comparison, out: Path) -> Path:
+    """Write `comparison.json`, `comparison.md` and `index.html`; gives the path of the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "comparison.json", comparison.to_json())
+    write_text(out / "comparison.md", comparison_markdown(comparison))
+    write_text(out / "index.html", comparison_html(comparison))
+    return out / "index.html"
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Metrics in rows, groups in columns; turned where there are many groups. Best and its equals are marked."""
+    table = Table(title="comparison", caption=_caption(comparison), caption_justify="left")
+    if len(comparison.groups) <= TERMINAL_GROUPS:
+        table.add_column("metric", overflow="fold")
+        for heading in group_headings(comparison):
+            table.add_column(heading, justify="right", overflow="fold")
+        for name, estimates in comparison.metrics.items():
+            table.add_row(heading_of(name), *(_cell(estimate) for estimate in estimates))
+        return table
+    names = [name for name in TURNED_METRICS if name in comparison.metrics]
+    table.add_column("run", overflow="fold")
+    for name in names:
+        table.add_column(heading_of(name), justify="right", overflow="fold")
+    for index, heading in enumerate(group_headings(comparison)):
+        table.add_row(heading, *(_cell(comparison.metrics[name][index]) for name in names))
+    return table
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The comparison as Markdown."""
+    lines = ["# Comparison", "", *(f"- {text}" for text in comparison.differences), ""]
+    lines += ["| metric | " + " | ".join(map(_cell_safe, group_headings(comparison))) + " |"]
+    lines += ["|---|" + "---:|" * len(comparison.groups)]
+    for name, estimates in comparison.metrics.items():
+        shown = [f"**{figure(e)}**" if e.best else f"{figure(e)} {standing(e)}".strip() for e in estimates]
+        lines.append(f"| {heading_of(name)} | " + " | ".join(shown) + " |")
+    return "\n".join([*lines, "", LEGEND, ""])
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The comparison as one page without network access; every string escaped."""
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in group_headings(comparison))
+    rows = []
+    for name, estimates in comparison.metrics.items():
+        info = metric_info(name)
+        line = f'<td title="{escape(info.description)}">{escape(heading_of(name))}</td>'
+        for estimate in estimates:
+            tinted = estimate.best or estimate.within_noise
+            style = f' style="background:rgba(var(--fall),{0.35 if estimate.best else 0.12})"' if tinted else ""
+            text = escape(figure(estimate))
+            if estimate.best:
+                text = f"<b>{text}</b>"
+            line += f"<td{style}>{text}<br><small>{escape(standing(estimate)) or '&nbsp;'}</small></td>"
+        rows.append(f"<tr>{line}</tr>")
+    notes = "".join(f"<li>{escape(text)}</li>" for text in comparison.differences)
+    runs = "".join(
+        f"<li><b>{escape(group.label)}</b>: {escape(', '.join(group.runs))}</li>" for group in comparison.groups
+    )
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width,initial-scale=1"><title>Comparison</title>'
+        f'<link rel=icon href="data:,"><style>{STYLE}</style></head><body><main><h1>Comparison</h1>'
+        f"<p class=soft>{escape(LEGEND)}</p>"
+        + (f"<h2>Read with care</h2><ul>{notes}</ul>" if notes else "")
+        + f"<h2>Metrics</h2><div class=scroll><table><tr><th>metric</th>{head}</tr>{''.join(rows)}</table></div>"
+        + f"<h2>Runs</h2><ul>{runs}</ul></main></body></html>\n"
+    )
+
+
+LEGEND = (
+    "Mean over the runs of a group with its 95 % interval: over seeds (Student's t) where a group has several, else "
+    f"over held-out documents (bootstrap). Best in bold; = not told apart from it, ≠ differs with p < {ALPHA}, "
+    "corrected for several comparisons (Holm)."
+)
+
+
+def group_headings(comparison: Comparison) -> list[str]:
+    """Label and number of seeds of every group."""
+    return [
+        group.label + (f" · {len(group.seeds)} seeds" if len(group.seeds) > 1 else "") for group in comparison.groups
+    ]
+
+
+def heading_of(name: str) -> str:
+    """Title and unit of a metric, with an arrow to where it is better."""
+    info = metric_info(name)
+    return f"{info.title} {'↓' if info.lower_is_better else '↑'}" + (f" ({info.unit})" if info.unit else "")
+
+
+def figure(estimate: Estimate) -> str:
+    """The mean and half the width of its interval, or the interval where it lies unevenly."""
+    if estimate.mean is None:
+        return "–"
+    if estimate.low is None or estimate.high is None:
+        return _short(estimate.mean)
+    below, above = estimate.mean - estimate.low, estimate.high - estimate.mean
+    if min(below, above) < 0.8 * max(below, above):
+        return f"{_short(estimate.mean)} [{_short(estimate.low)}, {_short(estimate.high)}]"
+    return f"{_short(estimate.mean)} ± {max(below, above):.2g}"
+
+
+def standing(estimate: Estimate) -> str:
+    """How an estimate stands to the best one."""
+    if estimate.p_value is None:
+        return ""
+    sign = "=" if estimate.within_noise else "≠"
+    return f"{sign} p={estimate.p_value:.2g} ({estimate.test})"
+
+
+def _cell(estimate: Estimate) -> Text:
+    if estimate.best:
+        return Text(figure(estimate), style="bold green")
+    mark = "" if estimate.p_value is None else " =" if estimate.within_noise else " ≠"
+    return Text(figure(estimate) + mark)
+
+
+def _caption(comparison: Comparison) -> str | None:
+    tests = sorted({e.test for estimates in comparison.metrics.values() for e in estimates if e.test})
+    notes = [f"! {text}" for text in comparison.differences]
+    if tests:
+        notes.append(f"= not told apart from the best, ≠ p < {ALPHA} ({'; '.join(tests)})")
+    return "\n".join(notes) or None
+
+
+def _cell_safe(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3e}" if abs(value) >= 1e6 else f"{value:.4g}"
