@@ -1,7 +1,8 @@
 """Growth of checkpoints: time and memory against writing the file alone, and error against published mappings.
 
 Speed and memory: a source with random weights is grown from folder to folder, in a process of its own; the alternative
-writes tensors of the grown shape, already in memory, with safetensors. Both take turns; medians of several rounds.
+writes tensors of the grown shape, already in memory, with safetensors. Both take turns; medians of several rounds, and
+one growth to the end with its verification.
 Memory is the peak of what the process holds itself (RssAnon), over what it held before it began.
 
 Error: what each mapping does to the function at the moment of growth, in true float64, and after one AdamW step.
@@ -12,6 +13,7 @@ Error: what each mapping does to the function at the moment of growth, in true f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import gc
 import json
@@ -51,7 +53,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--dir", type=Path, help="where checkpoints are written (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/expand.json"))
-    parser.add_argument("--measure", nargs=3, metavar=("grow|write", "CASE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, metavar=("whole|grow|write", "CASE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(*options.measure)))
@@ -80,27 +82,23 @@ def main() -> None:
 def compare_speed(case: str, folder: Path, rounds: int) -> dict[str, float]:
     """Medians over rounds in which growing and writing alone take turns."""
     write_source(case, folder / "source")
-    figures: dict[str, list[dict[str, float]]] = {"grow": [], "write": []}
-    for _ in range(rounds):
-        for kind, found in figures.items():
-            command = [sys.executable, __file__, "--measure", kind, case, str(folder)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found.append(json.loads(output.splitlines()[-1]))
-            (folder / "written.safetensors").unlink(missing_ok=True)
-            if kind == "write":
-                shutil.rmtree(folder / "grown")
-    ratios = [g["seconds"] / w["seconds"] for g, w in zip(figures["grow"], figures["write"], strict=True)]
-    median = lambda kind, key: statistics.median(found[key] for found in figures[kind])  # noqa: E731
+
+    def run(kind: str) -> dict[str, float]:
+        command = [sys.executable, __file__, "--measure", kind, case, str(folder)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return json.loads(output.splitlines()[-1])
+
+    whole = run("whole")  # once to the end, with the verification
+    figures = [(run("grow"), run("write")) for _ in range(rounds)]
     shutil.rmtree(folder / "source")
+    shutil.rmtree(folder / "grown")
     return {
-        "write_seconds": median("write", "seconds"),
-        "grow_seconds": median("grow", "seconds"),
-        "ratio": statistics.median(ratios),
-        "verify_seconds": median("grow", "verify_seconds"),
-        "grow_peak_megabytes": median("grow", "peak_megabytes"),
-        "verify_peak_megabytes": median("grow", "verify_peak_megabytes"),
-        "target_megabytes": median("grow", "target_megabytes"),
-        "largest_tensors_megabytes": median("grow", "largest_tensors_megabytes"),
+        "write_seconds": statistics.median(write["seconds"] for _, write in figures),
+        "grow_seconds": statistics.median(grow["seconds"] for grow, _ in figures),
+        "ratio": statistics.median(grow["seconds"] / write["seconds"] for grow, write in figures),
+        "grow_peak_megabytes": statistics.median(grow["peak_megabytes"] for grow, _ in figures),
+        **{name: whole[name] for name in ("verify_seconds", "verify_peak_megabytes")},
+        **{name: figures[0][1][name] for name in ("target_megabytes", "largest_tensors_megabytes")},
     }
 
 
@@ -123,6 +121,10 @@ def write_source(case: str, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+class WrittenError(Exception):
+    """Ends a growth when its files are written: the verification is measured once."""
+
+
 def measure(kind: str, case: str, folder_name: str) -> dict[str, float]:
     """Seconds and peak memory of one growth, or of one plain write of the grown tensors."""
     folder = Path(folder_name)
@@ -132,28 +134,27 @@ def measure(kind: str, case: str, folder_name: str) -> dict[str, float]:
         gc.collect()
         started = time.perf_counter()
         save_file(weights, folder / "written.safetensors", metadata={"format": "pt"})
-        return {"seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        (folder / "written.safetensors").unlink()
+        sizes = sorted(value.numel() * value.element_size() / MEGABYTE for value in weights.values())
+        return {"seconds": seconds, "target_megabytes": sum(sizes), "largest_tensors_megabytes": sum(sizes[-2:])}
     expand_model(tiny("llama", {"layers": 1, "hidden_size": 16, "heads": 2}), layers=2)  # imports are not growth
-    written: list[tuple[float, float]] = []
+    figures: dict[str, float] = {}
 
     def told(_text: str, fraction: float) -> None:
-        if fraction == 1.0 and not written:
-            written.append((time.perf_counter(), peak.bytes))
+        if fraction == 1.0 and not figures:
+            figures.update(seconds=time.perf_counter() - started, peak_megabytes=peak.bytes / MEGABYTE)
+            if kind == "grow":
+                raise WrittenError
 
     with Peak() as peak:
         started = time.perf_counter()
-        expand_checkpoint(str(folder / "source"), folder / "grown", targets=CASES[case][1], progress=told)
+        with contextlib.suppress(WrittenError):
+            out = folder / ("grown" if kind == "whole" else "again")
+            expand_checkpoint(str(folder / "source"), out, targets=CASES[case][1], progress=told)
         ended = time.perf_counter()
-    files = list((folder / "grown").glob("*.safetensors"))
-    sizes = [value.numel() * value.element_size() for file in files for value in load_file(file).values()]
-    return {
-        "seconds": written[0][0] - started,
-        "verify_seconds": ended - written[0][0],
-        "peak_megabytes": written[0][1] / MEGABYTE,
-        "verify_peak_megabytes": peak.bytes / MEGABYTE,
-        "target_megabytes": sum(file.stat().st_size for file in files) / MEGABYTE,
-        "largest_tensors_megabytes": sum(sorted(sizes)[-2:]) / MEGABYTE,
-    }
+    verified = {"verify_seconds": ended - started - figures["seconds"], "verify_peak_megabytes": peak.bytes / MEGABYTE}
+    return figures | (verified if kind == "whole" else {})
 
 
 class Peak:
