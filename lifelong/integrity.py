@@ -16,6 +16,7 @@ RECORD = "record.json"
 MEASURED = "measured.json"
 ENVIRONMENT = "environment.json"
 COMMITTED_FOLDERS = (INITIAL, "stages", "heldout", "memory")
+SHARED_FOLDERS = ("heldout", "memory")
 # everything else that we put into a run folder; none of it is committed
 OTHERS = ("ledger.jsonl", RECIPE, ENVIRONMENT, ".lock", ".work", ".cache", "report", "rejected")
 # left by file managers and network file systems wherever they look
@@ -83,10 +84,14 @@ def changed_recipe(out: Path, records: Sequence[StageRecord]) -> str | None:
 def foreign_files(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
     """One line for every file in a committed folder that no record lists."""
     known = set(expected_files(records))
+    listed = {"/".join(name.split("/")[:2]) for name in known}
+    pending = (out / ".work").is_dir()  # a stage that is being made writes its share of these folders first
     known |= {f"{record_folder(record)}/{name}" for record in records for name in (RECORD, MEASURED)}
     for folder in COMMITTED_FOLDERS:
         for path in sorted((out / folder).rglob("*")):
             name = path.relative_to(out).as_posix()
+            if pending and folder in SHARED_FOLDERS and "/".join(name.split("/")[:2]) not in listed:
+                continue
             if path.is_file() and name not in known and not _is_harmless(name):
                 yield f"{name}: does not belong to the run"
 

@@ -32,6 +32,7 @@ from lifelong.checkpoint import (
     tree_hashes,
     write_bytes,
     write_sealed,
+    write_text,
 )
 from lifelong.errors import CorruptionError, InputError
 from lifelong.integrity import (
@@ -177,6 +178,12 @@ class Ledger:
         """The newest replay memory that a stage before stage `before` left behind."""
         found = [path for path in (self.out / "memory").glob("[0-9]*") if int(path.name) < before]
         return max(found, key=lambda path: int(path.name), default=None)
+
+    def replace_recipe(self, text: str) -> None:
+        """Put another recipe in force for the stages to come; it becomes part of the run with the next commit."""
+        # the copy in .work says that it was changed by us, whenever the process dies
+        write_text(self.out / ".work" / RECIPE, text)
+        write_text(self.out / RECIPE, text)
 
     def require_intact(self) -> None:
         """Refuse to build on what is damaged: every file that the next stage reads, and the recipe.

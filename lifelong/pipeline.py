@@ -61,12 +61,13 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
         BrokenPromiseError: a growth or a forgetting budget failed its check.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    if not is_run_folder(Path(out)):
-        check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
-    with Ledger.open(Path(out)) as ledger, stop_on_signals() as stop:
-        claim(ledger.out, recipe)
-        return run_stages(ledger, recipe, observer or RunObserver(), stop)
+    with stop_on_signals() as stop:
+        recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        if not is_run_folder(Path(out)):
+            check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
+        with Ledger.open(Path(out)) as ledger:
+            claim(ledger.out, recipe)
+            return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
 def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: StopRequest) -> RunResult:
@@ -114,11 +115,9 @@ def extend_run(
     out = Path(out)
     if not is_run_folder(out):
         raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
-    with Ledger.open(out) as ledger, stop_on_signals() as stop:
+    with stop_on_signals() as stop, Ledger.open(out) as ledger:
         recipe = extended_recipe(ledger, domain, tokens, overrides)
-        # the copy in .work says that the recipe beside the ledger was changed by us
-        write_text(out / ".work" / "recipe.yaml", recipe.to_yaml())
-        write_text(out / "recipe.yaml", recipe.to_yaml())
+        ledger.replace_recipe(recipe.to_yaml())
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
