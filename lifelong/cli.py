@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,8 +130,17 @@ def expand(
     kv_heads: Annotated[int | None, typer.Option()] = None,
     head_dim: Annotated[int | None, typer.Option()] = None,
     vocab_size: Annotated[int | None, typer.Option()] = None,
-    experts: Annotated[int | None, typer.Option()] = None,
+    positions: Annotated[int | None, typer.Option(help="Longest sequence.")] = None,
+    experts: Annotated[int | None, typer.Option(help="A dense model becomes a mixture.")] = None,
+    experts_per_token: Annotated[int | None, typer.Option()] = None,
     mode: Annotated[str, typer.Option(help="exact keeps the function; elle copies at random, as published.")] = "exact",
+    strategy: Annotated[str, typer.Option(help="How new units begin: pad, clone or pairs; all exact.")] = "pad",
+    placement: Annotated[
+        str, typer.Option(help="New layers: interleaved, last, or the layers they follow: 0,0,3.")
+    ] = "interleaved",
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Go on where exactness is impossible; the gap is reported.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Only say what would be done; loads no weights.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: JsonOption = False,
@@ -138,30 +148,55 @@ def expand(
     """Grow a checkpoint; the result is verified and loads with plain from_pretrained."""
     named = {
         "layers": layers, "hidden_size": hidden_size, "intermediate_size": intermediate_size, "heads": heads,
-        "kv_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocab_size, "experts": experts,
+        "kv_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocab_size, "positions": positions,
+        "experts": experts, "experts_per_token": experts_per_token,
     }  # fmt: skip
     targets = {axis: size for axis, size in named.items() if size is not None}
     if not targets:
         raise InputError("expand: name at least one larger size, for example --layers 12 --hidden-size 768")
-    if mode not in ("exact", "elle"):
-        raise InputError(f"expand --mode: 'exact' or 'elle', not {mode!r}")
+    if out.exists() and not explain:
+        raise InputError(f"{str(out)!r} exists already; name a new folder")
     quiet_libraries()
     from lifelong.expand import expand_checkpoint, explain_expansion
 
+    chosen: dict[str, Any] = {
+        "mode": mode, "strategy": strategy, "placement": _layers(placement), "approximate": approximate,
+    }  # fmt: skip
     if explain:
-        typer.echo(explain_expansion(source, targets, mode=mode))
+        typer.echo(explain_expansion(source, targets, **chosen))
         return
+    from lifelong.report.progress import progress_bar
     from lifelong.report.table import expansion_table
 
-    report = expand_checkpoint(source, out, targets=targets, mode=mode, seed=seed)
+    with _terminable(), progress_bar(f"grow {Path(source).name}") as told:
+        report = expand_checkpoint(source, out, targets=targets, seed=seed, progress=told, **chosen)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
     else:
         _print(expansion_table(report))
     if not report.passed:
         raise BrokenPromiseError(
-            f"the grown model is not exact: logits differ by {report.max_logit_difference_float64:.1e}"
+            f"the grown model is not exact: logits differ by {report.max_logit_difference_float64:.1e} in float64 "
+            f"(allowed {report.tolerance:.0e}); nothing was written"
         )
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends like Ctrl-C: what is half-written is removed."""
+    import signal
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _layers(placement: str) -> str | list[int]:
+    """`0,0,3` as a list of layers; a word stays one."""
+    parts = placement.split(",")
+    return [int(part) for part in parts] if all(part.strip().isdigit() for part in parts) else placement
 
 
 @app.command()

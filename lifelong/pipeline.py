@@ -259,7 +259,7 @@ def check_growth(recipe: Recipe, start: int = 0, config: Any = None) -> None:
             try:
                 config = plan_expansion(
                     config,
-                    mode=stage.expand.mode,
+                    **stage.expand.options(),
                     **stage.expand.sizes(),
                 ).target_config
             except LifelongError as error:

@@ -72,7 +72,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     for index, section in enumerate(recipe.stages):
         before = config
         if section.expand is not None:
-            config = plan_expansion(config, mode=section.expand.mode, **section.expand.sizes()).target_config
+            config = plan_expansion(config, **section.expand.options(), **section.expand.sizes()).target_config
         stages.append(_planned(recipe, index, before, config))
     return RunPlan(recipe.name, tuple(stages), tuple(_warnings(recipe, stages)))
 

@@ -126,7 +126,7 @@ class StageRun:
 
     def _write_grown(self, model: PreTrainedModel, expand: ExpandSection, folder: Path) -> None:
         started = monotonic()
-        plan = plan_expansion(model.config, mode=expand.mode, **expand.sizes())
+        plan = plan_expansion(model.config, **expand.options(), **expand.sizes())
         grown, mapping, report = grow(model, plan, seed=self.seed)
         seen = self._seen_columns()
         before = [
@@ -135,7 +135,7 @@ class StageRun:
         after = [self.context.evaluate_one(grown, self.context.heldouts[k], VERIFY_TOKENS).nats_per_token for k in seen]
         drift = max((abs(a - b) for a, b in zip(after, before, strict=True)), default=0.0)
         report = replace(report, loss_difference=drift, seconds=monotonic() - started)
-        if expand.mode == "exact" and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
+        if plan.is_exact and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
             raise BrokenPromiseError(
                 f"stage {self.name}: the grown model does not compute the same function: logits differ by "
                 f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss "

@@ -17,6 +17,7 @@ from torch import Tensor
 from lifelong.checkpoint import load_config, remove_tree, whole_folder, write_json
 from lifelong.errors import InputError
 from lifelong.expand.apply import expansion_map, grown_class
+from lifelong.expand.depth import Placement
 from lifelong.expand.family import Family, family_of
 from lifelong.expand.lazy import Fetch, empty_model, model_class_of, parameter_names, parameter_shapes, tied_names
 from lifelong.expand.mapping import ExpansionMap
@@ -64,6 +65,7 @@ def explain_expansion(
     mode: str = "exact",
     approximate: bool = False,
     strategy: Strategy = "pad",
+    placement: Placement = "interleaved",
 ) -> str:
     """What growing a checkpoint would do, from its configuration alone.
 
@@ -72,7 +74,7 @@ def explain_expansion(
         UnknownNameError: no family covers the architecture.
     """
     config, sizes = _config(source), dict[str, Any](targets)
-    plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, **sizes)
+    plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, **sizes)
     model_class = model_class_of(config, plan.family.objective)
     mapping = expansion_map(plan, model_class)
     counts = [
@@ -97,6 +99,7 @@ def expand_checkpoint(
     mode: str = "exact",
     approximate: bool = False,
     strategy: Strategy = "pad",
+    placement: Placement = "interleaved",
     seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
@@ -112,6 +115,7 @@ def expand_checkpoint(
         mode: `exact` or `elle`.
         approximate: go on where exactness is impossible.
         strategy: how new units begin.
+        placement: of new layers: `interleaved`, `last`, or for every one the layer it follows.
         seed: of new entries.
         max_shard_bytes: size of a file of the result.
         progress: told what is being done, and the fraction done.
@@ -127,7 +131,9 @@ def expand_checkpoint(
     if out.exists():
         raise InputError(f"{str(out)!r} exists already; name a new folder")
     config, sizes = _config(source), dict[str, Any](targets)
-    plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, seed=seed, **sizes)
+    plan = plan_expansion(
+        config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, seed=seed, **sizes
+    )
     folder = _folder(source)
     old = _open_source(folder, plan.family, config)
     mapping = expansion_map(plan, old.model_class)

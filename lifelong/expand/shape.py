@@ -114,20 +114,12 @@ def _resolve_experts(family: Family, source: Shape, target: dict[str, int], name
                 f"experts_per_token: {target['experts_per_token']} of {target['experts']} experts cannot be chosen"
             )
         return
-    copies, rest = divmod(target["experts"], source["experts"])
-    if rest:
-        low = copies * source["experts"]
+    if "experts_per_token" not in named:
+        target["experts_per_token"] = target["experts"] // source["experts"] * source["experts_per_token"]
+    if target["experts_per_token"] > target["experts"]:
         raise ExpansionError(
-            f"experts: {target['experts']} is no multiple of the model's {source['experts']}; copies keep the function "
-            f"only when every expert has as many; nearest: {low} and {low + source['experts']}"
+            f"experts_per_token: {target['experts_per_token']} of {target['experts']} experts cannot be chosen"
         )
-    wanted = copies * source["experts_per_token"]
-    if named.get("experts_per_token", wanted) != wanted:
-        raise ExpansionError(
-            f"experts_per_token: with {target['experts']} experts it has to be {wanted}: every expert becomes "
-            f"{copies}, all chosen together; {named['experts_per_token']} would change the function"
-        )
-    target["experts_per_token"] = wanted
 
 
 def obstacles(family: Family, source: Shape, target: Shape) -> list[str]:
@@ -150,7 +142,26 @@ def obstacles(family: Family, source: Shape, target: Shape) -> list[str]:
             f"{target['kv_heads']} groups of {group}; at least kv_heads {needed} (heads {needed * group}), or heads "
             f"{larger} with kv_heads {target['kv_heads']}"
         )
-    return found
+    return found + _expert_obstacles(source, target)
+
+
+def _expert_obstacles(source: Shape, target: Shape) -> list[str]:
+    if "experts" not in source:
+        return []
+    old, chosen = source["experts"], source["experts_per_token"]
+    copies, rest = divmod(target["experts"], old)
+    if rest:
+        low = copies * old
+        return [
+            f"experts: {target['experts']} is no multiple of the model's {old}; copies keep the function only when "
+            f"every expert has as many; nearest: {low} and {low + old}"
+        ]
+    if target["experts_per_token"] != copies * chosen:
+        return [
+            f"experts_per_token: with {target['experts']} experts it has to be {copies * chosen}: every expert becomes "
+            f"{copies}, all chosen together; {target['experts_per_token']} would change the function"
+        ]
+    return []
 
 
 def _listed(sizes: list[int]) -> str:

@@ -56,7 +56,7 @@ def exact_axes(growth: Growth) -> dict[str, AxisMap]:
     if "experts" in target:
         old = source.get("experts", 1)
         copies = torch.arange(target["experts"]) % old
-        axes["experts"] = axis_map(copies, old, dual=old / target["experts"])
+        axes["experts"] = axis_map(copies, old, dual=1 / _copies(copies, old))
     return axes
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,18 @@ from lifelong.records import DomainLoss, ExpansionReport, RunObserver, RunResult
 from lifelong.report.verdict import format_perplexity
 
 PLAIN_SECONDS = 10.0
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar on standard error for one piece of work; yields what tells it a text and the fraction done."""
+    bar = Progress(
+        TextColumn(title), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.description}"), console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda text, fraction: bar.update(task, description=text, completed=fraction)
 
 
 class RichObserver(RunObserver):

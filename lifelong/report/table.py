@@ -104,5 +104,7 @@ def expansion_table(report: ExpansionReport) -> Table:
         ("top-1 agreement", report.top1_agreement),
     ):
         table.add_row(name, "not measured" if value is None else f"{value:.2e}" if value != 1.0 else "100 %")
+    for note in report.notes:
+        table.add_row("note", note)
     table.add_row("seconds", f"{report.seconds:.1f}")
     return table

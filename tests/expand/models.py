@@ -2,7 +2,8 @@
 
 import torch
 
-from lifelong.expand import new_config
+from lifelong.expand import expansion_map, new_config, true_float64
+from lifelong.expand.apply import grown_class
 from lifelong.expand.family import load_family
 from lifelong.expand.lazy import model_class_of
 
@@ -68,3 +69,24 @@ def shapes(family_name):
         found.append({"experts": 8})
         together["experts"] = 8
     return [*found, {**together, "layers": 3, "intermediate_size": 56, "vocab_size": 70}]
+
+
+def twin(model, plan):
+    """The grown model without its verification (which other tests are about), and the map."""
+    mapping = expansion_map(plan, type(model))
+    plan.target_config._experts_implementation = "eager"
+    grown = grown_class(plan, type(model))(plan.target_config).to(next(model.parameters()).dtype)
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    grown.load_state_dict(
+        mapping.apply_weights({name: value.detach() for name, value in weights.items()}), strict=False
+    )
+    grown.tie_weights()
+    return grown.eval(), mapping
+
+
+def gradients(model, batch):
+    """Gradients of the loss in true float64, by parameter name."""
+    model.zero_grad()
+    with true_float64():
+        model(**batch).loss.backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}

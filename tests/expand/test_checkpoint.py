@@ -1,0 +1,197 @@
+"""Growth from folder to folder: shards, refusals, and that nothing half-written is ever left."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from lifelong.cli import app
+from lifelong.errors import ExpansionError, InputError, UnknownNameError
+from lifelong.expand import ExpansionMap, checkpoint, expand_checkpoint, explain_expansion
+from tests.expand.models import batch, tiny
+
+TARGETS = {"hidden_size": 40, "layers": 3}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "small")
+    return tmp_path / "small"
+
+
+def nothing_left(path):
+    return sorted(entry.name for entry in path.parent.iterdir()) == ["small"]
+
+
+def test_shards_in_shards_out(folder, tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    told = []
+    report = expand_checkpoint(
+        str(tmp_path / "sharded"), tmp_path / "grown", targets=TARGETS, max_shard_bytes=30_000,
+        progress=lambda text, fraction: told.append((text, fraction)),
+    )  # fmt: skip
+    assert report.passed
+    files = sorted((tmp_path / "grown").glob("*.safetensors"))
+    assert len(files) > 2
+    assert [fraction for _, fraction in told] == sorted(fraction for _, fraction in told)
+    assert told[-1][1] == 1.0
+    # the same weights as in one file
+    expand_checkpoint(str(folder), tmp_path / "whole", targets=TARGETS)
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    parts = {name: value for file in files for name, value in load_file(file).items()}
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    grown = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "grown")
+    model = tiny("llama")
+    ids = batch(model)["input_ids"]
+    assert torch.allclose(grown(ids).logits, model(ids).logits, atol=1e-4)
+
+
+def test_the_map_beside_the_checkpoint_brings_old_weights_to_the_new_size(folder, tmp_path):
+    expand_checkpoint(str(folder), tmp_path / "grown", targets=TARGETS, strategy="pairs", seed=4)
+    written = json.loads((tmp_path / "grown" / "expansion.json").read_text())
+    weights = ExpansionMap.from_json(written["map"]).apply_weights(load_file(folder / "model.safetensors"))
+    grown = load_file(tmp_path / "grown" / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in grown.items())
+    assert written["max_logit_difference_float64"] < 1e-10
+
+
+def test_a_dtype_stays(tmp_path):
+    tiny("llama").to(torch.bfloat16).save_pretrained(tmp_path / "small")
+    report = expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets=TARGETS)
+    assert report.passed
+    assert {value.dtype for value in load_file(tmp_path / "grown" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_checkpoint_that_is_no_safetensors_grows_too(tmp_path):
+    model = tiny("gpt2")
+    model.config.save_pretrained(tmp_path / "small")
+    torch.save(model.state_dict(), tmp_path / "small" / "pytorch_model.bin")
+    report = expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets={"layers": 3})
+    assert report.passed
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "small", max_shard_size="20KB")
+    lost = sorted((tmp_path / "small").glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(InputError, match=f"shard {lost.name} is missing"):
+        expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets=TARGETS)
+    assert nothing_left(tmp_path / "grown")
+
+
+def test_a_missing_parameter_is_named(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"lacks 1 parameters of llama: model.layers.1.mlp.up_proj.weight"):
+        expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
+    assert nothing_left(folder.parent / "grown")
+
+
+def test_values_that_are_not_finite_are_named(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, :2] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ExpansionError, match=r"model.layers.1.mlp.up_proj.weight' holds 2 values that are not finite"):
+        expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
+    assert nothing_left(folder.parent / "grown")
+
+
+def test_a_file_cut_short_is_refused(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model.safetensors.*cannot be read as safetensors"):
+        expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
+    assert nothing_left(folder.parent / "grown")
+
+
+@pytest.mark.parametrize("kind", ["config", "weights"])
+def test_a_quantised_checkpoint_is_refused(folder, kind):
+    if kind == "config":
+        settings = json.loads((folder / "config.json").read_text())
+        settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        (folder / "config.json").write_text(json.dumps(settings))
+    else:
+        weights = load_file(folder / "model.safetensors")
+        weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.int8)
+        save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ExpansionError, match="quantised.*full-precision"):
+        expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
+    assert nothing_left(folder.parent / "grown")
+
+
+def test_an_unknown_architecture_is_told_how_to_add_one(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(UnknownNameError, match=r"add_a_family.md.*Known:.*qwen3_moe"):
+        expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
+    assert nothing_left(folder.parent / "grown")
+
+
+def test_a_folder_that_exists_is_left_alone(folder):
+    (folder.parent / "grown").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
+
+
+def test_an_interrupted_growth_leaves_no_half_folder(folder, monkeypatch):
+    def interrupted(*_args, **_settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_verify_written", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
+    assert nothing_left(folder.parent / "grown")
+
+
+def test_a_terminated_command_leaves_no_half_folder(folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_verify_written", lambda *_args: os.kill(os.getpid(), signal.SIGTERM))
+    usual = signal.getsignal(signal.SIGTERM)
+    CliRunner().invoke(app, ["expand", str(folder), str(folder.parent / "grown"), "--layers", "4"])
+    assert signal.getsignal(signal.SIGTERM) == usual
+    assert nothing_left(folder.parent / "grown")
+
+
+def test_a_growth_that_is_not_exact_writes_nothing_and_says_so(folder, monkeypatch):
+    monkeypatch.setattr("lifelong.expand.width.math.sqrt", lambda value: value)
+    result = CliRunner().invoke(app, ["expand", str(folder), str(folder.parent / "grown"), "--head-dim", "16"])
+    assert result.exception.exit_code == 3
+    assert "not exact: logits differ by" in str(result.exception)
+    assert nothing_left(folder.parent / "grown")
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder):
+    with pytest.raises(InputError, match="cannot be written"):
+        expand_checkpoint(str(folder), folder / "config.json" / "grown", targets=TARGETS)
+
+
+def test_explain_loads_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    text = explain_expansion(str(folder), {**TARGETS, "head_dim": 16}, placement=[0])
+    assert "hidden_size        24 -> 40" in text
+    assert "inserted behind layers 0" in text
+    assert "config head_dim: 8 -> 16" in text
+    assert "float64 below 1e-10" in text
+    with pytest.raises(ExpansionError, match="growth never shrinks"):
+        explain_expansion(str(folder), {"hidden_size": 16})
+
+
+def test_the_command_line_takes_every_option(folder):
+    out = folder.parent / "grown"
+    result = CliRunner().invoke(app, [
+        "expand", str(folder), str(out), "--layers", "4", "--placement", "0,0", "--strategy", "clone", "--experts", "3",
+        "--experts-per-token", "2", "--positions", "100", "--heads", "8", "--kv-heads", "4", "--json",
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.exception
+    report = json.loads(result.stdout[result.stdout.index("{") :])
+    assert report["target"]["experts"] == 3
+    assert transformers.AutoConfig.from_pretrained(out).model_type == "mixtral"
+    refused = CliRunner().invoke(app, ["expand", str(folder), str(out), "--layers", "4"])
+    assert refused.exception.exit_code == 2
+    assert "exists already" in str(refused.exception)
