@@ -81,9 +81,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
     raise CorruptionError(f"{path}: its content is not what was written")
 
 
+def json_fingerprint(data: Any) -> str:
+    """SHA-256 of JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
 def _sealed(data: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"sha256": digest, **data}, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps({"sha256": json_fingerprint(data), **data}, ensure_ascii=False, indent=1) + "\n"
 
 
 def sync_folder(folder: Path) -> None:

@@ -489,6 +489,14 @@ def main() -> None:
         label = "interrupted" if isinstance(error, Interrupted) else "error"
         print(f"{label}: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
+    except OSError as error:
+        from lifelong.storage import storage_message
+
+        message = storage_message(error, Path(getattr(error, "filename", None) or "."))
+        if _verbose or message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
+        sys.exit(LifelongError.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(Interrupted.exit_code)

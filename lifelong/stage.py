@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lifelong.checkpoint import (
     free_name,
+    json_fingerprint,
     load_config,
     load_model,
     read_json,
@@ -391,7 +392,7 @@ class StageRun:
         if self.section.expand:
             written = read_json(self.work / "grown" / "expansion.json")
             write_json(trained / "expansion.json", {key: value for key, value in written.items() if key != "seconds"})
-            expansion = ExpansionReport.from_json(written).to_json()
+            expansion = {**ExpansionReport.from_json(written).to_json(), "map": json_fingerprint(written["map"])}
         record = StageRecord(
             index=self.index,
             name=self.name,

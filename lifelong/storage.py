@@ -64,6 +64,17 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def storage_message(error: BaseException, folder: Path) -> str | None:
+    """What the disk did, where, and what to do; None where `error` is about something else."""
+    number = storage_reason(error, folder)
+    if number is None:
+        return None
+    what, cure = REASONS[number]
+    name = getattr(error, "filename", None)
+    where = f" ({name})" if name else ""
+    return f"{what}{where}; {free_bytes(folder):,} bytes are free. {cure[0].upper()}{cure[1:]}"
+
+
 @contextlib.contextmanager
 def storage_faults(folder: Path, doing: str, then: str) -> Iterator[None]:
     """Turn whatever the disk does to `folder` into one StorageError.
@@ -81,12 +92,6 @@ def storage_faults(folder: Path, doing: str, then: str) -> Iterator[None]:
     except StorageError:
         raise
     except Exception as error:
-        number = storage_reason(error, folder)
-        if number is None:
+        if (message := storage_message(error, folder)) is None:
             raise
-        what, cure = REASONS[number]
-        name = getattr(error, "filename", None)
-        where = f" ({name})" if name else ""
-        raise StorageError(
-            f"{doing}: {what}{where}; {free_bytes(folder):,} bytes are free. {cure[0].upper()}{cure[1:]}, {then}"
-        ) from error
+        raise StorageError(f"{doing}: {message}, {then}") from error

@@ -9,6 +9,7 @@ Letters: B sequences, T tokens.
 
 from __future__ import annotations
 
+import pickle
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -255,6 +256,15 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     try:
         with loss_head(model, phase.objective):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        # Trainer reads its state with weights_only: what is no plain tensor is refused, never run
+        if checkpoint is None or not (isinstance(error, pickle.UnpicklingError) or "PytorchStreamReader" in str(error)):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CorruptionError(
+            f"{checkpoint}: its training state cannot be loaded ({reason}). Remove this folder: the same command then "
+            "goes on from the checkpoint before it, or from the beginning of the stage"
+        ) from None
     finally:
         phase.stop.deferred = False
     if phase.stop.requested and trainer.state.global_step < trainer.state.max_steps:
