@@ -185,6 +185,11 @@ class Ledger:
         write_text(self.out / ".work" / RECIPE, text)
         write_text(self.out / RECIPE, text)
 
+    @property
+    def is_extending(self) -> bool:
+        """Whether `replace_recipe` was called and what it was called for is not finished."""
+        return (self.out / ".work" / RECIPE).is_file()
+
     def require_intact(self) -> None:
         """Refuse to build on what is damaged: every file that the next stage reads, and the recipe.
 

@@ -86,8 +86,8 @@ def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: Stop
         record, model = StageRun(context, index, recipe.stages[index], domain).run(model)
         forget_generations(ledger)
         observer.stage_committed(record)
-    ledger.forget_work()
     result = summarise(ledger.out)
+    ledger.forget_work()
     observer.run_finished(result)
     return result
 
@@ -122,10 +122,12 @@ def extend_run(
 
 
 def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overrides: Sequence[str]) -> Recipe:
-    """The run's recipe with one more stage; the one it has where an earlier call to extend was interrupted."""
+    """The run's recipe with one more stage; as it is where an earlier call to extend was interrupted."""
     plain = read_recipe_file(ledger.out).to_plain()
     done = len(ledger.stages)
     card = load_domain(domain)
+    if len(plain["stages"]) == done and ledger.is_extending and ledger.stages[-1].domain == card.name:
+        return read_recipe_file(ledger.out)  # killed after the commit and before the report: nothing more to learn
     if len(plain["stages"]) > done:
         pending = load_domain(plain["stages"][done]["domain"])
         if len(plain["stages"]) > done + 1 or pending.name != card.name:

@@ -78,7 +78,7 @@ def test_what_is_no_stage_and_what_is_damaged_are_named(run, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content.replace(b"1", b"2", 1))
     try:
-        with pytest.raises(CorruptionError, match="stages/01-farm/expansion.json: its content is not what was"):
+        with pytest.raises(CorruptionError, match=r"stages/01-farm/expansion.json: its content is not what was"):
             stage_at_newest_size(run, 0)
     finally:
         path.write_bytes(content)

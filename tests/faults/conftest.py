@@ -22,6 +22,19 @@ def finished(stream: Stream, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def short(stream: Stream) -> Stream:
+    """One stage, for tests that finish a run themselves."""
+    return Stream(stream.folder, short=True)
+
+
+@pytest.fixture(scope="session")
+def finished_short(short: Stream, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("faults") / "short"
+    short.run(out)
+    return out
+
+
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy to be damaged."""

@@ -67,7 +67,7 @@ class Stream:
     """Corpora, a recipe that grows, recovers, inherits and replays, and a domain to extend the run by."""
 
     folder: Path
-    objective: str = "clm"
+    short: bool = False
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,16 +76,19 @@ class Stream:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Three phases of training that end between two logs, with a checkpoint after every step or so."""
+        """Stages that end between two logs, with checkpoints in their middle; `short`: the first alone."""
         data = recipe_data(self.folder)
         for stage in data["stages"]:
             stage["tokens"] = 1800
+        if self.short:
+            del data["stages"][1:]
+            data["tokenizer"] = {"train": {"kind": "bpe", "vocab_size": 300}}
         return {**data, "recover": {"tokens": 600}, "evaluate": {"tokens": 300, "samples": 1, "probes": 2, "probe_tokens": 100},
                 "methods": [{"name": "l2", "strength": 0.01}],
                 "train": {**data["train"], "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}}  # fmt: skip
 
     def run(self, out: Path, observer: Any = None) -> None:
-        """The whole stream and its extension; goes on where an earlier call was killed."""
+        """The whole stream and, unless short, its extension; goes on where an earlier call was killed."""
         from lifelong.ledger import read_records
         from lifelong.pipeline import extend_run, run_recipe
         from lifelong.recipe import parse_recipe
@@ -93,7 +96,7 @@ class Stream:
         extended = (out / "recipe.yaml").is_file() and "law" in (out / "recipe.yaml").read_text()
         if not extended:
             run_recipe(parse_recipe(self.recipe), out, observer)
-        if len(read_records(out)) < 4:
+        if not self.short and (len(read_records(out)) < 4 or (out / ".work").exists()):
             extend_run(out, str(self.folder / "law.yaml"), overrides=["stages.2.expand.layers=4"], observer=observer)
 
 

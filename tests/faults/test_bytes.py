@@ -82,7 +82,7 @@ def test_a_line_of_a_newer_version_is_no_damage_but_asks_for_an_update(run):
     body = json.dumps({**data, "mood": "good"}, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
     line = b'{"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'",' + body[1:]
     ledger.write_bytes(b"\n".join([line, *rest]))
-    with pytest.raises(CorruptionError, match="a newer version of lifelong wrote this .key 'mood'."):
+    with pytest.raises(CorruptionError, match=r"a newer version of lifelong wrote this .key 'mood'."):
         read_records(run)
 
 

@@ -46,21 +46,25 @@ def run_cli(monkeypatch, capsys, *arguments):
     return caught.value.code, " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("largest", [400, 12_000, 40_000])
-def test_a_disk_that_takes_no_more_is_one_message_and_the_run_goes_on_later(stream, finished, tmp_path, largest, capfd):
+@pytest.mark.parametrize(
+    "largest", [12_000, pytest.param(400, marks=pytest.mark.slow), pytest.param(40_000, marks=pytest.mark.slow)]
+)
+def test_a_disk_that_takes_no_more_is_one_message_and_the_run_goes_on_later(
+    short, finished_short, tmp_path, largest, capfd
+):
     """The kernel refuses files beyond a size, whichever library writes them."""
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        stream.run(tmp_path / "run")
+        short.run(tmp_path / "run")
 
     assert in_a_fork(limited) == 2
     assert "no file may be as large as this one" in capfd.readouterr().err
-    stream.run(tmp_path / "run")
-    assert comparable(tmp_path / "run") == comparable(finished)
+    short.run(tmp_path / "run")
+    assert comparable(tmp_path / "run") == comparable(finished_short)
 
 
-def test_a_full_disk_at_the_commit_keeps_what_is_committed(stream, finished, tmp_path, monkeypatch):
+def test_a_full_disk_at_the_commit_keeps_what_is_committed(short, finished_short, tmp_path, monkeypatch):
     real, lines = Ledger._append, []
 
     def full(ledger, line):
@@ -74,24 +78,23 @@ def test_a_full_disk_at_the_commit_keeps_what_is_committed(stream, finished, tmp
         with pytest.raises(
             StorageError, match=r"the disk is full \(.*ledger.jsonl\); .* bytes are free. Free some space"
         ):
-            stream.run(tmp_path / "run")
-    stream.run(tmp_path / "run")
-    assert comparable(tmp_path / "run") == comparable(finished)
+            short.run(tmp_path / "run")
+    short.run(tmp_path / "run")
+    assert comparable(tmp_path / "run") == comparable(finished_short)
 
 
 def test_a_folder_that_may_not_be_written_is_refused_and_can_still_be_read(run, capfd):
     def as_nobody():
         if os.geteuid() == 0:
-            for folder in (run, *run.parents[:-1]):
-                if folder.stat().st_uid == 0 and folder != run:
-                    folder.chmod(0o755)
             os.setgid(65534)
             os.setuid(65534)
         assert check_run(run) == []
         with Ledger.open(run):
             pass
 
-    (run / ".lock").chmod(0o444)
+    for path in (*run.parents, *run.rglob("*")):  # root may write anywhere, and becomes somebody else
+        if path.stat().st_uid == os.geteuid() and path != path.parent:
+            path.chmod(0o755 if path.is_dir() else 0o444)
     run.chmod(0o555)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert in_a_fork(as_nobody) == 2
@@ -171,7 +174,7 @@ def test_an_interrupted_extension_is_no_damage(run, stream):
     assert check_run(run) == []
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(stream, finished, tmp_path, monkeypatch):
+def test_a_clock_that_goes_backwards_changes_nothing(short, finished_short, tmp_path, monkeypatch):
     """Every question about the time is answered with an hour less than the last; new files look older than old ones."""
     clock = [2_000_000_000.0]
 
@@ -191,8 +194,8 @@ def test_a_clock_that_goes_backwards_changes_nothing(stream, finished, tmp_path,
 
     monkeypatch.setattr(time, "time", back)
     monkeypatch.setattr(stage, "datetime", Backwards)
-    stream.run(tmp_path / "run", Older())
-    assert comparable(tmp_path / "run") == comparable(finished)
+    short.run(tmp_path / "run", Older())
+    assert comparable(tmp_path / "run") == comparable(finished_short)
 
 
 def test_a_second_writer_is_refused_with_the_name_of_the_first(run, stream):
@@ -240,7 +243,7 @@ def interrupted(stream, out):
     return sorted((out / ".work/00-sea/train-checkpoints").glob("checkpoint-*"))
 
 
-def test_training_state_with_code_in_it_is_refused_and_not_run(stream, finished, tmp_path):
+def test_training_state_with_code_in_it_is_refused_and_not_run(short, finished_short, tmp_path):
     import pickle
 
     import torch
@@ -249,24 +252,24 @@ def test_training_state_with_code_in_it_is_refused_and_not_run(stream, finished,
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "harm"),)
 
-    _, newest = interrupted(stream, tmp_path / "run")
+    _, newest = interrupted(short, tmp_path / "run")
     size = (newest / "optimizer.pt").stat().st_size
     torch.save(Harmful(), newest / "optimizer.pt", pickle_module=pickle)
     with (newest / "optimizer.pt").open("ab") as file:
         file.write(b"\0" * (size - file.tell()))
-    with pytest.raises(CorruptionError, match=r"optimizer|checkpoint-6: its training state cannot be loaded"):
-        stream.run(tmp_path / "run")
+    with pytest.raises(CorruptionError, match=r"checkpoint-6: its training state cannot be loaded"):
+        short.run(tmp_path / "run")
     assert not (tmp_path / "harm").exists()
     shutil.rmtree(newest)
-    stream.run(tmp_path / "run")
-    assert comparable(tmp_path / "run") == comparable(finished)
+    short.run(tmp_path / "run")
+    assert comparable(tmp_path / "run") == comparable(finished_short)
 
 
-def test_a_checkpoint_that_was_cut_short_is_passed_over(stream, finished, tmp_path):
-    _, newest = interrupted(stream, tmp_path / "run")
+def test_a_checkpoint_that_was_cut_short_is_passed_over(short, finished_short, tmp_path):
+    _, newest = interrupted(short, tmp_path / "run")
     os.truncate(newest / "optimizer.pt", 100)
-    stream.run(tmp_path / "run")
-    assert comparable(tmp_path / "run") == comparable(finished)
+    short.run(tmp_path / "run")
+    assert comparable(tmp_path / "run") == comparable(finished_short)
 
 
 def test_code_in_a_checkpoint_is_not_run(finished, tmp_path):
