@@ -36,6 +36,8 @@ from lifelong.checkpoint import (
 )
 from lifelong.errors import CorruptionError, InputError
 from lifelong.integrity import (
+    COMMITTED_FOLDERS,
+    ENVIRONMENT,
     INITIAL,
     MEASURED,
     RECIPE,
@@ -120,7 +122,10 @@ class Ledger:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        remove_partials(out)
+        for folder in (*COMMITTED_FOLDERS, ".work", ".cache"):
+            remove_partials(out / folder)
+        for name in (LEDGER, RECIPE, ENVIRONMENT):
+            (out / f".{name}.tmp").unlink(missing_ok=True)
         self._lines, torn = _read_lines(out)
         if torn:
             write_bytes(out / LEDGER, b"".join(line.content + b"\n" for line in self._lines))

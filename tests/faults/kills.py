@@ -428,6 +428,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder unless named")
+    parser.add_argument("--keep", type=Path, help="new folder for the run that was left alone")
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="", MPLBACKEND="Agg")
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
@@ -439,7 +440,10 @@ def main() -> int:
     torch.set_num_threads(1)
     with _folder(options.folder) as folder:
         tally = soak(folder, options.kills, options.seed, lambda line: print(line, file=sys.stderr, flush=True))
-    print(tally.table())
+        if options.keep is not None:
+            shutil.rmtree(options.keep, ignore_errors=True)
+            shutil.copytree(folder / "undisturbed", options.keep)
+    print(f"seed {options.seed}\n{tally.table()}")
     return 1 if tally.stages_lost or tally.files_different or tally.findings else 0
 
 
