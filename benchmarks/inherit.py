@@ -12,12 +12,10 @@ allocator's peak (CUDA) over what was there before, gradients of hidden states a
 from __future__ import annotations
 
 import argparse
-import copy
 import ctypes
 import gc
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +45,7 @@ class ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, rows: int) -> Tensor:
+        """Loss; the gradients are kept."""
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
         loss = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
@@ -64,6 +63,7 @@ class ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """What was kept, scaled."""
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * upstream[0], grad_weight * upstream[0], None, None
 
@@ -174,7 +174,8 @@ def head_forms(options: argparse.Namespace) -> tuple[dict[str, Form], Callable[[
     n, d, v = options.tokens, options.width, options.vocab
     weight, t_weight = draw(v, d, scale=2.0 * d**-0.5).requires_grad_(), draw(v, d, scale=2.0 * d**-0.5)
     full = {
-        "hidden": draw(n, d), "t_hidden": draw(n, d), "labels": torch.randint(0, v, (n,), generator=generator).to(device),
+        "hidden": draw(n, d), "t_hidden": draw(n, d),
+        "labels": torch.randint(0, v, (n,), generator=generator).to(device),
         "ids": torch.stack([torch.randperm(v, generator=generator)[:64] for _ in range(n)]).to(device),
         "probabilities": torch.rand(n, 64, generator=generator).softmax(1).to(device),
     }  # fmt: skip

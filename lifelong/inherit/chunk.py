@@ -17,7 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lifelong.inherit.targets import CachedTarget, OnlineTarget, Target, mixed_entries, project, target_rows
+from lifelong.inherit.targets import (
+    CachedTarget,
+    OnlineTarget,
+    Target,
+    active_targets,
+    mixed_entries,
+    project,
+    target_rows,
+)
 
 TILE_ELEMENTS = 1 << 18
 
@@ -137,6 +145,7 @@ class _Teacher:
         self.logits_CV: Tensor | None = None
         self.weights_RV: Tensor | None = None
         self.scale_R: Tensor | None = None
+        targets = active_targets(targets)
         self.is_mixture = len(targets) > 1 or any(target.weight_N is not None for target in targets)
         online = [target for target in targets if isinstance(target, OnlineTarget)]
         cached = [target for target in targets if isinstance(target, CachedTarget)]
@@ -208,7 +217,8 @@ def _dense_mixture(
         active = target.weight_N != 0
         if bool(active.any()):
             part = target_rows(target, active)
-            assert isinstance(part, OnlineTarget) and part.weight_N is not None, "rows keep their kind"
+            assert isinstance(part, OnlineTarget), "rows keep their kind"
+            assert part.weight_N is not None, "rows keep their weights"
             probabilities_RV = _dense_logits(part, like_CV[active]).div_(tau).softmax(1)
             mixed_CV[active] += probabilities_RV.mul_(part.weight_N[:, None].to(like_CV.dtype))
     if cached:

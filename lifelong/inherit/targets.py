@@ -5,6 +5,7 @@ Letters: N predicted tokens, E teacher width, V vocabulary, K kept entries, C ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +63,17 @@ def target_rows(target: Target, index: Any) -> Target:
     if isinstance(target, CachedTarget):
         return CachedTarget(target.ids_NK[index], target.probabilities_NK[index], weight_N)
     return replace(target, hidden_NE=target.hidden_NE[index], weight_N=weight_N)
+
+
+def active_targets(targets: Sequence[Target]) -> list[Target]:
+    """Those with a weight in these rows; weights that are all 1 are left out, as where one teacher has all rows."""
+    active: list[Target] = []
+    for target in targets:
+        if target.weight_N is not None and not bool((target.weight_N != 0).any()):
+            continue
+        whole = target.weight_N is None or bool((target.weight_N == 1).all())
+        active.append(replace(target, weight_N=None) if whole else target)
+    return active
 
 
 def check_target(target: Target, student_rows: int, vocab_size: int) -> None:
@@ -137,7 +149,7 @@ def mixed_entries(targets: list[CachedTarget]) -> tuple[Tensor, Tensor]:
     if len(targets) == 1:
         return ids_CK, values_CK
     # a token that two teachers name: its last place in sorted order carries the sum, the others nothing
-    ids_CK, order_CK = ids_CK.sort(1, stable=True)
+    ids_CK, order_CK = ids_CK.sort(dim=1, stable=True)
     values_CK = values_CK.gather(1, order_CK)
     ends_CK = torch.ones_like(ids_CK, dtype=torch.bool)
     ends_CK[:, :-1] = ids_CK[:, 1:] != ids_CK[:, :-1]
