@@ -200,8 +200,9 @@ def _dense_logits(target: OnlineTarget, like_CV: Tensor) -> Tensor:
     head = (target.weight_VE, target.bias_V, target.softcap, target.logit_scale)
     if rows == columns:
         return project(hidden_CE, *head)
-    logits_CV = torch.full_like(like_CV, -torch.inf)
-    logits_CV[:, :rows] = project(hidden_CE, *head)
+    logits_CV = torch.empty_like(like_CV)
+    logits_CV[:, rows:] = -torch.inf
+    logits_CV[:, :rows] = project(hidden_CE, *head, out_CV=logits_CV[:, :rows])
     return logits_CV
 
 
