@@ -24,7 +24,7 @@ class Surpassed:
     Args:
         teacher_nats: held-out loss of the teacher, nats per token.
         student_nats: computes the student's on the same text.
-        every: optimizer steps between two looks; the first is at step 0.
+        every: optimizer steps between two looks. There is none at step 0, where a student may still be its teacher.
 
     Source: the rule behind the teacher phase of Qin et al. 2022 (arXiv 2105.13880).
     """
@@ -34,13 +34,13 @@ class Surpassed:
             raise InputError(f"steps between two looks at the student: at least 1, not {every}")
         self.teacher_nats, self.student_nats, self.every = teacher_nats, student_nats, every
         self.reached = False
-        self.last_step = -1
+        self.last_step = 0
 
     def check(self, step: int) -> bool:
-        """True from the first look on at which the student was at least as good."""
+        """True from the first look on at which the student was better."""
         if not self.reached and step % self.every == 0 and step > self.last_step:
             self.last_step = step
-            self.reached = self.student_nats() <= self.teacher_nats
+            self.reached = self.student_nats() < self.teacher_nats
         return self.reached
 
     def state_dict(self) -> dict[str, Any]:
