@@ -144,7 +144,8 @@ class CacheWriter:
         payloads = [encode(rows, self.scheme, book) for _, rows in self._pending]
         facts = {"widths": list(book.widths), "settings": self.settings.to_json()}
         kind = "<u2" if self.settings.vocab_size <= 1 << 16 else "<u4"
-        schema = _SCHEMA.with_metadata({"lifelong": json.dumps(facts), "tokens": book.tokens.astype(kind).tobytes()})
+        # of the batch and not of the schema, which an Arrow file holds twice
+        metadata = {"lifelong": json.dumps(facts), "tokens": book.tokens.astype(kind).tobytes()}
         columns = [
             pa.array([key for key, _ in self._pending], pa.binary(KEY_BYTES)),
             pa.array([zlib.crc32(payload) for payload in payloads], pa.uint32()),
@@ -152,8 +153,8 @@ class CacheWriter:
         ]
         path = self.folder / "shards" / name
         temporary = path.with_name(f".{name}.part")
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA), custom_metadata=metadata)
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -300,12 +301,12 @@ class _Shard:
             )
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path), "r"))
-            batch = reader.get_batch(0)
+            batch, metadata = reader.get_batch_with_custom_metadata(0)
         except (OSError, pa.ArrowInvalid) as error:
             raise CorruptionError(f"{path}: no readable shard of targets ({error}); write the cache again") from None
-        facts = json.loads(reader.schema.metadata[b"lifelong"])
+        facts = json.loads(metadata[b"lifelong"])
         kind = "<u2" if facts["settings"]["vocab_size"] <= 1 << 16 else "<u4"
-        tokens = np.frombuffer(reader.schema.metadata[b"tokens"], kind).astype(np.uint32)
+        tokens = np.frombuffer(metadata[b"tokens"], kind).astype(np.uint32)
         widths = facts["widths"]
         self.book = Codebook(tokens, (widths[0], widths[1], widths[2], widths[3]))
         self._payloads, self._checks = batch.column("payload"), batch.column("check").to_numpy()
