@@ -236,6 +236,53 @@ def evaluate(
 
 
 @app.command()
+def cache(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The teacher: checkpoint folder, hub id, or run folder (last stage).")
+    ],
+    domain: CardsOption,
+    out: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of the cache.")],
+    tau: Annotated[float | None, typer.Option(help="Keep p >= tau, sample the rest unbiased; default 0.05.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the K most probable tokens instead.")] = None,
+    renormalise: Annotated[bool, typer.Option("--renormalise", help="Scale the K to sum to one.")] = False,
+    draws: Annotated[int | None, typer.Option(help="Draw so many tokens at random instead.")] = None,
+    temperature: Annotated[float, typer.Option(help="As in the recipe that will use it.")] = 2.0,
+    sequence_length: Annotated[int, typer.Option(help="As in the recipe.")] = 256,
+    objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
+    tokens: Annotated[str | None, typer.Option(help="Of each domain at most so many, for example 2M.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Default: the model's own.")] = None,
+    mask_seed: Annotated[int, typer.Option(help="mlm: seed of the masks.")] = 0,
+    mask_patterns: Annotated[int, typer.Option(help="mlm: masks of each block.")] = 1,
+    device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a teacher says about corpora as sparse targets; continues where an earlier call stopped."""
+    from lifelong.recipe import parse_count
+
+    count = parse_count(tokens)
+    if tokens is not None and not isinstance(count, int):
+        raise InputError(f"cache --tokens: a number like 2M, not {tokens!r}")
+    quiet_libraries()
+    from lifelong.caching import CacheRequest, default_device, make_scheme, write_cache
+    from lifelong.report.progress import cache_progress
+
+    request = CacheRequest(
+        model, domain, make_scheme(tau=tau, top_k=top_k, draws=draws, renormalise=renormalise), temperature, objective,
+        sequence_length, count if isinstance(count, int) else None, tokenizer, mask_seed, mask_patterns,
+        device=device or default_device(),
+    )  # fmt: skip
+    with cache_progress(quiet=as_json) as progress:
+        written = write_cache(request, out, progress)
+    if as_json:
+        typer.echo(json.dumps(written.to_json(), indent=1))
+    else:
+        typer.echo(
+            f"{out}: {written.blocks:,} blocks, {written.tokens:,} predicted tokens, {written.num_bytes:,} bytes "
+            f"({written.bytes_per_token:.1f} a token)"
+        )
+
+
+@app.command()
 def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Every committed file against its hash; the ledger's chain."""
     from lifelong.ledger import check_run, read_records

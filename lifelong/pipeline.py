@@ -40,6 +40,7 @@ from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
 from lifelong.stream.heldout import write_heldout
 from lifelong.stream.tokenize import load_tokenizer
+from lifelong.teaching import check_teachers
 from lifelong.train.arguments import check_train_section
 from lifelong.train.method import make_methods
 from lifelong.train.stage_trainer import StopRequest
@@ -233,6 +234,7 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     for card in dict.fromkeys(stage.domain for stage in recipe.stages[start:]):
         with collecting(lines):
             load_domain(card)
+    check_teachers(recipe, lines.append)
     if lines:
         raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
 

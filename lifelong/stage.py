@@ -27,15 +27,13 @@ from lifelong.checkpoint import (
     whole_folder,
     write_json,
 )
-from lifelong.context import RunContext, loss_row, meta_model, replay_counts
-from lifelong.errors import BrokenPromiseError, InputError
+from lifelong.context import RunContext, loss_row, replay_counts
+from lifelong.errors import BrokenPromiseError
 from lifelong.evaluate.probes import probe_steps
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import grow, model_shape, plan_expansion
 from lifelong.history import BEFORE, read_losses, write_losses
 from lifelong.inherit.inheritor import Inheritor
-from lifelong.inherit.schedule import make_schedule
-from lifelong.inherit.teachers import OnlineTeacher
 from lifelong.ledger import stage_name
 from lifelong.recipe import ExpandSection, StageSection
 from lifelong.records import (
@@ -50,6 +48,7 @@ from lifelong.stream.domain import Domain
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
 from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
+from lifelong.teaching import Lesson, stage_collator, stage_inheritor
 from lifelong.train.arguments import blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.train.method import Method, StageContext, make_methods
@@ -98,7 +97,7 @@ class StageRun:
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
         model = self._recover(model)
-        model = self._train(model, previous_model, corpus)
+        model = self._train(model, corpus)
         observer.phase_started("evaluate", 0)
         losses = self._evaluate(model)
         self._check_budget(losses)
@@ -157,7 +156,7 @@ class StageRun:
             self._train_phase("recover", model, folder, recover.tokens, memory=memory, share=1.0, seed=self.seed + 1)
         return load_model(folder / "model", self.recipe.objective)
 
-    def _train(self, model: PreTrainedModel, previous: PreTrainedModel, corpus: Any) -> PreTrainedModel:
+    def _train(self, model: PreTrainedModel, corpus: Any) -> PreTrainedModel:
         folder = self.work / "trained"
         if folder.exists():
             return load_model(folder / "model", self.recipe.objective)
@@ -173,7 +172,7 @@ class StageRun:
             memory=self._memory(),
             share=replay.share if replay else 0.0,
             seed=self.seed + 2,
-            inheritor=self._inheritor(previous),
+            inheritor=self._inheritor(model),
             context=context,
         )
         return model
@@ -222,7 +221,7 @@ class StageRun:
         phase = Phase(
             name,
             dataset,
-            run.collator(seed),
+            stage_collator(run, seed),
             self.recipe.objective,
             plan.tokens_per_step,
             inheritor,
@@ -267,31 +266,22 @@ class StageRun:
                 weights = dict(method.mix(weights, context))
         return weights
 
-    def _inheritor(self, previous: PreTrainedModel) -> Inheritor | None:
+    def _inheritor(self, student: PreTrainedModel) -> Inheritor | None:
         """The teacher of this stage; a model from random weights has nothing to hand down to its first stage."""
-        inherit = self.recipe.inherit
-        if inherit is None or inherit.alpha == 0:
+        if self.recipe.inherit is None:
             return None
-        if inherit.teacher == "previous":
-            if self.index == 0 and self.recipe.model.checkpoint is None:
-                return None
-            source = self._previous_source()
-            teacher_model = load_model(source, self.recipe.objective)
-        else:
-            teacher_model = load_model(inherit.teacher, self.recipe.objective)
-        if teacher_model.config.vocab_size != previous.config.vocab_size:
-            raise InputError(
-                f"inherit.teacher: {inherit.teacher!r} has a vocabulary of {teacher_model.config.vocab_size} tokens, "
-                f"the student of {previous.config.vocab_size}; a teacher must use the student's tokenizer"
+        learned = self.index > 0 or self.recipe.model.checkpoint is not None
+        plan = stage_plan(self.section.tokens, self.recipe.sequence_length, self._blocks_per_step())
+        return stage_inheritor(
+            Lesson(
+                self.context,
+                self.domain.name,
+                student,
+                self._previous_source() if learned else None,
+                self.previous.fingerprints.get("model") if learned else None,
+                self.seed,
+                plan.num_steps,
             )
-        schedule = make_schedule(inherit.schedule, alpha=inherit.alpha, until=inherit.until)
-        return Inheritor(
-            OnlineTeacher(teacher_model, self.recipe.objective),
-            schedule,
-            on=inherit.on,
-            temperature=inherit.temperature,
-            bernoulli=inherit.bernoulli,
-            seed=self.seed,
         )
 
     def _previous_source(self) -> str | Path:
@@ -466,11 +456,10 @@ class StageRun:
         length, objective = self.recipe.sequence_length, self.recipe.objective
         step_flops = training_flops_per_token(model, length, objective)
         forward_flops = forward_flops_per_token(model, length, objective)
-        teacher_flops = self._teacher_flops_per_token() if any(c.teacher_tokens for c in curves) else 0.0
         cost = ComputeLedger()
         for curve in curves:
             phase = "train" if curve is curves[-1] else "recover"
-            taught = curve.teacher_tokens * teacher_flops
+            taught = curve.teacher_flops
             seconds = read_json(self.work / f"{phase}-seconds.json")
             cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, seconds))
         if self.section.expand:
@@ -479,10 +468,3 @@ class StageRun:
         evaluated = sum(loss.tokens for loss in losses)
         seconds = read_json(self.work / "evaluate-seconds.json")
         return cost.adding("evaluate", Cost(0, evaluated * forward_flops, 0.0, seconds))
-
-    def _teacher_flops_per_token(self) -> float:
-        inherit = self.recipe.inherit
-        own = inherit is None or inherit.teacher == "previous"
-        source = self._previous_source() if own else str(inherit.teacher)  # type: ignore[union-attr]
-        teacher = meta_model(load_config(source), self.recipe.objective)
-        return forward_flops_per_token(teacher, self.recipe.sequence_length, self.recipe.objective)

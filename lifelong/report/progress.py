@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +17,7 @@ from lifelong.report.verdict import format_perplexity
 PLAIN_SECONDS = 10.0
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
     """A bar on standard error for one piece of work; yields what tells it a text and the fraction done."""
     bar = Progress(
@@ -146,3 +146,32 @@ def clock(seconds: float) -> str:
     """Minutes and seconds, or hours and minutes."""
     seconds = max(0, int(seconds))
     return f"{seconds // 60}:{seconds % 60:02d}" if seconds < 3600 else f"{seconds // 3600}h{seconds % 3600 // 60:02d}"
+
+
+@contextlib.contextmanager
+def cache_progress(*, quiet: bool = False, console: Console | None = None) -> Iterator[Callable[[int, int, int], None]]:
+    """Progress of a cache that is written: a bar on a terminal, a line every few seconds anywhere else.
+
+    Yields:
+        What to call with blocks and tokens that are done, and all blocks.
+    """
+    console = console or Console(stderr=True)
+    if quiet:
+        yield lambda *_: None
+        return
+    columns = (TextColumn("cache"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"))
+    started = last = time.monotonic()
+    with Progress(*columns, TextColumn("{task.fields[detail]}"), console=console, transient=True) as progress:
+        task = progress.add_task("cache", total=None, detail="") if console.is_terminal else None
+
+        def show(blocks: int, tokens: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            detail = f"{tokens:,} tokens, {tokens / max(now - started, 1e-9) / 1e3:.1f}k/s"
+            if task is not None:
+                progress.update(task, completed=blocks, total=total, detail=detail)
+            elif now - last > PLAIN_SECONDS:
+                last = now
+                console.print(f"cache: {blocks:,} of {total:,} blocks, {detail}")
+
+        yield show

@@ -63,6 +63,7 @@ class PhaseCurve:
     tokens: int = 0
     teacher_tokens: int = 0
     seconds: float = 0.0
+    teacher_flops: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -77,6 +78,7 @@ class PhaseCurve:
             tokens=data["tokens"],
             teacher_tokens=data["teacher_tokens"],
             seconds=data["seconds"],
+            teacher_flops=data.get("teacher_flops", 0.0),
         )
 
 
@@ -270,7 +272,9 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     if phase.stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; saved")
     trainer.curve.tokens = trainer.state.global_step * trainer.tokens_per_step
-    trainer.curve.teacher_tokens = phase.inheritor.teacher_tokens if phase.inheritor is not None else 0
+    if phase.inheritor is not None:
+        cost = phase.inheritor.cost
+        trainer.curve.teacher_tokens, trainer.curve.teacher_flops = cost.tokens, cost.flops
     trainer.curve.seconds = trainer.seconds
     model.zero_grad(set_to_none=True)
     return trainer.curve
