@@ -181,17 +181,21 @@ class TrainPoint:
 
 @dataclass(frozen=True)
 class ProbePoint:
-    """A small held-out evaluation during a stage. `tokens` counts from the start of the stage."""
+    """A small held-out evaluation during a stage. `tokens` counts from the start of its training phase.
+
+    `evaluated_tokens` is how many held-out tokens it looked at.
+    """
 
     step: int
     tokens: int
     domain: str
     nats_per_token: float
+    evaluated_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One committed stage, one line of the ledger. Hashes are SHA-256 in hex."""
+    """One committed stage, one line of the ledger. Hashes are SHA-256 in hex; `replay` counts tokens by domain."""
 
     index: int
     name: str

@@ -219,6 +219,9 @@ class StageRun:
             probe=self._probe(model, plan.num_steps) if context is not None else None,
             observer=run.observer,
             stop=run.stop,
+            domains=run.columns,
+            tokens_before=sum(record.tokens for record in run.ledger.stages),
+            tracker_dir=run.out / "trackers" / f"{self.name}-{name}",
         )
         curve = train_phase(model, arguments, phase)
         if context is not None:
@@ -290,24 +293,18 @@ class StageRun:
         evaluate = self.recipe.evaluate
         if not evaluate.probes:
             return None
-        due = set(probe_steps(num_steps, evaluate.probes))
+        due = {0, *probe_steps(num_steps, evaluate.probes)}
         columns = [*self._seen_columns(), *self._own_column()]
 
         def probe(step: int, tokens: int) -> Sequence[ProbePoint]:
             if step not in due:
                 return ()
             training = model.training
-            points = [
-                ProbePoint(
-                    step,
-                    tokens,
-                    self.context.columns[k],
-                    self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens).nats_per_token,
-                )
-                for k in columns
+            losses = [
+                self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens) for k in columns
             ]
             model.train(training)
-            return points
+            return [ProbePoint(step, tokens, loss.domain, loss.nats_per_token, loss.tokens) for loss in losses]
 
         return probe
 
@@ -456,6 +453,9 @@ class StageRun:
             phase = "train" if curve is curves[-1] else "recover"
             taught = curve.teacher_tokens * teacher_flops
             cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, curve.seconds))
+            if curve.probe_tokens:
+                probed = Cost(flops=curve.probe_tokens * forward_flops, seconds=curve.probe_seconds)
+                cost = cost.adding("probe", probed)
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))
