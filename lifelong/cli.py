@@ -200,8 +200,9 @@ def evaluate(
 def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Every committed file against its hash; the ledger's chain."""
     from lifelong.ledger import check_run, read_records
+    from lifelong.report import altered_matrix
 
-    findings = check_run(run_folder)
+    findings = [*check_run(run_folder), *filter(None, [altered_matrix(run_folder / "report")])]
     if findings:
         raise InputError(
             f"{run_folder}: {len(findings)} finding{'s' * (len(findings) > 1)}\n  " + "\n  ".join(findings)
@@ -221,8 +222,10 @@ def report(
     from lifelong.history import read_history
 
     if len(runs) == 1:
-        from lifelong.report import write_report
+        from lifelong.report import altered_matrix, write_report
 
+        if finding := altered_matrix(out or runs[0] / "report"):
+            print(f"note: {finding}", file=sys.stderr)  # noqa: T201
         write_report(read_history(runs[0]), out or runs[0] / "report")
         _finish(runs[0], as_json, out or runs[0] / "report")
         return

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.checkpoint import read_json, write_json
-from lifelong.errors import InputError
-from lifelong.ledger import INITIAL, read_records, stage_name
+from lifelong.checkpoint import file_hash, read_json, write_json
+from lifelong.errors import CorruptionError, InputError
+from lifelong.ledger import INITIAL, read_records, record_hash, stage_name
 from lifelong.records import (
     DomainLoss,
     ExpansionReport,
@@ -20,13 +20,15 @@ from lifelong.records import (
     TrainPoint,
 )
 
+REPORTED = ("losses.json", "history.json", "samples.json")
+
 
 def read_history(out: Path) -> RunHistory:
     """Everything a report needs, from the committed stages alone.
 
     Raises:
         InputError: not a run folder, or nothing is committed yet.
-        CorruptionError: a committed file is damaged.
+        CorruptionError: a committed file is damaged, or is not what the ledger says it is.
     """
     import yaml
 
@@ -35,6 +37,7 @@ def read_history(out: Path) -> RunHistory:
     records = read_records(out)
     if not records:
         raise InputError(f"{str(out)!r}: nothing is committed yet, so there is nothing to report")
+    check_committed(out, records)
     recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
     stages = tuple(record for record in records if record.index >= 0)
     folders = [out / "stages" / record.name for record in stages]
@@ -63,7 +66,24 @@ def read_history(out: Path) -> RunHistory:
             ExpansionReport.from_json(record.expansion) if record.expansion else None for record in stages
         ),
         samples=tuple(Sample(**sample) for group in samples for sample in group),
+        head=record_hash(records[-1]),
     )
+
+
+def check_committed(out: Path, records: Sequence[StageRecord]) -> None:
+    """Every file that a report reads against the hash in the ledger; weights are left to `lifelong check`.
+
+    Raises:
+        CorruptionError: names the file.
+    """
+    for record in records:
+        for name, digest in record.files.items():
+            path = out / name
+            if path.name in REPORTED and path.is_file() and file_hash(path) != digest:
+                raise CorruptionError(
+                    f"{path}: its content is not what was committed with {record.name}; restore it from a backup, "
+                    "`lifelong check` lists everything that was changed"
+                )
 
 
 def loss_matrix(

@@ -41,8 +41,11 @@ class DomainLoss:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the nats per token."""
-        return math.exp(self.nats_per_token)
+        """Exp of the nats per token; infinite where a diverged loss has no finite one."""
+        try:
+            return math.exp(self.nats_per_token)
+        except OverflowError:
+            return math.inf
 
 
 Row = tuple["float | None", ...]
@@ -241,7 +244,8 @@ class RunHistory:
     """Everything a report needs, read from a run folder; the sequences run over committed stages.
 
     `unfinished` names the stages of the recipe that are not committed yet. `losses[t]` holds the
-    held-out losses after stage t with their per-document sums, `initial_losses` those of row -1.
+    held-out losses after stage t with their per-document sums, `initial_losses` those of row -1. `head` is the
+    hash of the ledger's last line, which fixes everything above it.
     """
 
     name: str
@@ -257,6 +261,7 @@ class RunHistory:
     probes: tuple[tuple[ProbePoint, ...], ...]
     expansions: tuple[ExpansionReport | None, ...]
     samples: tuple[Sample, ...] = ()
+    head: str = ""
 
 
 class RunObserver:

@@ -11,7 +11,7 @@ from rich.text import Text
 from lifelong.checkpoint import write_json, write_text
 from lifelong.metrics import metric_info
 from lifelong.report.compare import ALPHA, Comparison, Estimate
-from lifelong.report.html import STYLE
+from lifelong.report.style import document
 
 TERMINAL_GROUPS = 4  # more columns than this do not fit 80 characters: the table is turned
 TURNED_METRICS = ("ap", "forgetting", "bwt", "total_flops")
@@ -75,15 +75,13 @@ def comparison_html(comparison: Comparison) -> str:
     runs = "".join(
         f"<li><b>{escape(group.label)}</b>: {escape(', '.join(group.runs))}</li>" for group in comparison.groups
     )
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width,initial-scale=1"><title>Comparison</title>'
-        f'<link rel=icon href="data:,"><style>{STYLE}</style></head><body><main><h1>Comparison</h1>'
-        f"<p class=soft>{escape(LEGEND)}</p>"
-        + (f"<h2>Read with care</h2><ul>{notes}</ul>" if notes else "")
-        + f"<h2>Metrics</h2><div class=scroll><table><tr><th>metric</th>{head}</tr>{''.join(rows)}</table></div>"
-        + f"<h2>Runs</h2><ul>{runs}</ul></main></body></html>\n"
-    )
+    sections = [
+        f"<h1>Comparison</h1><p class=soft>{escape(LEGEND)}</p>",
+        f"<h2>Read with care</h2><ul>{notes}</ul>" if notes else "",
+        f"<h2>Metrics</h2><div class=scroll><table><tr><th>metric</th>{head}</tr>{''.join(rows)}</table></div>",
+        f"<h2>Runs</h2><ul>{runs}</ul>",
+    ]
+    return document("Comparison", sections)
 
 
 LEGEND = (
