@@ -213,6 +213,43 @@ def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
 
 
 @app.command()
+def merge(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    weight: Annotated[
+        float | None, typer.Option(metavar="A", help="Write this model: 0 before the stage, 1 trained.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the model.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Name or number of the stage; default the last.")] = None,
+    weights: Annotated[str, typer.Option(help="Without --weight: evaluate these.")] = "0,0.25,0.5,0.75,1",
+    as_json: JsonOption = False,
+) -> None:
+    """Between the model before a stage, at the new size, and the trained one: evaluate some weights, or write one."""
+    if (weight is None) != (out is None):
+        raise InputError("merge: --weight A --out DIR go together; without both, the front is evaluated")
+    quiet_libraries()
+    from lifelong.pipeline import read_recipe_file
+    from lifelong.report.table import front_table
+
+    if not (run_folder / "ledger.jsonl").is_file():
+        raise InputError(f"{str(run_folder)!r} is no run folder: it has no ledger.jsonl")
+    recipe = read_recipe_file(run_folder).to_plain()
+    if weight is not None and out is not None:
+        from lifelong.expand.interpolate import merge_stage
+
+        record = merge_stage(run_folder, recipe, weight, out, stage)
+        typer.echo(f"{out}: {weight:g} of the way through stage {record.name}; loads with from_pretrained")
+        return
+    from lifelong.evaluate.front import interpolation_front, parse_weights
+    from lifelong.history import read_history
+
+    front = interpolation_front(run_folder, recipe, parse_weights(weights), stage)
+    if as_json:
+        typer.echo(json.dumps(front.to_json(), indent=1))
+    else:
+        _print(front_table(front, read_history(run_folder).matrix))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report, or nowhere.")] = None,

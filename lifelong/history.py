@@ -12,6 +12,7 @@ from lifelong.ledger import INITIAL, read_records, record_hash, stage_name
 from lifelong.records import (
     DomainLoss,
     ExpansionReport,
+    Front,
     LossMatrix,
     ProbePoint,
     RunHistory,
@@ -67,7 +68,22 @@ def read_history(out: Path) -> RunHistory:
         ),
         samples=tuple(Sample(**sample) for group in samples for sample in group),
         head=record_hash(records[-1]),
+        **read_afterwards(out, stages),
     )
+
+
+def read_afterwards(out: Path, stages: Sequence[StageRecord]) -> dict[str, Any]:
+    """What was measured on a run after it was committed; what belongs to other weights is left out and noted."""
+    lines = {record_hash(record) for record in stages}
+    notes = []
+    fronts = []
+    for path in sorted((out / "front").glob("*.json")):
+        front = Front.from_json(read_json(path))
+        if front.record in lines:
+            fronts.append(front)
+        else:
+            notes.append(f"{path.relative_to(out)} was measured on other weights than those committed: left out")
+    return {"fronts": tuple(fronts), "notes": tuple(notes)}
 
 
 def check_committed(out: Path, records: Sequence[StageRecord]) -> None:

@@ -240,12 +240,40 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class FrontPoint:
+    """Held-out losses, in nats per token by domain, of the model at `weight` from the old (0) to the trained (1)."""
+
+    weight: float
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Front:
+    """Models between the ones before and after a stage; `record` is the hash of the stage's line in the ledger."""
+
+    stage: str
+    domain: str
+    record: str
+    points: tuple[FrontPoint, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Front:
+        """Inverse of `to_json`."""
+        return cls(**{**data, "points": tuple(FrontPoint(**point) for point in data["points"])})
+
+
+@dataclass(frozen=True)
 class RunHistory:
     """Everything a report needs, read from a run folder; the sequences run over committed stages.
 
     `unfinished` names the stages of the recipe that are not committed yet. `losses[t]` holds the
     held-out losses after stage t with their per-document sums, `initial_losses` those of row -1. `head` is the
-    hash of the ledger's last line, which fixes everything above it.
+    hash of the ledger's last line, which fixes everything above it. `fronts` were measured on models between two
+    stages, after the run; `notes` say what could not be used.
     """
 
     name: str
@@ -262,6 +290,8 @@ class RunHistory:
     expansions: tuple[ExpansionReport | None, ...]
     samples: tuple[Sample, ...] = ()
     head: str = ""
+    fronts: tuple[Front, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class RunObserver:

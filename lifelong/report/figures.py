@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lifelong.records import RunHistory, TrainPoint
 from lifelong.report.curves import Point, life_curves, stage_spans
+from lifelong.report.tradeoff import front_figure
 from lifelong.report.verdict import cells
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ def write_figures(history: RunHistory, out: Path) -> None:
         "domains": domains_figure(history),
         "training": training_figure(history),
         "matrix": matrix_figure(history),
+        "front": front_figure(history),
     }
     for name, figure in figures.items():
-        save_figure(figure, out / name)
+        if figure is not None:
+            save_figure(figure, out / name)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lifelong.records import LossMatrix, RunHistory
+from lifelong.report.style import folded
 from lifelong.report.uncertainty import Interval
 from lifelong.report.verdict import Cell, cells
 
@@ -14,8 +15,8 @@ FIGURE_ROWS = 40
 FULL_COLOUR_NATS = 0.5
 STRONGEST = 0.65
 GRID_SIDE = 160  # of a larger matrix every n-th row and column is drawn; matrix.json holds all
-CELL = 9
-LABEL = 120
+CELL = 8
+LABEL = 96
 
 
 def heat_map(matrix: LossMatrix, intervals: Sequence[Sequence[Interval | None]] = ()) -> str:
@@ -89,8 +90,8 @@ def _grid(matrix: LossMatrix) -> str:
     if len(rows) < len(labels) or len(columns) < len(matrix.domains):
         left_out = f"{len(rows)} of {len(labels)} rows and {len(columns)} of {len(matrix.domains)} domains are drawn; "
     svg = (
-        f'<svg viewBox="0 0 {width + 60} {height}" role=img aria-label="loss matrix" '
-        f'style="width:{width + 60}px;max-width:none;font-size:8.5px">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {width + 36} {height}" role=img aria-label="loss matrix" '
+        f'style="width:{width + 36}px;max-width:none;font-size:8.5px">{"".join(parts)}</svg>'
     )
     note = f"{left_out}figures under the pointer, all of them in matrix.json"
     return f"<div class=scroll style='max-height:85vh;overflow:auto'>{svg}</div><p class=soft><small>{note}</small></p>"
@@ -109,7 +110,7 @@ def thinned(count: int) -> list[int]:
     return sorted({*range(0, count, step), count - 1})[-GRID_SIDE:]
 
 
-def _cut(text: str, room: int = 22) -> str:
+def _cut(text: str, room: int = 20) -> str:
     return text if len(text) <= room else text[: room - 1] + "…"
 
 
@@ -134,4 +135,4 @@ def replay_map(history: RunHistory) -> str:
     rest = len(names) - FIGURE_COLUMNS
     note = f"<p class=soft><small>{rest} further domains are in matrix.json (replay)</small></p>" if rest > 0 else ""
     table = f"<div class=scroll><table><tr><th>stage</th><th>replayed</th>{head}</tr>{''.join(lines)}</table></div>"
-    return table + note
+    return folded(table, len(lines), "stages") + note

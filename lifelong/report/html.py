@@ -10,6 +10,7 @@ from lifelong.records import ComputeLedger, RunHistory
 from lifelong.report.charts import alpha_chart, life_chart, training_chart
 from lifelong.report.heatmap import fits_figures, heat_map, replay_map
 from lifelong.report.style import document, folded, table
+from lifelong.report.tradeoff import front_sections
 from lifelong.report.uncertainty import Interval, entry_intervals, metric_intervals
 from lifelong.report.verdict import budget_rows, check_expectations, metric_rows, phase_costs, verdict
 
@@ -28,6 +29,7 @@ def page(history: RunHistory) -> str:
         "Replay": replay_map(history),
         "Growth": growth_table(history),
         "Cost": cost_section(history),
+        "Old against new": front_sections(history),
         "Samples": samples(history),
         "Lineage": lineage_table(history),
         "Environment": environment(history),
@@ -41,6 +43,7 @@ def page(history: RunHistory) -> str:
             f"<div class=soft>{escape(str(history.recipe.get('description', '')))}</div>",
             f"<p class=verdict>{escape(verdict(history))}</p>",
             unfinished(history),
+            "".join(f"<p class=warn>{escape(note)}</p>" for note in history.notes),
             tiles(metrics, metric_intervals(history)),
             f"<nav>{links}</nav>",
             *(f'<h2 id="{anchor(title)}">{escape(title)}</h2>{body}' for title, body in shown.items()),

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lifelong.metrics import compute_run
-from lifelong.records import DomainLoss, ExpansionReport, RunHistory
+from lifelong.records import DomainLoss, ExpansionReport, Front, LossMatrix, RunHistory
+from lifelong.report.tradeoff import tradeoffs
 from lifelong.report.verdict import (
     Cell,
     budget_rows,
@@ -173,4 +174,15 @@ def expansion_table(report: ExpansionReport) -> Table:
     ):
         table.add_row(name, "not measured" if value is None else f"{value:.2e}" if value != 1.0 else "100 %")
     table.add_row("seconds", f"{report.seconds:.1f}")
+    return table
+
+
+def front_table(front: Front, matrix: LossMatrix) -> Table:
+    """Forgetting and gain at some weights between the models before and after a stage."""
+    table = Table(title=f"between the models before and after {front.stage}", caption="nats per token")
+    for heading in ("weight", "forgetting", "gain"):
+        table.add_column(heading, justify="right")
+    for point in tradeoffs(front, matrix):
+        kept = "–" if point.forgetting is None else f"{point.forgetting:+.4f}"
+        table.add_row(f"{point.weight:g}", kept, f"{point.gain:+.4f}")
     return table
