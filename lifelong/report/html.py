@@ -22,8 +22,8 @@ def page(history: RunHistory) -> str:
     """The whole page."""
     metrics = compute_run(history)
     sections = {
-        "Held-out perplexity after every stage": matrix_section(history),
-        "Every domain over the whole life": life_chart(history),
+        "Held-out perplexity": matrix_section(history),
+        "Life of every domain": life_chart(history),
         "Metrics": metrics_section(history, metrics),
         "Training": training_chart(history) + alpha_chart(history) + training_table(history),
         "Replay": replay_map(history),
@@ -82,7 +82,7 @@ def tiles(metrics: Mapping[str, float | None], intervals: Mapping[str, Interval]
     boxes = []
     for row in metric_rows(metrics)[:TILES]:
         bounds = intervals.get(row.name)
-        room = f"<small>95 %: {bounds.low:.4g} to {bounds.high:.4g}</small>" if bounds else ""
+        room = f"<small>95 %: {bounds.low:.3g} to {bounds.high:.3g}</small>" if bounds else ""
         boxes.append(
             f'<div class=tile title="{escape(row.meaning)}"><span class=soft>{escape(row.title)}</span><b>{row.value}</b>'
             f"<span class=soft>{escape(row.unit)}</span>{room}</div>"

@@ -36,9 +36,9 @@ tr:last-child>*{border-bottom:0}th:first-child,td:first-child,td.left,th.left{te
 th{font-weight:600;color:var(--soft);font-size:13px;vertical-align:bottom}
 td:first-child,th:first-child{position:sticky;left:0;background:var(--card)}
 td.left{white-space:normal;min-width:7em}td.long{min-width:17em}
-td small{margin-left:6px}td.own{font-weight:700}td.own::before{content:"●";font-size:8px;vertical-align:2px;
+td small{margin-left:6px;color:inherit;opacity:.75}td.own{font-weight:700}td.own::before{content:"●";font-size:8px;vertical-align:2px;
 margin-right:6px}td.bar{width:34%}td.bar i{display:block;height:10px;border-radius:3px;background:rgb(var(--cost))}
-svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}svg.chart{min-width:600px}
+svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}svg.chart{min-width:700px}
 svg text{fill:var(--soft)}svg .grid{stroke:var(--line)}svg .band{fill:var(--band)}svg .name{font-weight:600}
 svg polyline{stroke-linejoin:round}svg g.line:hover polyline{stroke-width:4}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;padding:8px 12px;font-size:13px}

@@ -94,9 +94,12 @@ def _chart(points: list[Tradeoff]) -> str:
     parts += [f"<text x={x(v):.1f} y={HEIGHT - 14} text-anchor=middle>{v:g}</text>" for v in nice_ticks(x_low, x_high)]
     path = " ".join(f"{x(gain):.1f},{y(forgetting):.1f}" for gain, forgetting, _ in known)
     parts.append(f'<polyline points="{path}" fill=none style="stroke:var(--s0)" stroke-width=2 />')
-    for gain, forgetting, weight in known:
+    for index, (gain, forgetting, weight) in enumerate(known):
+        rising = index + 1 < len(known) and known[index + 1][1] > forgetting
+        anchor, aside = ("end", -7) if rising else ("start", 7)
         parts.append(f'<circle cx={x(gain):.1f} cy={y(forgetting):.1f} r=4 style="fill:var(--s0)" />')
-        parts.append(f"<text class=name x={x(gain) + 7:.1f} y={y(forgetting) - 7:.1f}>{weight:g}</text>")
+        place = f"x={x(gain) + aside:.1f} y={y(forgetting) - 7:.1f} text-anchor={anchor}"
+        parts.append(f"<text class=name {place}>{weight:g}</text>")
     return (
         f'<div class=scroll><svg class=chart viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="forgetting against gain">'
         f"{''.join(parts)}</svg><div class=legend><span class=soft>right: gain on the stage's own domain; up: forgetting of "

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from lifelong.metrics import metric_info
 from lifelong.records import ComputeLedger, Cost, LossMatrix, RunHistory
 
+PHASES = ("grow", "recover", "train", "probe", "evaluate")
 NAMED_DOMAINS = 8  # of a longer stream the verdict counts and names the extremes
 LARGEST_EXPONENT = 700.0  # exp of more is no finite number; a diverged model must be reported all the same
 HEADLINE_METRICS = ("ap", "ap_plus", "forgetting", "bwt", "fwt")
@@ -141,12 +142,13 @@ def metric_rows(metrics: Mapping[str, float | None]) -> list[MetricRow]:
 
 
 def phase_costs(history: RunHistory) -> dict[str, Cost]:
-    """Cost of every phase over all stages."""
+    """Cost of every phase over all stages, in the order in which a stage goes through them."""
     phases: dict[str, Cost] = {}
     for record in history.stages:
         for phase, cost in ComputeLedger.from_json(record.cost).phases.items():
             phases[phase] = phases.get(phase, Cost()) + cost
-    return phases
+    order = [*(phase for phase in PHASES if phase in phases), *(phase for phase in phases if phase not in PHASES)]
+    return {phase: phases[phase] for phase in order}
 
 
 class BudgetRow(NamedTuple):
