@@ -170,20 +170,48 @@ def evaluate(
         str,
         typer.Argument(metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage)."),
     ],
-    domain: CardsOption,
+    domain: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="Name or path of a domain card; may be repeated.")
+    ] = None,
     tokens: Annotated[str, typer.Option(help="Held-out tokens per domain.")] = "100k",
     sequence_length: Annotated[int, typer.Option()] = 256,
     objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
     split: Annotated[str, typer.Option(help="valid or test.")] = "valid",
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="Fine-tune a copy on this task; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Tasks: fine-tuned copies of each.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Tasks: at most so many.")] = 10,
+    patience: Annotated[int, typer.Option(help="Tasks: epochs without a better dev score.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Tasks: small models want a larger one.")] = 2e-5,
+    examples: Annotated[int | None, typer.Option(help="Tasks: at most so many of every split.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Tasks: safetensors, domain to token embeddings.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Held-out loss per domain."""
+    """Held-out loss per domain; with --task, scores of fine-tuned copies on labelled tasks."""
+    if bool(domain) == bool(task):
+        raise InputError("evaluate: name either domains (--domain CARD) or tasks (--task CARD)")
     quiet_libraries()
+    if task:
+        from lifelong.evaluate.downstream import FineTuning, evaluate_tasks
+        from lifelong.evaluate.task import load_task
+        from lifelong.report.downstream import tasks_table
+
+        cards = [load_task(card) for card in task]
+        settings = FineTuning(learning_rate, epochs, patience, seeds=seeds, examples=examples, length=sequence_length)
+        scores = evaluate_tasks(model, cards, settings, objective=objective, prompts=prompts)
+        if as_json:
+            typer.echo(json.dumps([item.to_json() for item in scores], indent=1))
+        else:
+            _print(tasks_table(scores))
+        return
     from lifelong.pipeline import evaluate_cards
     from lifelong.report.table import losses_table
 
     losses = evaluate_cards(
-        model, domain, tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
+        model, domain or [], tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
     )
     if as_json:
         figures = [
@@ -397,7 +425,7 @@ def _show_summary(summary: Any, as_json: bool) -> None:
 
 LISTS = {
     "domains": "corpora", "families": "architectures that can grow", "methods": "continual-learning methods",
-    "metrics": "metrics of a run", "recipes": "experiments",
+    "metrics": "metrics of a run", "recipes": "experiments", "tasks": "labelled tasks",
 }  # fmt: skip
 
 
@@ -415,6 +443,10 @@ def list_names(
         from lifelong.stream.domain import known_domains
 
         names = known_domains()
+    elif what == "tasks":
+        from lifelong.evaluate.task import known_tasks
+
+        names = known_tasks()
     elif what == "recipes":
         from lifelong.recipe import known_recipes
 

@@ -18,6 +18,7 @@ from lifelong.records import (
     RunHistory,
     Sample,
     StageRecord,
+    TaskScores,
     TrainPoint,
 )
 
@@ -75,15 +76,20 @@ def read_history(out: Path) -> RunHistory:
 def read_afterwards(out: Path, stages: Sequence[StageRecord]) -> dict[str, Any]:
     """What was measured on a run after it was committed; what belongs to other weights is left out and noted."""
     lines = {record_hash(record) for record in stages}
-    notes = []
-    fronts = []
-    for path in sorted((out / "front").glob("*.json")):
-        front = Front.from_json(read_json(path))
-        if front.record in lines:
-            fronts.append(front)
-        else:
-            notes.append(f"{path.relative_to(out)} was measured on other weights than those committed: left out")
-    return {"fronts": tuple(fronts), "notes": tuple(notes)}
+    notes: list[str] = []
+
+    def measured(folder: str, kind: type[Front] | type[TaskScores]) -> list[Any]:
+        found = []
+        for path in sorted((out / folder).glob("*.json")):
+            item = kind.from_json(read_json(path))
+            if item.record in lines:
+                found.append(item)
+            else:
+                notes.append(f"{path.relative_to(out)} was measured on other weights than those committed: left out")
+        return found
+
+    fronts, tasks = measured("front", Front), measured("downstream", TaskScores)
+    return {"fronts": tuple(fronts), "tasks": tuple(tasks), "notes": tuple(notes)}
 
 
 def check_committed(out: Path, records: Sequence[StageRecord]) -> None:

@@ -240,6 +240,43 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class TaskRun:
+    """Test scores of one fine-tuned copy. `prompt` is none, right or wrong; `epochs` until it was stopped."""
+
+    prompt: str
+    seed: int
+    macro_f1: float
+    micro_f1: float
+    accuracy: float
+    dev_macro_f1: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """A model on a downstream task; `examples` holds (used, available) by split, `record` the stage's hash."""
+
+    task: str
+    domain: str
+    num_classes: int
+    examples: Mapping[str, tuple[int, int]]
+    settings: Mapping[str, Any]
+    runs: tuple[TaskRun, ...]
+    stage: str = ""
+    record: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TaskScores:
+        """Inverse of `to_json`."""
+        examples = {name: (int(used), int(available)) for name, (used, available) in data["examples"].items()}
+        return cls(**{**data, "examples": examples, "runs": tuple(TaskRun(**run) for run in data["runs"])})
+
+
+@dataclass(frozen=True)
 class FrontPoint:
     """Held-out losses, in nats per token by domain, of the model at `weight` from the old (0) to the trained (1)."""
 
@@ -272,8 +309,8 @@ class RunHistory:
 
     `unfinished` names the stages of the recipe that are not committed yet. `losses[t]` holds the
     held-out losses after stage t with their per-document sums, `initial_losses` those of row -1. `head` is the
-    hash of the ledger's last line, which fixes everything above it. `fronts` were measured on models between two
-    stages, after the run; `notes` say what could not be used.
+    hash of the ledger's last line, which fixes everything above it. `fronts` (models between two stages)
+    and `tasks` (downstream) were measured after the run; `notes` say what could not be used.
     """
 
     name: str
@@ -291,6 +328,7 @@ class RunHistory:
     samples: tuple[Sample, ...] = ()
     head: str = ""
     fronts: tuple[Front, ...] = ()
+    tasks: tuple[TaskScores, ...] = ()
     notes: tuple[str, ...] = ()
 
 
