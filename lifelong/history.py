@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from lifelong.ledger import INITIAL, read_records, record_hash, stage_name
 from lifelong.records import (
     DomainLoss,
     ExpansionReport,
+    FactCurve,
+    FactPoint,
     Front,
     LossMatrix,
     ProbePoint,
@@ -69,7 +71,24 @@ def read_history(out: Path) -> RunHistory:
         ),
         samples=tuple(Sample(**sample) for group in samples for sample in group),
         head=record_hash(records[-1]),
+        facts=fact_curve(curves),
         **read_afterwards(out, stages),
+    )
+
+
+def fact_curve(curves: Sequence[Mapping[str, Any]]) -> FactCurve | None:
+    """Facts of all stages together; None in a run without any."""
+    asked = [(stage, curve["facts"]) for stage, curve in enumerate(curves) if curve.get("facts")]
+    if not asked:
+        return None
+    first, kept = asked[0]
+    return FactCurve(
+        texts=tuple(f"{fact['prompt']} {fact['target']}." for fact in kept["facts"]),
+        stage=first,
+        injected_at=tuple(kept["injected_at"]),
+        points=tuple(
+            tuple(FactPoint(**point) for point in (curve.get("facts") or {}).get("points", ())) for curve in curves
+        ),
     )
 
 

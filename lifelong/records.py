@@ -197,6 +197,29 @@ class ProbePoint:
 
 
 @dataclass(frozen=True)
+class FactPoint:
+    """Log-probability in nats of the missing part of fact number `fact`; `tokens` as in `ProbePoint`."""
+
+    step: int
+    tokens: int
+    fact: int
+    log_probability: float
+
+
+@dataclass(frozen=True)
+class FactCurve:
+    """Facts that were put into a run's text: sentences, tokens at which (of which stage), and what was seen after.
+
+    `points[t]` are those of stage t.
+    """
+
+    texts: tuple[str, ...]
+    stage: int
+    injected_at: tuple[int, ...]
+    points: tuple[tuple[FactPoint, ...], ...]
+
+
+@dataclass(frozen=True)
 class StageRecord:
     """One committed stage, one line of the ledger. Hashes are SHA-256 in hex; `replay` counts tokens by domain."""
 
@@ -329,6 +352,7 @@ class RunHistory:
     head: str = ""
     fronts: tuple[Front, ...] = ()
     tasks: tuple[TaskScores, ...] = ()
+    facts: FactCurve | None = None
     notes: tuple[str, ...] = ()
 
 

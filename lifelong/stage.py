@@ -30,6 +30,7 @@ from lifelong.errors import BrokenPromiseError, InputError
 from lifelong.evaluate.probes import probe_steps
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import grow, model_shape, plan_expansion
+from lifelong.fact_probes import stage_facts, stage_facts_json
 from lifelong.history import read_losses, write_losses
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
@@ -207,6 +208,9 @@ class StageRun:
             domain_ids={name: column for column, name in enumerate(run.columns)},
             domain=self.domain.name,
         )
+        facts = stage_facts(run, self.index) if context is not None else None
+        if facts is not None:
+            dataset = facts.injected(dataset)
         run.observer.phase_started(name, plan.num_steps * plan.tokens_per_step)
         phase = Phase(
             name,
@@ -222,6 +226,7 @@ class StageRun:
             domains=run.columns,
             tokens_before=sum(record.tokens for record in run.ledger.stages),
             tracker_dir=run.out / "trackers" / f"{self.name}-{name}",
+            fact_probe=facts.probe(model, plan.num_steps) if facts is not None else None,
         )
         curve = train_phase(model, arguments, phase)
         if context is not None:
@@ -416,6 +421,7 @@ class StageRun:
             {
                 "train": [asdict(point) for curve in curves for point in curve.train],
                 "probes": [asdict(point) for curve in curves for point in curve.probes],
+                "facts": stage_facts_json(self.context, self.index, curves),
             },
         )
         return curves

@@ -81,6 +81,13 @@ class Chart:
             if math.isfinite(y)
         ]
 
+    def mark(self, tokens: float) -> None:
+        """A dashed vertical line."""
+        x = self.x(tokens)
+        self.behind.append(
+            f'<line x1={x:.1f} x2={x:.1f} y1={TOP} y2={self.height - BOTTOM} style="stroke:var(--s1)" stroke-dasharray="4 3" />'
+        )
+
     def bands(self, spans: Sequence[tuple[str, float, float, str]]) -> None:
         """Every second stage shaded, with its name and a remark on top where there is room."""
         for index, (name, start, end, remark) in enumerate(spans):

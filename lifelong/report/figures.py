@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lifelong.records import RunHistory, TrainPoint
 from lifelong.report.curves import Point, life_curves, stage_spans
+from lifelong.report.facts import facts_figure
 from lifelong.report.tradeoff import front_figure
 from lifelong.report.verdict import cells
 
@@ -32,6 +33,7 @@ def write_figures(history: RunHistory, out: Path) -> None:
         "training": training_figure(history),
         "matrix": matrix_figure(history),
         "front": front_figure(history),
+        "facts": facts_figure(history),
     }
     for name, figure in figures.items():
         if figure is not None:
@@ -82,7 +84,7 @@ def domains_figure(history: RunHistory) -> Figure:
         lines = [list(zip(*columns(curve.points), strict=True)) for curve in curves.values()]
         axes.add_collection(LineCollection(lines, array=list(range(len(lines))), cmap="turbo", linewidths=0.7))
         axes.autoscale()
-    _mark_stages(axes, history)
+    mark_stages(axes, history)
     axes.set(xlabel="tokens of training (millions)", ylabel="held-out loss (nats per token)")
     axes.set_title(plain(history.name), fontsize=10)
     if 0 < len(curves) <= LEGEND_LINES:
@@ -118,7 +120,7 @@ def training_figure(history: RunHistory) -> Figure:
         if taught:
             panels[1].plot([x for x, _, _ in points], [alpha for _, _, alpha in points], color=OKABE_ITO[3])
     for panel in panels:
-        _mark_stages(panel, history, names=panel is panels[0])
+        mark_stages(panel, history, names=panel is panels[0])
     panels[0].set(ylabel="cross-entropy\n(nats per token)")
     if taught:
         panels[1].set(ylabel="α", ylim=(0, None))
@@ -126,7 +128,8 @@ def training_figure(history: RunHistory) -> Figure:
     return figure
 
 
-def _mark_stages(axes: Axes, history: RunHistory, *, names: bool = True) -> None:
+def mark_stages(axes: Axes, history: RunHistory, *, names: bool = True) -> None:
+    """A line where each stage begins, with its name while there are few."""
     spans = stage_spans(history)
     starts, ground = [span.start / MILLION for span in spans], axes.get_xaxis_transform()
     axes.vlines(starts, 0, 1, transform=ground, color="0.85", linewidth=0.8, zorder=0)

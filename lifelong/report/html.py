@@ -9,6 +9,7 @@ from lifelong.metrics import compute_run
 from lifelong.records import ComputeLedger, RunHistory
 from lifelong.report.charts import alpha_chart, life_chart, training_chart
 from lifelong.report.downstream import tasks_section
+from lifelong.report.facts import facts_section
 from lifelong.report.heatmap import fits_figures, heat_map, replay_map
 from lifelong.report.style import document, folded, table
 from lifelong.report.tradeoff import front_sections
@@ -30,6 +31,7 @@ def page(history: RunHistory) -> str:
         "Replay": replay_map(history),
         "Growth": growth_table(history),
         "Cost": cost_section(history),
+        "Facts": facts_section(history),
         "Old against new": front_sections(history),
         "Downstream": tasks_section(history.tasks),
         "Samples": samples(history),

@@ -27,7 +27,7 @@ from lifelong.checkpoint import read_json, remove_tree, write_json
 from lifelong.errors import Interrupted
 from lifelong.inherit.head import loss_head
 from lifelong.inherit.inheritor import Inheritor
-from lifelong.records import ProbePoint, RunObserver, TrainPoint
+from lifelong.records import FactPoint, ProbePoint, RunObserver, TrainPoint
 from lifelong.train.method import Method
 
 SECONDS_BETWEEN_SAVES = 120.0
@@ -58,6 +58,7 @@ class PhaseCurve:
     replayed: dict[str, int] = field(default_factory=dict)
     probe_tokens: int = 0
     probe_seconds: float = 0.0
+    facts: list[FactPoint] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -75,6 +76,7 @@ class PhaseCurve:
             replayed=dict(data.get("replayed", {})),
             probe_tokens=data.get("probe_tokens", 0),
             probe_seconds=data.get("probe_seconds", 0.0),
+            facts=[FactPoint(**point) for point in data.get("facts", ())],
         )
 
 
@@ -100,6 +102,7 @@ class Phase:
     domains: Sequence[str] = ()
     tokens_before: int = 0
     tracker_dir: Path | None = None
+    fact_probe: Callable[[int, int], Sequence[FactPoint]] | None = None
 
 
 class StageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -186,11 +189,13 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def run_probe(self) -> None:
         """Held-out losses where a probe is due: for the report, the observer and every tracker, by domain."""
-        if self.phase.probe is None:
-            return
         started = time.monotonic()
         step = self.state.global_step
-        points = self.phase.probe(step, step * self.tokens_per_step)
+        tokens = step * self.tokens_per_step
+        if self.phase.fact_probe is not None and (facts := self.phase.fact_probe(step, tokens)):
+            self.curve.facts += facts
+            self.log({"eval_facts": sum(point.log_probability for point in facts) / len(facts)})
+        points = self.phase.probe(step, tokens) if self.phase.probe is not None else ()
         if not points:
             return
         for point in points:
