@@ -295,7 +295,7 @@ def report(
         _finish(runs[0], as_json, out or runs[0] / "report")
         return
     from lifelong.report.compare import compare_runs
-    from lifelong.report.compare_page import comparison_table, write_comparison
+    from lifelong.report.compare_page import comparison_table, comparison_verdict, write_comparison
 
     comparison = compare_runs([read_history(path) for path in runs])
     if out is not None:
@@ -304,6 +304,7 @@ def report(
         typer.echo(json.dumps(comparison.to_json(), indent=1))
     else:
         _print(comparison_table(comparison))
+        typer.echo(comparison_verdict(comparison))
 
 
 @domain_app.command("add")
