@@ -14,6 +14,7 @@ from lifelong.report.equal_cost import info_of
 from lifelong.report.style import document
 
 TINY = 1e-3
+EXPONENT = 1e6
 SMALLEST_P = 1e-4
 TERMINAL_GROUPS = 4  # more columns than this do not fit 80 characters: the table is turned
 VERDICT_METRICS = ("ap", "forgetting", "bits_at_equal_flops")
@@ -73,7 +74,7 @@ def comparison_html(comparison: Comparison) -> str:
     rows = []
     for name, estimates in comparison.metrics.items():
         info = info_of(name)
-        line = f'<td title="{escape(info.description)}">{escape(heading_of(name))}</td>'
+        line = f'<td title="{escape(info.description)}">{escape(heading_of(name, unit=False))}<br><small style="margin:0">{escape(info.unit)}</small></td>'
         for estimate in estimates:
             tinted = estimate.best or estimate.within_noise
             style = f' style="background:rgba(var(--fall),{0.35 if estimate.best else 0.12})"' if tinted else ""
@@ -157,7 +158,7 @@ def figure(estimate: Estimate) -> str:
     if min(below, above) < 0.8 * max(below, above):
         return f"{_short(estimate.mean)} [{_short(estimate.low)}, {_short(estimate.high)}]"
     half = float(f"{max(below, above):.2g}")
-    return f"{_short(estimate.mean)} ± {_short(half) if half >= TINY else f'{half:.1g}'}"
+    return f"{_short(estimate.mean)} ± {_short(half) if TINY <= half < EXPONENT else f'{half:.2g}'}"
 
 
 def standing(estimate: Estimate) -> str:
@@ -193,6 +194,6 @@ def _cell_safe(text: str) -> str:
 
 
 def _short(value: float) -> str:
-    if abs(value) >= 1e6:
-        return f"{value:.3e}"
+    if abs(value) >= EXPONENT:
+        return f"{value:.4g}"
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
