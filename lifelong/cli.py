@@ -185,15 +185,23 @@ def evaluate(
     patience: Annotated[int, typer.Option(help="Tasks: epochs without a better dev score.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="Tasks: small models want a larger one.")] = 2e-5,
     examples: Annotated[int | None, typer.Option(help="Tasks: at most so many of every split.")] = None,
+    harness: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="A task of lm-evaluation-harness, if installed.")
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Tasks: safetensors, domain to token embeddings.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Held-out loss per domain; with --task, scores of fine-tuned copies on labelled tasks."""
-    if bool(domain) == bool(task):
-        raise InputError("evaluate: name either domains (--domain CARD) or tasks (--task CARD)")
+    """Held-out loss per domain; --task: scores of fine-tuned copies; --harness: tasks of lm-evaluation-harness."""
+    if sum(map(bool, (domain, task, harness))) != 1:
+        raise InputError("evaluate: name one of domains (--domain CARD), tasks (--task CARD), or --harness TASK")
     quiet_libraries()
+    if harness:
+        from lifelong.adapters.lm_eval import evaluate_with_harness
+
+        typer.echo(json.dumps(evaluate_with_harness(model, harness, limit=examples), indent=1))
+        return
     if task:
         from lifelong.evaluate.downstream import FineTuning, evaluate_tasks
         from lifelong.evaluate.task import load_task
