@@ -46,6 +46,7 @@ def evaluate_with_harness(
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("evaluate --harness: lm-evaluation-harness is not installed; pip install 'lm_eval[hf]'")
     source, record = _source(model, stage)
+    import torch
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -56,6 +57,7 @@ def evaluate_with_harness(
     answer = simple_evaluate(
         model="hf",
         model_args={"pretrained": source, "dtype": "float32"},
+        device="cuda" if torch.cuda.is_available() else "cpu",
         tasks=list(tasks),
         limit=limit,
         batch_size=batch_size,
