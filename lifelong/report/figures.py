@@ -142,8 +142,10 @@ def mark_stages(axes: Axes, history: RunHistory, *, names: bool = True) -> None:
             )  # fmt: skip
 
 
-def matrix_figure(history: RunHistory) -> Figure:
-    """Rise of every domain over its best so far, after every stage."""
+def matrix_figure(history: RunHistory) -> Figure | None:
+    """Rise of every domain over its best so far, after every stage; None before the first."""
+    if not history.stages:
+        return None
     import matplotlib as mpl
     import numpy as np
 
