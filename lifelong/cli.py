@@ -209,20 +209,56 @@ def evaluate(
         str,
         typer.Argument(metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage)."),
     ],
-    domain: CardsOption,
+    domain: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="Name or path of a domain card; may be repeated.")
+    ] = None,
     tokens: Annotated[str, typer.Option(help="Held-out tokens per domain.")] = "100k",
     sequence_length: Annotated[int, typer.Option()] = 256,
     objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
     split: Annotated[str, typer.Option(help="valid or test.")] = "valid",
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="Fine-tune a copy on this task; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Tasks: fine-tuned copies of each.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Tasks: at most so many.")] = 10,
+    patience: Annotated[int, typer.Option(help="Tasks: epochs without a better dev score.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Tasks: small models want a larger one.")] = 2e-5,
+    examples: Annotated[int | None, typer.Option(help="Tasks: at most so many of every split.")] = None,
+    harness: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="A task of lm-evaluation-harness, if installed.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Tasks: safetensors, domain to token embeddings.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Held-out loss per domain."""
+    """Held-out loss per domain; --task: scores of fine-tuned copies; --harness: tasks of lm-evaluation-harness."""
+    if sum(map(bool, (domain, task, harness))) != 1:
+        raise InputError("evaluate: name one of domains (--domain CARD), tasks (--task CARD), or --harness TASK")
     quiet_libraries()
+    if harness:
+        from lifelong.adapters.lm_eval import evaluate_with_harness
+
+        typer.echo(json.dumps(evaluate_with_harness(model, harness, limit=examples), indent=1))
+        return
+    if task:
+        from lifelong.evaluate.downstream import FineTuning, evaluate_tasks
+        from lifelong.evaluate.task import load_task
+        from lifelong.report.downstream import tasks_table
+
+        cards = [load_task(card) for card in task]
+        settings = FineTuning(learning_rate, epochs, patience, seeds=seeds, examples=examples, length=sequence_length)
+        scores = evaluate_tasks(model, cards, settings, objective=objective, prompts=prompts)
+        if as_json:
+            typer.echo(json.dumps([item.to_json() for item in scores], indent=1))
+        else:
+            _print(tasks_table(scores))
+        return
     from lifelong.pipeline import evaluate_cards
     from lifelong.report.table import losses_table
 
     losses = evaluate_cards(
-        model, domain, tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
+        model, domain or [], tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
     )
     if as_json:
         figures = [
@@ -286,8 +322,9 @@ def cache(
 def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Every committed file against its hash; the ledger's chain."""
     from lifelong.ledger import check_run, read_records
+    from lifelong.report import altered_matrix
 
-    findings = check_run(run_folder)
+    findings = [*check_run(run_folder), *filter(None, [altered_matrix(run_folder / "report")])]
     if findings:
         raise InputError(
             f"{run_folder}: {len(findings)} finding{'s' * (len(findings) > 1)}\n  " + "\n  ".join(findings)
@@ -295,6 +332,43 @@ def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     records = read_records(run_folder)
     files = sum(len(record.files) for record in records)
     typer.echo(f"{run_folder}: {len(records) - 1} stages, {files} files, all as committed")
+
+
+@app.command()
+def merge(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    weight: Annotated[
+        float | None, typer.Option(metavar="A", help="Write this model: 0 before the stage, 1 trained.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the model.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Name or number of the stage; default the last.")] = None,
+    weights: Annotated[str, typer.Option(help="Without --weight: evaluate these.")] = "0,0.25,0.5,0.75,1",
+    as_json: JsonOption = False,
+) -> None:
+    """Between the model before a stage, at the new size, and the trained one: evaluate some weights, or write one."""
+    if (weight is None) != (out is None):
+        raise InputError("merge: --weight A --out DIR go together; without both, the front is evaluated")
+    quiet_libraries()
+    from lifelong.pipeline import read_recipe_file
+    from lifelong.report.table import front_table
+
+    if not (run_folder / "ledger.jsonl").is_file():
+        raise InputError(f"{str(run_folder)!r} is no run folder: it has no ledger.jsonl")
+    recipe = read_recipe_file(run_folder).to_plain()
+    if weight is not None and out is not None:
+        from lifelong.expand.interpolate import merge_stage
+
+        record = merge_stage(run_folder, recipe, weight, out, stage)
+        typer.echo(f"{out}: {weight:g} of the way through stage {record.name}; loads with from_pretrained")
+        return
+    from lifelong.evaluate.front import interpolation_front, parse_weights
+    from lifelong.history import read_history
+
+    front = interpolation_front(run_folder, recipe, parse_weights(weights), stage)
+    if as_json:
+        typer.echo(json.dumps(front.to_json(), indent=1))
+    else:
+        _print(front_table(front, read_history(run_folder).matrix))
 
 
 @app.command()
@@ -307,13 +381,15 @@ def report(
     from lifelong.history import read_history
 
     if len(runs) == 1:
-        from lifelong.report import write_report
+        from lifelong.report import altered_matrix, write_report
 
+        if finding := altered_matrix(out or runs[0] / "report"):
+            print(f"note: {finding}", file=sys.stderr)  # noqa: T201
         write_report(read_history(runs[0]), out or runs[0] / "report")
         _finish(runs[0], as_json, out or runs[0] / "report")
         return
     from lifelong.report.compare import compare_runs
-    from lifelong.report.compare_page import comparison_table, write_comparison
+    from lifelong.report.compare_page import comparison_table, comparison_verdict, write_comparison
 
     comparison = compare_runs([read_history(path) for path in runs])
     if out is not None:
@@ -322,6 +398,7 @@ def report(
         typer.echo(json.dumps(comparison.to_json(), indent=1))
     else:
         _print(comparison_table(comparison))
+        typer.echo(comparison_verdict(comparison))
 
 
 @domain_app.command("add")
@@ -443,7 +520,7 @@ def _show_summary(summary: Any, as_json: bool) -> None:
 
 LISTS = {
     "domains": "corpora", "families": "architectures that can grow", "methods": "continual-learning methods",
-    "metrics": "metrics of a run", "recipes": "experiments",
+    "metrics": "metrics of a run", "recipes": "experiments", "tasks": "labelled tasks",
 }  # fmt: skip
 
 
@@ -461,6 +538,10 @@ def list_names(
         from lifelong.stream.domain import known_domains
 
         names = known_domains()
+    elif what == "tasks":
+        from lifelong.evaluate.task import known_tasks
+
+        names = known_tasks()
     elif what == "recipes":
         from lifelong.recipe import known_recipes
 

@@ -39,6 +39,7 @@ from lifelong.stage import StageRun
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
 from lifelong.stream.heldout import write_heldout
+from lifelong.stream.injection import read_facts
 from lifelong.stream.tokenize import load_tokenizer
 from lifelong.teaching import check_teachers
 from lifelong.train.arguments import check_train_section
@@ -235,6 +236,9 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
         with collecting(lines):
             load_domain(card)
     check_teachers(recipe, lines.append)
+    with collecting(lines):
+        if recipe.facts is not None and recipe.facts.file is not None and start <= recipe.facts.stage:
+            read_facts(Path(recipe.facts.file))
     if lines:
         raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
 

@@ -298,6 +298,22 @@ class EvaluateSection(Section):
     samples: Count = 1
 
 
+class FactsSection(Section):
+    """Invented facts put into the text of one stage at some shares of it, and asked for from then on."""
+
+    stage: Annotated[int, Field(ge=0)] = 0
+    at: Annotated[tuple[Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)], ...], Field(min_length=1)]
+    count: PositiveCount = 12
+    file: str | None = None
+    repeats: PositiveCount = 1
+    probes: PositiveCount = 12
+
+    @field_validator("file")
+    @classmethod
+    def _variables(cls, value: str | None) -> str | None:
+        return None if value is None else expand_variables(value)
+
+
 class MethodSection(BaseModel):
     """A continual-learning method by name, with its own settings."""
 
@@ -342,6 +358,7 @@ class Recipe(Section):
     budget: dict[str, Fraction] = {}
     train: dict[str, Any] = {}
     evaluate: EvaluateSection = EvaluateSection()
+    facts: FactsSection | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     expect: dict[str, Expectation] = {}
 
@@ -356,6 +373,8 @@ class Recipe(Section):
         for domain in self.budget:
             if domain not in named:
                 raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
+        if self.facts and self.facts.stage >= len(self.stages):
+            raise ValueError(f"`facts.stage` is {self.facts.stage}; the stages are 0 to {len(self.stages) - 1}")
         if self.inherit and self.inherit.on == "replay" and not self.replay:
             raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
         return self

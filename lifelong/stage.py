@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from lifelong.checkpoint import (
     free_name,
     json_fingerprint,
-    load_config,
     load_model,
     read_json,
     save_model,
@@ -32,6 +31,7 @@ from lifelong.errors import BrokenPromiseError
 from lifelong.evaluate.probes import probe_steps
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import grow, model_shape, plan_expansion
+from lifelong.fact_probes import stage_facts, stage_facts_json
 from lifelong.history import BEFORE, read_losses, write_losses
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.ledger import stage_name
@@ -217,6 +217,9 @@ class StageRun:
             domain_ids={name: column for column, name in enumerate(run.columns)},
             domain=self.domain.name,
         )
+        facts = stage_facts(run, self.index) if context is not None else None
+        if facts is not None:
+            dataset = facts.injected(dataset)
         run.observer.phase_started(name, plan.num_steps * plan.tokens_per_step)
         phase = Phase(
             name,
@@ -229,16 +232,21 @@ class StageRun:
             probe=self._probe(model, plan.num_steps) if context is not None else None,
             observer=run.observer,
             stop=run.stop,
+            domains=run.columns,
+            tokens_before=sum(record.tokens for record in run.ledger.stages),
+            tracker_dir=run.out / "trackers" / f"{self.name}-{name}",
+            fact_probe=facts.probe(model, plan.num_steps) if facts is not None else None,
         )
         curve = train_phase(model, arguments, phase)
         if context is not None:
             for method in self.methods:
                 method.end_stage(context)
         # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
-        write_json(self.work / f"{name}-seconds.json", curve.seconds)
+        times = {"seconds": curve.seconds, "probe_seconds": curve.probe_seconds}
+        write_json(self.work / f"{name}-seconds.json", times)
         with whole_folder(folder) as partial:
             save_model(model, run.tokenizer, partial / "model")
-            write_json(partial / "curve.json", {**curve.to_json(), "seconds": 0.0})
+            write_json(partial / "curve.json", curve.to_json() | dict.fromkeys(times, 0.0))
             save_methods(self.methods, partial / "methods.safetensors")
         run.stop.obey()  # asked for in the last step, when there was nothing left to save
 
@@ -294,24 +302,18 @@ class StageRun:
         evaluate = self.recipe.evaluate
         if not evaluate.probes:
             return None
-        due = set(probe_steps(num_steps, evaluate.probes))
+        due = {0, *probe_steps(num_steps, evaluate.probes)}
         columns = [*self._seen_columns(), *self._own_column()]
 
         def probe(step: int, tokens: int) -> Sequence[ProbePoint]:
             if step not in due:
                 return ()
             training = model.training
-            points = [
-                ProbePoint(
-                    step,
-                    tokens,
-                    self.context.columns[k],
-                    self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens).nats_per_token,
-                )
-                for k in columns
+            losses = [
+                self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens) for k in columns
             ]
             model.train(training)
-            return points
+            return [ProbePoint(step, tokens, loss.domain, loss.nats_per_token, loss.tokens) for loss in losses]
 
         return probe
 
@@ -425,6 +427,7 @@ class StageRun:
             {
                 "train": [asdict(point) for curve in curves for point in curve.train],
                 "probes": [asdict(point) for curve in curves for point in curve.probes],
+                "facts": stage_facts_json(self.context, self.index, curves),
             },
         )
         return curves
@@ -461,7 +464,12 @@ class StageRun:
             phase = "train" if curve is curves[-1] else "recover"
             taught = curve.teacher_flops
             seconds = read_json(self.work / f"{phase}-seconds.json")
-            cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, seconds))
+            cost = cost.adding(
+                phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, seconds["seconds"])
+            )
+            if curve.probe_tokens:
+                probed = Cost(flops=curve.probe_tokens * forward_flops, seconds=seconds["probe_seconds"])
+                cost = cost.adding("probe", probed)
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))

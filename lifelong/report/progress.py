@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from lifelong.records import DomainLoss, ExpansionReport, RunObserver, RunResult, StageRecord, TrainPoint
-from lifelong.report.verdict import format_perplexity
+from lifelong.report.verdict import perplexity_of
 
 PLAIN_SECONDS = 10.0
 
@@ -116,7 +115,7 @@ class RichObserver(RunObserver):
         """One line of perplexities."""
         if stage >= 0:
             self.trained_seconds += time.monotonic() - self.phase_started_at
-        values = ", ".join(f"{loss.domain} {format_perplexity(math.exp(loss.nats_per_token))}" for loss in losses)
+        values = ", ".join(f"{loss.domain} {perplexity_of(loss.nats_per_token)}" for loss in losses)
         self.say(f"  held-out perplexity: {values}")
 
     def noted(self, text: str) -> None:

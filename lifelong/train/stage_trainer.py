@@ -29,7 +29,7 @@ from lifelong.checkpoint import read_json, remove_tree, sync_tree, write_json
 from lifelong.errors import CorruptionError, Interrupted
 from lifelong.inherit.head import loss_head
 from lifelong.inherit.inheritor import Inheritor
-from lifelong.records import ProbePoint, RunObserver, TrainPoint
+from lifelong.records import FactPoint, ProbePoint, RunObserver, TrainPoint
 from lifelong.train.method import Method
 
 SECONDS_BETWEEN_SAVES = 120.0
@@ -56,7 +56,10 @@ class StopRequest:
 
 @dataclass
 class PhaseCurve:
-    """What a phase leaves behind besides its weights."""
+    """What a phase leaves behind besides its weights.
+
+    `replayed` counts replayed tokens by domain; `seconds` does not hold `probe_seconds`.
+    """
 
     train: list[TrainPoint] = field(default_factory=list)
     probes: list[ProbePoint] = field(default_factory=list)
@@ -64,6 +67,10 @@ class PhaseCurve:
     teacher_tokens: int = 0
     seconds: float = 0.0
     teacher_flops: float = 0.0
+    replayed: dict[str, int] = field(default_factory=dict)
+    probe_tokens: int = 0
+    probe_seconds: float = 0.0
+    facts: list[FactPoint] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -79,6 +86,10 @@ class PhaseCurve:
             teacher_tokens=data["teacher_tokens"],
             seconds=data["seconds"],
             teacher_flops=data.get("teacher_flops", 0.0),
+            replayed=dict(data.get("replayed", {})),
+            probe_tokens=data.get("probe_tokens", 0),
+            probe_seconds=data.get("probe_seconds", 0.0),
+            facts=[FactPoint(**point) for point in data.get("facts", ())],
         )
 
 
@@ -86,7 +97,9 @@ class PhaseCurve:
 class Phase:
     """Everything one phase of training needs besides the model.
 
-    `probe(step)` gives held-out losses where a probe is due and None elsewhere.
+    `probe(step, tokens)` gives held-out losses where a probe is due and nothing elsewhere; step 0 is before the
+    first one. `domains` are the names behind the batches' `domain_ids`; `tokens_before` were trained on before this
+    phase; `tracker_dir` is where trackers that write files put them.
     """
 
     name: str
@@ -99,6 +112,10 @@ class Phase:
     probe: Callable[[int, int], Sequence[ProbePoint]] | None = None
     observer: RunObserver = field(default_factory=RunObserver)
     stop: StopRequest = field(default_factory=StopRequest)
+    domains: Sequence[str] = ()
+    tokens_before: int = 0
+    tracker_dir: Path | None = None
+    fact_probe: Callable[[int, int], Sequence[FactPoint]] | None = None
 
 
 class StageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -112,12 +129,16 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.phase = phase
         self.curve = PhaseCurve()
         self.started = time.monotonic()
+        self.probed_before = 0.0
         # Trainer tells old checkpoints by their times, and would delete the newest after a clock was set back
         self.checkpoints_kept = args.save_total_limit or sys.maxsize
         args.save_total_limit = None
         self._sums: dict[str, Tensor] = {}
         self._replay_tokens = 0
         self.remove_callback(PrinterCallback)
+        for callback in self.callback_handler.callbacks:
+            if phase.tracker_dir is not None and getattr(callback, "logging_dir", "") is None:
+                callback.logging_dir = str(phase.tracker_dir)  # beside the stages: the checkpoints' folder is removed
         self.add_callback(_StageCallback(self))
 
     def compute_loss(
@@ -151,7 +172,12 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
                 self._sums[name] = self._sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
         self._sums["tokens"] = self._sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
         if "is_replay" in inputs:
-            self._replay_tokens += int((inputs["segment_ids"][inputs["is_replay"]] > 0).sum())
+            rows = inputs["is_replay"]
+            tokens_B = (inputs["segment_ids"][rows] > 0).sum(1)
+            self._replay_tokens += int(tokens_B.sum())
+            for column, tokens in zip(inputs["domain_ids"][rows].tolist(), tokens_B.tolist(), strict=True):
+                name = self.phase.domains[column] if self.phase.domains else str(column)
+                self.curve.replayed[name] = self.curve.replayed.get(name, 0) + tokens
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add CE, KL and alpha to what Trainer logs, and keep the point for the report."""
@@ -181,12 +207,31 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             self.curve.train.append(point)
             self.phase.observer.stepped(point)
             self._sums, self._replay_tokens = {}, 0
+        logs["stream_tokens"] = self.phase.tokens_before + self.state.global_step * self.tokens_per_step
         super().log(logs, start_time)
+
+    def run_probe(self) -> None:
+        """Held-out losses where a probe is due: for the report, the observer and every tracker, by domain."""
+        started = time.monotonic()
+        step = self.state.global_step
+        tokens = step * self.tokens_per_step
+        if self.phase.fact_probe is not None and (facts := self.phase.fact_probe(step, tokens)):
+            self.curve.facts += facts
+            self.log({"eval_facts": sum(point.log_probability for point in facts) / len(facts)})
+        points = self.phase.probe(step, tokens) if self.phase.probe is not None else ()
+        if not points:
+            return
+        for point in points:
+            self.curve.probes.append(point)
+            self.phase.observer.probed(point)
+        self.curve.probe_tokens += sum(point.evaluated_tokens for point in points)
+        self.curve.probe_seconds += time.monotonic() - started
+        self.log({f"eval_probe/{point.domain}": point.nats_per_token for point in points})
 
     @property
     def seconds(self) -> float:
-        """Spent on this phase so far, by earlier processes too."""
-        return self.curve.seconds + time.monotonic() - self.started
+        """Spent on this phase so far, by earlier processes too; probes have their own."""
+        return self.curve.seconds + time.monotonic() - self.started - (self.curve.probe_seconds - self.probed_before)
 
     @property
     def tokens_per_step(self) -> int:
@@ -205,12 +250,13 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         for method in self.trainer.phase.methods:
             method.edit_gradients(self.trainer.model)
 
+    def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == 0:
+            self.trainer.run_probe()
+
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> Any:
         trainer = self.trainer
-        if trainer.phase.probe is not None:
-            for point in trainer.phase.probe(state.global_step, state.global_step * trainer.tokens_per_step):
-                trainer.curve.probes.append(point)
-                trainer.phase.observer.probed(point)
+        trainer.run_probe()
         if state.global_step < state.max_steps and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES:
             control.should_save = True
         if trainer.phase.stop.requested and state.global_step < state.max_steps:
@@ -254,6 +300,7 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     trainer = StageTrainer(model, args, phase)
     if checkpoint is not None:
         _restore(trainer, checkpoint)
+    trainer.probed_before = trainer.curve.probe_seconds
     phase.stop.deferred = True
     try:
         with loss_head(model, phase.objective):
