@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -34,6 +35,7 @@ from lifelong.ledger import Ledger, read_records
 from lifelong.metrics import compute_all
 from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, parse_recipe
 from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult
+from lifelong.replay import check_steering
 from lifelong.report import write_report
 from lifelong.stage import StageRun
 from lifelong.stream.collator import Collator
@@ -65,7 +67,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
     if not (Path(out) / "ledger.jsonl").exists():
         check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
     with Ledger.open(Path(out)) as ledger, stop_on_signals() as stop:
-        claim(ledger.out, recipe)
+        claim(ledger, recipe)
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
@@ -137,7 +139,7 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
     for override in overrides:
         apply_override(plain, override)
     recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with a stage for {card.name}")
-    check_recipe(recipe, start=done, config=load_config(ledger.stage_folder(ledger.stages[-1]) / "model"))
+    check_recipe(recipe, start=done, config=last_config(ledger))
     return recipe
 
 
@@ -227,9 +229,12 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
         if recipe.model.checkpoint is not None and start == 0:
             config = load_config(recipe.model.checkpoint, recipe.model.revision)
         check_growth(recipe, start, config)
+    names = []
     for card in dict.fromkeys(stage.domain for stage in recipe.stages[start:]):
         with collecting(lines):
-            load_domain(card)
+            names.append(load_domain(card).name)
+    with collecting(lines):
+        check_steering(recipe, names if start == 0 and not lines else ())
     if lines:
         raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
 
@@ -265,21 +270,45 @@ def check_growth(recipe: Recipe, start: int = 0, config: Any = None) -> None:
                 raise InputError(f"stages[{index}].expand: {error}") from None
 
 
-def claim(out: Path, recipe: Recipe) -> None:
-    """Bind a run folder to its recipe.
+def may_be_mended(ledger: Ledger, different: Sequence[str]) -> bool:
+    """Whether these keys may change: the next stage broke its budget, and they say how it is to be trained."""
+    done = len(ledger.stages)
+    if not done or not list(ledger.out.glob(f"rejected/{done:02d}-*")):
+        return False
+    sections = {"replay", "budget", "inherit", "recover", "methods", "train"}
+
+    def concerns_the_future(key: str) -> bool:
+        stage = re.match(r"stages\[(\d+)\]\.(tokens|train|select)", key)
+        return int(stage[1]) >= done if stage else re.split(r"[.\[]", key)[0] in sections
+
+    return all(concerns_the_future(key) for key in different)
+
+
+def last_config(ledger: Ledger) -> Any:
+    """Configuration of the model of the last committed stage."""
+    return load_config(ledger.stage_folder(ledger.stages[-1]) / "model")
+
+
+def claim(ledger: Ledger, recipe: Recipe) -> None:
+    """Bind a run folder to its recipe; after a broken budget, the recipe of the stages to come may be mended.
 
     Raises:
         InputError: the folder belongs to another recipe; names the keys that differ.
     """
+    out = ledger.out
     path = out / "recipe.yaml"
     if path.exists():
         existing = read_recipe_file(out)
         if existing.fingerprint != recipe.fingerprint:
-            raise InputError(
-                f"run folder {str(out)!r} belongs to another recipe; different: "
-                f"{', '.join(differing_keys(existing.to_plain(), recipe.to_plain()))}. "
-                "Choose another --out, or undo the change"
-            )
+            different = differing_keys(existing.to_plain(), recipe.to_plain())
+            if not may_be_mended(ledger, different):
+                raise InputError(
+                    f"run folder {str(out)!r} belongs to another recipe; different: {', '.join(different)}. "
+                    "Choose another --out, or undo the change"
+                )
+            check_recipe(recipe, start=len(ledger.stages), config=last_config(ledger))
+            ledger.forget_work()
+            write_text(path, recipe.to_yaml())
         return
     write_json(out / "environment.json", environment())
     write_text(path, recipe.to_yaml())

@@ -180,12 +180,33 @@ class InheritSection(Section):
 
 
 class ReplaySection(Section):
-    """A bounded memory of earlier domains and its share of what is trained on, in tokens."""
+    """A bounded memory of earlier domains and its share of what is trained on, in tokens.
+
+    `mix` is `budget` where the recipe has a budget, else `adaptive`. `probes` are the small evaluations of a
+    stage by which those two steer; as many as cost a twentieth of the stage, twenty at most, where not given.
+    """
 
     memory_tokens: Count = 200_000
     share: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.1
-    mix: Literal["uniform", "proportional", "adaptive"] = "adaptive"
-    policy: str = "domain-balanced"
+    mix: Literal["uniform", "proportional", "adaptive", "budget"] | None = None
+    policy: Annotated[
+        Literal["reservoir", "experience-balanced", "domain-balanced", "loss-ranked", "diverse"],
+        BeforeValidator(lambda value: value.replace("_", "-") if isinstance(value, str) else value),
+    ] = "domain-balanced"
+    probes: Count | None = None
+    min_share: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)] = 0.01
+    max_share: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ReplaySection:
+        if self.min_share > self.max_share:
+            raise ValueError(f"min_share {self.min_share} is greater than max_share {self.max_share}")
+        if self.mix == "budget" and not self.min_share <= self.share <= self.max_share:
+            raise ValueError(
+                f"share {self.share} is outside min_share {self.min_share} and max_share {self.max_share}, "
+                "between which the budget moves it"
+            )
+        return self
 
 
 class RecoverSection(Section):
@@ -245,7 +266,7 @@ class Recipe(Section):
     replay: ReplaySection | None = None
     recover: RecoverSection | None = None
     methods: tuple[MethodSection, ...] = ()
-    budget: dict[str, Fraction] = {}
+    budget: dict[str, Annotated[Fraction, Field(gt=0)]] = {}
     train: dict[str, Any] = {}
     evaluate: EvaluateSection = EvaluateSection()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -258,13 +279,22 @@ class Recipe(Section):
                 "`tokenizer` is missing: a model from random weights brings none; use "
                 "{train: {kind: bpe, vocab_size: 8192}} or {checkpoint: ...}"
             )
-        named = {stage.domain for stage in self.stages}
-        for domain in self.budget:
+        # a card named by its path: its name is known when it is read, and checked there
+        named = {Path(stage.domain).stem for stage in self.stages}
+        for domain in self.budget if not any("/" in stage.domain for stage in self.stages) else ():
             if domain not in named:
                 raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
         if self.inherit and self.inherit.on == "replay" and not self.replay:
             raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
+        if self.replay and self.replay.mix == "budget" and not self.budget:
+            raise ValueError("`replay.mix: budget` needs a budget, for example `budget: {wiki: 2%}`")
         return self
+
+    @property
+    def replay_mix(self) -> str:
+        """How replay is divided among earlier domains."""
+        chosen = self.replay.mix if self.replay else None
+        return chosen or ("budget" if self.budget else "adaptive")
 
     def to_plain(self) -> dict[str, Any]:
         """Plain YAML values; what was not written in the recipe is written out with its default."""

@@ -7,7 +7,7 @@ and its held-out documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -44,9 +44,10 @@ from lifelong.records import (
     ProbePoint,
     StageRecord,
 )
+from lifelong.replay import Adjustment, ReplaySteering, first_weights, make_steering
 from lifelong.stream.domain import Domain
 from lifelong.stream.memory import ReplayMemory, write_generation
-from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
+from lifelong.stream.mixing import StageDataset, stage_plan
 from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
 from lifelong.train.arguments import blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
@@ -207,6 +208,7 @@ class StageRun:
             domain_ids={name: column for column, name in enumerate(run.columns)},
             domain=self.domain.name,
         )
+        steering = make_steering(run, dataset, self._adjustment(context)) if context is not None else None
         run.observer.phase_started(name, plan.num_steps * plan.tokens_per_step)
         phase = Phase(
             name,
@@ -216,9 +218,10 @@ class StageRun:
             plan.tokens_per_step,
             inheritor,
             methods=self.methods if context is not None else (),
-            probe=self._probe(model, plan.num_steps) if context is not None else None,
+            probe=self._probe(model, plan.num_steps, steering) if context is not None else None,
             observer=run.observer,
             stop=run.stop,
+            steering=steering,
         )
         curve = train_phase(model, arguments, phase)
         if context is not None:
@@ -228,6 +231,8 @@ class StageRun:
             save_model(model, run.tokenizer, partial / "model")
             write_json(partial / "curve.json", curve.to_json())
             save_methods(self.methods, partial / "methods.safetensors")
+            if steering is not None:
+                write_json(partial / "mix.json", steering.mixes)
 
     def _blocks_per_step(self) -> int:
         probe = training_arguments(self.train_section, output_dir=self.work, max_steps=1, seed=self.seed)
@@ -238,20 +243,21 @@ class StageRun:
         return ReplayMemory.open(folder) if folder.is_dir() and self.recipe.replay is not None else None
 
     def _replay_weights(self, memory: ReplayMemory | None, context: StageContext | None) -> dict[str, float]:
-        """How replay is spread over the earlier domains."""
+        """How replay is spread over the earlier domains when the phase begins."""
         if memory is None or self.recipe.replay is None:
             return {}
-        records = self.context.ledger.stages
-        losses = [read_losses(self.context.ledger.stage_folder(record) / "losses.json") for record in records]
-        history = {
-            domain: [loss.nats_per_token for row in losses for loss in row if loss.domain == domain]
-            for domain in memory.domains
-        }
-        weights = replay_weights(self.recipe.replay.mix, memory, history)
-        if context is not None:
-            for method in self.methods:
-                weights = dict(method.mix(weights, context))
-        return weights
+        return dict(self._adjustment(context)(first_weights(self.context, memory)))
+
+    def _adjustment(self, context: StageContext | None) -> Adjustment:
+        """What the methods make of the weights by which earlier domains are replayed."""
+
+        def adjust(weights: Mapping[str, float]) -> Mapping[str, float]:
+            if context is not None:
+                for method in self.methods:
+                    weights = dict(method.mix(weights, context))
+            return weights
+
+        return adjust
 
     def _inheritor(self, previous: PreTrainedModel) -> Inheritor | None:
         """The teacher of this stage; a model from random weights has nothing to hand down to its first stage."""
@@ -285,12 +291,10 @@ class StageRun:
             return str(self.recipe.model.checkpoint)
         return self.context.ledger.stage_folder(self.previous) / "model"
 
-    def _probe(self, model: PreTrainedModel, num_steps: int) -> Any:
-        """Small held-out evaluations of the domains seen so far, on a log-spaced schedule."""
+    def _probe(self, model: PreTrainedModel, num_steps: int, steering: ReplaySteering | None) -> Any:
+        """Small held-out evaluations of the domains seen so far, on a log-spaced schedule and where steering asks."""
         evaluate = self.recipe.evaluate
-        if not evaluate.probes:
-            return None
-        due = set(probe_steps(num_steps, evaluate.probes))
+        due = set(probe_steps(num_steps, evaluate.probes)) | (steering.steps if steering is not None else set())
         columns = [*self._seen_columns(), *self._own_column()]
 
         def probe(step: int, tokens: int) -> Sequence[ProbePoint]:
@@ -364,7 +368,8 @@ class StageRun:
             raise BrokenPromiseError(
                 f"stage {self.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
                 + "\n  ".join(broken)
-                + "\n  raise replay.share or replay.memory_tokens, lower train.learning_rate, or train on fewer tokens"
+                + "\n  raise replay.share, replay.max_share or replay.memory_tokens, lower train.learning_rate or tokens;"
+                "\n  the same command with such a --set goes on from the last committed stage"
             )
 
     def _commit(self, model: PreTrainedModel, losses: Sequence[DomainLoss], corpus: Any) -> StageRecord:

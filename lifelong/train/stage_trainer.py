@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
@@ -69,6 +70,19 @@ class PhaseCurve:
         )
 
 
+class Steering(Protocol):
+    """Changes what comes next by what a probe found."""
+
+    def observe(self, step: int, points: Sequence[ProbePoint]) -> None:
+        """After `step` optimizer steps these losses were measured."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed phase needs, in plain JSON values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+
+
 @dataclass
 class Phase:
     """Everything one phase of training needs besides the model.
@@ -86,6 +100,7 @@ class Phase:
     probe: Callable[[int, int], Sequence[ProbePoint]] | None = None
     observer: RunObserver = field(default_factory=RunObserver)
     stop: StopRequest = field(default_factory=StopRequest)
+    steering: Steering | None = None
 
 
 class StageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -161,6 +176,14 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             self._sums, self._replay_tokens = {}, 0
         super().log(logs, start_time)
 
+    def probed(self, step: int) -> list[ProbePoint]:
+        """What the phase's probe measures after `step` steps; the same figures on every device."""
+        assert self.phase.probe is not None, "asked for only where there is a probe"
+        points = list(self.phase.probe(step, step * self.tokens_per_step))
+        if points and self.args.world_size > 1:
+            broadcast_object_list(points)
+        return points
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step over all devices."""
@@ -181,9 +204,12 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> Any:
         trainer = self.trainer
         if trainer.phase.probe is not None:
-            for point in trainer.phase.probe(state.global_step, state.global_step * trainer.tokens_per_step):
+            points = trainer.probed(state.global_step)
+            for point in points:
                 trainer.curve.probes.append(point)
                 trainer.phase.observer.probed(point)
+            if points and trainer.phase.steering is not None:
+                trainer.phase.steering.observe(state.global_step, points)
         if state.global_step < state.max_steps and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES:
             control.should_save = True
         if trainer.phase.stop.requested and state.global_step < state.max_steps:
@@ -207,6 +233,7 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
                 "replay_tokens": trainer._replay_tokens,
                 "inheritor": inheritor.state_dict() if inheritor is not None else None,
                 "teacher_tokens": inheritor.teacher_tokens if inheritor is not None else 0,
+                "steering": trainer.phase.steering.state_dict() if trainer.phase.steering is not None else None,
             },
         )
 
@@ -245,6 +272,8 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     trainer._replay_tokens = state["replay_tokens"]
     if trainer.phase.inheritor is not None and state["inheritor"] is not None:
         trainer.phase.inheritor.load_state_dict(state["inheritor"])
+    if trainer.phase.steering is not None:
+        trainer.phase.steering.load_state_dict(state["steering"])
 
 
 def _last_complete_checkpoint(folder: Path) -> Path | None:
