@@ -37,6 +37,7 @@ from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, pa
 from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult
 from lifelong.replay import check_steering
 from lifelong.report import write_report
+from lifelong.selection import check_selection
 from lifelong.stage import StageRun
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
@@ -229,6 +230,7 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
         if recipe.model.checkpoint is not None and start == 0:
             config = load_config(recipe.model.checkpoint, recipe.model.revision)
         check_growth(recipe, start, config)
+    lines += check_selection(recipe, start)
     names = []
     for card in dict.fromkeys(stage.domain for stage in recipe.stages[start:]):
         with collecting(lines):

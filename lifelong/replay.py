@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lifelong.context import RunContext
-from lifelong.errors import InputError
+from lifelong.errors import InputError, UnknownNameError
+from lifelong.evaluate.scores import block_losses
 from lifelong.history import read_losses
 from lifelong.recipe import Recipe
 from lifelong.records import DomainLoss, ProbePoint
+from lifelong.stream.blocks import BlockStore
 from lifelong.stream.memory import ReplayMemory
 from lifelong.stream.mixing import StageDataset
+from lifelong.stream.ordering import key_of, uniforms
 from lifelong.stream.steering import AdaptiveController, BudgetController, Controller, replay_weights
 
 STEERED = ("adaptive", "budget")
 MOST_PROBES = 20
+SCORED_PER_PLACE = 8
+NEVER_SCORED = -1e30
 PROBING_COST = 0.05  # of the arithmetic of a stage; a token that is only evaluated costs a third of a trained one
 
 Adjustment = Callable[[Mapping[str, float]], Mapping[str, float]]
@@ -147,8 +155,6 @@ def check_steering(recipe: Recipe, names: Sequence[str] = ()) -> None:
     Raises:
         InputError: rows would be fetched before they are chosen, or a budget is of no domain.
     """
-    from lifelong.errors import UnknownNameError
-
     sections = [recipe.train, *(stage.train for stage in recipe.stages)]
     workers = max((section.get("dataloader_num_workers", 0) for section in sections), default=0)
     if recipe.replay is not None and recipe.replay_mix in STEERED and workers:
@@ -159,3 +165,20 @@ def check_steering(recipe: Recipe, names: Sequence[str] = ()) -> None:
     for domain in recipe.budget if names else ():
         if domain not in names:
             raise UnknownNameError("stage with domain", domain, names, "budget")
+
+
+def memory_scores(context: RunContext, model: Any, corpus: BlockStore, stage: int) -> NDArray[np.float64] | None:
+    """What a loss-ranked memory keeps blocks by: their loss under the model that has just learned them.
+
+    Only blocks that random draws would offer are scored, several for each place in the memory; the others
+    rank behind them.
+    """
+    replay = context.recipe.replay
+    if replay is None or replay.policy != "loss-ranked":
+        return None
+    places = replay.memory_tokens // context.recipe.sequence_length + 1
+    chance = uniforms(key_of(context.recipe.seed, "scored", stage), len(corpus))
+    drawn = np.sort(np.argsort(chance, kind="stable")[: SCORED_PER_PLACE * places])
+    scores = np.full(len(corpus), NEVER_SCORED)
+    scores[drawn] = block_losses(model, [corpus[int(row)] for row in drawn], context.collator(context.recipe.seed))
+    return scores

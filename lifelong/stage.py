@@ -44,7 +44,9 @@ from lifelong.records import (
     ProbePoint,
     StageRecord,
 )
-from lifelong.replay import Adjustment, ReplaySteering, first_weights, make_steering
+from lifelong.replay import Adjustment, ReplaySteering, first_weights, make_steering, memory_scores
+from lifelong.selection import select_corpus
+from lifelong.stream.blocks import BlockStore
 from lifelong.stream.domain import Domain
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.mixing import StageDataset, stage_plan
@@ -84,15 +86,9 @@ class StageRun:
 
     def run(self, previous_model: PreTrainedModel) -> tuple[StageRecord, PreTrainedModel]:
         """The whole stage; hands back its record and its model."""
-        context, observer = self.context, self.context.observer
+        observer = self.context.observer
         observer.phase_started("prepare", 0)
-        corpus = tokenize_domain(
-            self.domain,
-            "train",
-            context.tokenizer,
-            sequence_length=self.recipe.sequence_length,
-            cache_dir=context.out / ".cache",
-        )
+        corpus = self._corpus(previous_model)
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
         model = self._recover(model)
@@ -102,6 +98,28 @@ class StageRun:
         self._check_budget(losses)
         observer.phase_started("commit", 0)
         return self._commit(model, losses, corpus), model
+
+    def _corpus(self, previous: PreTrainedModel) -> BlockStore:
+        """What the stage trains on: its domain, or what `select:` chooses of it."""
+        context, select = self.context, self.section.select
+        corpus = tokenize_domain(
+            self.domain,
+            "train",
+            context.tokenizer,
+            sequence_length=self.recipe.sequence_length,
+            cache_dir=context.out / ".cache",
+        )
+        if select is None:
+            return corpus
+        return select_corpus(
+            context,
+            self.domain,
+            select,
+            corpus,
+            tokens=self.section.tokens,
+            previous=previous,
+            folder=self.work / "selected",
+        )
 
     # --- grow -----------------------------------------------------------------------------------------------
 
@@ -368,14 +386,16 @@ class StageRun:
             raise BrokenPromiseError(
                 f"stage {self.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
                 + "\n  ".join(broken)
-                + "\n  raise replay.share, replay.max_share or replay.memory_tokens, lower train.learning_rate or tokens;"
-                "\n  the same command with such a --set goes on from the last committed stage"
+                + "\n  raise replay.share, max_share or memory_tokens, lower train.learning_rate or tokens,"
+                "\n  and give the same command with such a --set: it goes on from the last committed stage"
             )
 
     def _commit(self, model: PreTrainedModel, losses: Sequence[DomainLoss], corpus: Any) -> StageRecord:
         context, trained = self.context, self.work / "trained"
         curves = self._gather_curves(trained)
-        memory_folders = self._remember(corpus)
+        memory_folders = self._remember(model, corpus)
+        if self.section.select:
+            write_json(trained / "selection.json", read_json(self.work / "selected" / "selection.json"))
         cost = self._cost(model, curves, losses)
         expansion = None
         if self.section.expand:
@@ -428,7 +448,7 @@ class StageRun:
         )
         return curves
 
-    def _remember(self, corpus: Any) -> list[Path]:
+    def _remember(self, model: PreTrainedModel, corpus: BlockStore) -> list[Path]:
         """Write the next generation of the memory beside the last one, which stays until this stage is committed."""
         replay = self.recipe.replay
         if replay is None or not replay.memory_tokens:
@@ -445,6 +465,7 @@ class StageRun:
                     seed=self.recipe.seed,
                     out=partial,
                     stage=self.index,
+                    scores=memory_scores(self.context, model, corpus, self.index),
                 )
         return [folder]
 
@@ -461,10 +482,14 @@ class StageRun:
             phase = "train" if curve is curves[-1] else "recover"
             taught = curve.teacher_tokens * teacher_flops
             cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, curve.seconds))
+        if self.section.select:
+            selected = read_json(self.work / "selected" / "selection.json")
+            cost = cost.adding("select", Cost(0, selected["flops"], selected["flops"], selected["seconds"]))
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))
-        evaluated = sum(loss.tokens for loss in losses)
+        heads = {h.domain: h.head(self.recipe.evaluate.probe_tokens).num_tokens for h in self.context.heldouts}
+        evaluated = sum(loss.tokens for loss in losses) + sum(heads[p.domain] for c in curves for p in c.probes)
         seconds = read_json(self.work / "evaluate-seconds.json")
         return cost.adding("evaluate", Cost(0, evaluated * forward_flops, 0.0, seconds))
 

@@ -10,7 +10,7 @@ import pytest
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.packing import pack, write_blocks
-from lifelong.stream.selection import SelectedBlocks, challenge_scores, difference_scores, select_rows
+from lifelong.stream.selection import challenge_scores, difference_scores, select_rows
 from lifelong.stream.steering import AdaptiveController, BudgetController, Mix, adaptive_weights, replay_weights
 
 
@@ -146,11 +146,3 @@ def test_select_rows_counts_sizes() -> None:
     assert share == pytest.approx(math.exp(3) / np.exp(scores).sum(), abs=0.08)
     with pytest.raises(InputError, match=r"select\.keep"):
         select_rows(scores, 0.0)
-
-
-def test_selected_blocks(tmp_path: Path) -> None:
-    store = write_blocks(tmp_path / "b.arrow", pack([np.arange(40)], 4), 100)
-    chosen = SelectedBlocks(store, np.array([2, 7]))
-    assert [int(block.ids[0]) for block in chosen] == [8, 28]
-    with pytest.raises(InputError, match=r"0\.\.9"):
-        SelectedBlocks(store, np.array([10]))
