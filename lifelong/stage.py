@@ -312,12 +312,12 @@ class StageRun:
     def _probe(self, model: PreTrainedModel, num_steps: int, steering: ReplaySteering | None) -> Any:
         """Small held-out evaluations of the domains seen so far, on a log-spaced schedule and where steering asks."""
         evaluate = self.recipe.evaluate
-        due = set(probe_steps(num_steps, evaluate.probes)) | (steering.steps if steering is not None else set())
-        columns = [*self._seen_columns(), *self._own_column()]
+        due = set(probe_steps(num_steps, evaluate.probes))
+        steered = steering.steps if steering is not None else frozenset()
+        seen, own = self._seen_columns(), self._own_column()
 
         def probe(step: int, tokens: int) -> Sequence[ProbePoint]:
-            if step not in due:
-                return ()
+            columns = [*seen, *own] if step in due else seen if step in steered else []
             training = model.training
             points = [
                 ProbePoint(

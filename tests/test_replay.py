@@ -133,7 +133,7 @@ def test_a_budget_that_a_fixed_share_breaks_is_kept_when_it_steers(cards, tmp_pa
     run_recipe(parse_recipe(mended), tmp_path / "run")
     assert [record.name for record in read_records(tmp_path / "run")] == ["initial", "00-sea", "01-farm"]
     assert (tmp_path / "run/stages/00-sea/model/model.safetensors").stat().st_mtime_ns == first
-    assert max(mix["share"] for mix in mixes(tmp_path / "run", 1)) > 0.1
+    assert max(mix["share"] for mix in mixes(tmp_path / "run", 1)) > 0.05
     assert check_run(tmp_path / "run") == []
 
 

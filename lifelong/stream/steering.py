@@ -142,7 +142,8 @@ class BudgetController:
     Pressure of a domain is the relative rise of its perplexity over its reference, divided by what the
     budget allows: 1 is a budget just used up. After every probe the share is multiplied by
     exp(gain * (highest pressure - target)), within bounds, so that it settles where the most endangered
-    domain stands at `target` of its budget. Half of replay goes to the domains by their pressure, half evenly
+    domain stands at `target` of its budget. It is raised by `gain` and given back by `release`, more slowly:
+    what is forgotten costs more than what is replayed in vain. Half of replay goes to the domains by their pressure, half evenly
     to all, those without a budget too.
 
     Args:
@@ -152,7 +153,8 @@ class BudgetController:
         share: to begin with.
         lowest: bound of the share.
         highest: bound of the share.
-        gain: how hard a probe pulls.
+        gain: how hard a probe pulls up.
+        release: how hard it pulls down.
         target: the part of its budget that a domain may use before the share rises.
 
     Raises:
@@ -168,7 +170,8 @@ class BudgetController:
         share: float = 0.1,
         lowest: float = 0.01,
         highest: float = 0.5,
-        gain: float = 0.5,
+        gain: float = 1.0,
+        release: float = 0.3,
         target: float = 0.7,
     ) -> None:
         if not 0.0 < lowest <= highest < 1.0:
@@ -181,7 +184,8 @@ class BudgetController:
         self.budget = dict(budget)
         self.domains = tuple(budget if domains is None else domains)
         self.reference = {name: reference[name] for name in budget}
-        self.lowest, self.highest, self.gain, self.target = lowest, highest, gain, target
+        self.lowest, self.highest, self.target = lowest, highest, target
+        self.gain, self.release = gain, release
         self.share = min(highest, max(lowest, share))
         self.pressures: dict[str, float] = dict.fromkeys(budget, 0.0)
 
@@ -196,7 +200,8 @@ class BudgetController:
         if measured:
             # one wild probe moves the share by no more than a factor e^gain
             error = max(-1.0, min(1.0, max(self.pressures.values()) - self.target))
-            self.share = min(self.highest, max(self.lowest, self.share * math.exp(self.gain * error)))
+            pull = (self.gain if error > 0 else self.release) * error
+            self.share = min(self.highest, max(self.lowest, self.share * math.exp(pull)))
         return Mix(self.share, self.weights)
 
     @property
