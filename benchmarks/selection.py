@@ -1,12 +1,13 @@
 """What the two ways to select documents pick from a corpus with noise mixed in.
 
-    python benchmarks/selection.py TEXT.jsonl.gz --teacher DIR --reference DIR [--foreign OTHER.jsonl.gz]
-        [--documents 200] [--keep 0.4] [--out selection.json]
+    python benchmarks/selection.py TEXT.jsonl.gz --teacher DIR --reference DIR [--small DIR]
+        [--foreign OTHER.jsonl.gz] [--documents 200] [--keep 0.4] [--top-k 10]
+        [--out selection.json]
 
 To `documents` real texts as many of each kind of noise are added: the words of a text in random order, a text
 backwards, random letters, one line of a text over and over, and texts of another corpus where one is given.
 Printed is, by kind, the share of documents that is chosen (difference sampling with teacher and reference;
-"challenging yet learnable" with the reference as the small model) and the median score.
+"challenging yet learnable" with the small model, the reference if absent) and the median score.
 """
 
 from __future__ import annotations
@@ -62,11 +63,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     documents = [Document(text, document_key(text), len(text.encode())) for _, text in made]
     sizes = np.array([document.num_bytes for document in documents])
     teacher = scorer_of(arguments.teacher, arguments.sequence_length).nats(documents)
-    losses = scorer_of(arguments.reference, arguments.sequence_length).token_losses(documents)
-    reference = np.array([float(nats.sum()) for nats, _ in losses])
+    reference = scorer_of(arguments.reference, arguments.sequence_length).nats(documents)
+    small = arguments.small or arguments.reference
+    losses = scorer_of(small, arguments.sequence_length).token_losses(documents)
     scores = {
         "difference": difference_scores(teacher, reference, sizes),
-        "challenge": challenge_scores([nats for nats, _ in losses], [ranks for _, ranks in losses]),
+        "challenge": challenge_scores(
+            [nats for nats, _ in losses], [ranks for _, ranks in losses], top_k=arguments.top_k
+        ),
     }
     kinds = np.array([kind for kind, _ in made])
     table: dict[str, Any] = {}
@@ -91,6 +95,8 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--reference", required=True)
+    parser.add_argument("--small")
+    parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--foreign", type=Path)
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--keep", type=float, default=0.4)

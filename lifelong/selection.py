@@ -32,6 +32,8 @@ from lifelong.stream.tokenize import load_tokenizer, manifest_of, tokenize_domai
 from lifelong.train.compute import forward_flops_per_token
 
 CHUNK_DOCUMENTS = 512
+# of the documents: beyond this share of equal scores the choice would be a draw
+MOST_UNKNOWN = 0.5
 SHOWN_DOCUMENTS, SHOWN_CHARACTERS = 5, 200
 
 Score = Callable[[DocumentScorer, Sequence[Document]], NDArray[np.float64]]
@@ -183,7 +185,15 @@ def _challenge(selection: Selection) -> NDArray[np.float64]:
         losses = scorer.token_losses(documents)
         return challenge_scores([nats for nats, _ in losses], [ranks for _, ranks in losses], top_k=top_k)
 
-    return selection.scores("challenge", str(selection.section.model), score)
+    scores = selection.scores("challenge", str(selection.section.model), score)
+    unknown = float((scores == 0).mean())
+    if unknown > MOST_UNKNOWN:
+        raise InputError(
+            f"domain {selection.domain.name}: select.model {selection.section.model!r} has the right token among its "
+            f"{top_k} best guesses for less than half of the tokens in {unknown:.0%} of the documents, which all score "
+            "0: there is nothing to choose by. Raise select.top_k, or take a model that knows more"
+        )
+    return scores
 
 
 def _openings(selection: Selection, scores: NDArray[np.float64], order: NDArray[np.int64]) -> list[dict[str, Any]]:

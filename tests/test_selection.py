@@ -127,6 +127,13 @@ def test_a_teacher_that_knows_less_than_the_reference_is_refused(noisy, tmp_path
         run_recipe(selecting(folder, swapped), tmp_path / "run")
 
 
+def test_a_model_that_knows_too_little_to_choose_is_refused(noisy, tmp_path):
+    folder, sections = noisy
+    section = {"by": "challenge", "model": sections["difference"]["reference"], "top_k": 2}
+    with pytest.raises(InputError, match=r"which all score 0: there is nothing to choose by\. Raise select\.top_k"):
+        run_recipe(selecting(folder, section), tmp_path / "run")
+
+
 @pytest.mark.parametrize(("section", "message"), [
     ({"by": "difference", "teacher": "x"}, "needs teacher and reference"),
     ({"by": "challenge", "model": "x", "teacher": "y"}, "needs model, and no other model"),

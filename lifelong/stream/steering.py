@@ -143,8 +143,8 @@ class BudgetController:
     budget allows: 1 is a budget just used up. After every probe the share is multiplied by
     exp(gain * (highest pressure - target)), within bounds, so that it settles where the most endangered
     domain stands at `target` of its budget. It is raised by `gain` and given back by `release`, more slowly:
-    what is forgotten costs more than what is replayed in vain. Half of replay goes to the domains by their pressure, half evenly
-    to all, those without a budget too.
+    what is forgotten costs more than what is replayed in vain. Half of replay goes to the domains by their
+    pressure, half evenly to all, those without a budget too.
 
     Args:
         budget: allowed relative rise of perplexity by domain, 0.02 for 2 %.
