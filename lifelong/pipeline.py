@@ -123,7 +123,7 @@ def extend_run(
 
 
 def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overrides: Sequence[str]) -> Recipe:
-    """The run's recipe with one more stage; the one it has where an earlier call to extend was interrupted."""
+    """The run's recipe with one more stage; the one it has where an earlier call to extend did not finish it."""
     plain = read_recipe_file(ledger.out).to_plain()
     done = len(ledger.stages)
     card = load_domain(domain)
@@ -134,7 +134,14 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
                 f"{str(ledger.out)!r} is not finished: stage {done} ({pending.name}) is not committed; "
                 "let its own command finish first"
             )
-        return read_recipe_file(ledger.out)
+        existing = read_recipe_file(ledger.out)
+        if tokens is not None:
+            plain["stages"][done]["tokens"] = tokens
+        for override in overrides:
+            apply_override(plain, override)
+        recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with these changes")
+        mend(ledger, existing, recipe)
+        return recipe
     named = str(Path(domain).resolve()) if Path(domain).is_file() else domain
     plain["stages"].append({"domain": named, "tokens": tokens or plain["stages"][-1]["tokens"]})
     for override in overrides:
@@ -286,6 +293,25 @@ def may_be_mended(ledger: Ledger, different: Sequence[str]) -> bool:
     return all(concerns_the_future(key) for key in different)
 
 
+def mend(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
+    """Take another recipe for the stages to come, if it is another one and it may be.
+
+    Raises:
+        InputError: it says something else about what is committed; names the keys that differ.
+    """
+    if existing.fingerprint == recipe.fingerprint:
+        return
+    different = differing_keys(existing.to_plain(), recipe.to_plain())
+    if not may_be_mended(ledger, different):
+        raise InputError(
+            f"run folder {str(ledger.out)!r} belongs to another recipe; different: {', '.join(different)}. "
+            "Choose another --out, or undo the change"
+        )
+    check_recipe(recipe, start=len(ledger.stages), config=last_config(ledger))
+    ledger.forget_work()
+    write_text(ledger.out / "recipe.yaml", recipe.to_yaml())
+
+
 def last_config(ledger: Ledger) -> Any:
     """Configuration of the model of the last committed stage."""
     return load_config(ledger.stage_folder(ledger.stages[-1]) / "model")
@@ -300,17 +326,7 @@ def claim(ledger: Ledger, recipe: Recipe) -> None:
     out = ledger.out
     path = out / "recipe.yaml"
     if path.exists():
-        existing = read_recipe_file(out)
-        if existing.fingerprint != recipe.fingerprint:
-            different = differing_keys(existing.to_plain(), recipe.to_plain())
-            if not may_be_mended(ledger, different):
-                raise InputError(
-                    f"run folder {str(out)!r} belongs to another recipe; different: {', '.join(different)}. "
-                    "Choose another --out, or undo the change"
-                )
-            check_recipe(recipe, start=len(ledger.stages), config=last_config(ledger))
-            ledger.forget_work()
-            write_text(path, recipe.to_yaml())
+        mend(ledger, read_recipe_file(out), recipe)
         return
     write_json(out / "environment.json", environment())
     write_text(path, recipe.to_yaml())

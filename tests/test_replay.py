@@ -1,13 +1,14 @@
 """Replay that is steered while a stage trains: shares counted in what the model was shown, budgets kept and broken."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from lifelong.errors import BrokenPromiseError, InputError, UnknownNameError
 from lifelong.ledger import check_run, read_records
-from lifelong.pipeline import run_recipe
+from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
 from lifelong.train import stage_trainer
@@ -135,6 +136,20 @@ def test_a_budget_that_a_fixed_share_breaks_is_kept_when_it_steers(cards, tmp_pa
     assert (tmp_path / "run/stages/00-sea/model/model.safetensors").stat().st_mtime_ns == first
     assert max(mix["share"] for mix in mixes(tmp_path / "run", 1)) > 0.05
     assert check_run(tmp_path / "run") == []
+
+
+def test_an_extension_that_broke_its_budget_is_mended_too(steered, cards, tmp_path):
+    out = shutil.copytree(steered[0], tmp_path / "run")
+    town = str(cards / "town.yaml")
+    broken = ["budget.law=0.1%", "replay.mix=uniform", "replay.share=0.02"]
+    with pytest.raises(BrokenPromiseError, match="law: perplexity rose by"):
+        extend_run(out, town, tokens=8000, overrides=broken)
+    with pytest.raises(InputError, match=r"belongs to another recipe; different: sequence_length"):
+        extend_run(out, town, tokens=8000, overrides=["sequence_length=64"])
+    extend_run(out, town, tokens=600, overrides=["budget.law=90%"])
+    assert [record.name for record in read_records(out)][-1] == "03-town"
+    assert read_records(out)[-1].tokens < 1000
+    assert check_run(out) == []
 
 
 def test_a_recipe_cannot_be_mended_where_no_budget_was_broken(steered, cards):

@@ -272,7 +272,7 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     trainer._replay_tokens = state["replay_tokens"]
     if trainer.phase.inheritor is not None and state["inheritor"] is not None:
         trainer.phase.inheritor.load_state_dict(state["inheritor"])
-    if trainer.phase.steering is not None:
+    if trainer.phase.steering is not None and state["steering"] is not None:
         trainer.phase.steering.load_state_dict(state["steering"])
 
 
