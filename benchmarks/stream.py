@@ -1,7 +1,7 @@
 """Speed and memory of the stream: tokenising against raw encode_batch, resident memory against corpus size.
 
     python benchmarks/stream.py [--megabytes 1 10 100] [--repeat 3] [--vocab 8192] [--out stream.json]
-        [--only throughput|memory]
+        [--only throughput|memory] [--throughput-megabytes 20]
 
 The text is the source of the standard library, repeated with variation (every repetition swaps words, so
 that no two documents are equal). Each size runs in a process of its own. `anonymous` is memory that the
@@ -162,7 +162,7 @@ def _resident() -> tuple[float, float]:
 
 
 def show_throughput(folder: Path, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, float]:
-    speed = measure_throughput(write_corpus(folder, 20), tokenizer, arguments.repeat)
+    speed = measure_throughput(write_corpus(folder, arguments.throughput_megabytes), tokenizer, arguments.repeat)
     print(f"{os.cpu_count()} cores, vocabulary {arguments.vocab}, {speed['megabytes']:.0f} MB")
     print(f"  encode_batch     {speed['encode_batch_mb_per_second']:7.2f} MB/s")
     print(
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--throughput-megabytes", type=float, default=20)
     parser.add_argument("--only", choices=("throughput", "memory"))
     parser.add_argument("--memory-of", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -171,7 +171,7 @@ class BudgetController:
         lowest: float = 0.01,
         highest: float = 0.5,
         gain: float = 1.0,
-        release: float = 0.3,
+        release: float = 0.7,
         target: float = 0.7,
     ) -> None:
         if not 0.0 < lowest <= highest < 1.0:
