@@ -411,7 +411,12 @@ def domain_add(
     config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the hub data set.")] = None,
     python_text: Annotated[str | None, typer.Option(metavar="KIND", help="Text installed with Python.")] = None,
+    split: Annotated[str | None, typer.Option(help="Training split of the hub data set.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read the hub data set as it arrives.")] = False,
     text_field: Annotated[str | None, typer.Option(help="Field that holds the text.")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share cut for each split not given.")] = None,
+    dedup: Annotated[str | None, typer.Option(help="Drop repeated documents: none, exact or near.")] = None,
+    on_bad_document: Annotated[str | None, typer.Option(help="error or skip.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the corpus.")] = None,
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the card goes.")] = Path("domains"),
@@ -421,7 +426,11 @@ def domain_add(
     from lifelong.stream.summary import add_domain
 
     quiet_libraries()
-    settings = {"config": config, "revision": revision, "text_field": text_field, "licence": licence}
+    settings = {
+        "config": config, "revision": revision, "split": split, "streaming": streaming or None,
+        "text_field": text_field, "held_out": held_out, "dedup": dedup,
+        "on_bad_document": on_bad_document, "licence": licence,
+    }  # fmt: skip
     card, summary = add_domain(
         name,
         files=files or (),
@@ -442,6 +451,7 @@ def domain_add(
 def domain_list() -> None:
     """Every known card."""
     from rich.table import Table
+    from rich.text import Text
 
     from lifelong.stream.summary import list_domains
 
@@ -451,7 +461,7 @@ def domain_list() -> None:
     for entry in list_domains():
         fault = entry.get("fault")
         described = f"broken: {fault}" if fault else str(entry.get("source") or entry.get("card") or "")
-        table.add_row(str(entry["name"]), str(entry.get("licence") or "not stated"), described)
+        table.add_row(str(entry["name"]), Text(str(entry.get("licence") or "not stated")), Text(described))
     _print(table)
 
 
@@ -481,6 +491,8 @@ def domain_check(cards: Annotated[list[str], typer.Argument(metavar="CARD...")])
         typer.echo(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
         for warning in summary.warnings:
             typer.echo(f"  ! {warning}")
+        if not summary.warnings:
+            typer.echo("  nothing unwise found")
 
 
 def _tokenizer(source: str | None) -> Any:
@@ -492,28 +504,13 @@ def _tokenizer(source: str | None) -> Any:
 
 
 def _show_summary(summary: Any, as_json: bool) -> None:
-    """A domain as a table for 80 columns, its samples and its warnings."""
+    """A domain as a table for 80 columns, and its warnings."""
     if as_json:
         typer.echo(json.dumps(summary.to_json(), indent=1))
         return
-    from rich.table import Table
-    from rich.text import Text
+    from lifelong.report.domain_table import summary_table
 
-    table = Table(title=summary.name, show_header=False)
-    for split, count in summary.documents.items():
-        table.add_row(split, f"{count:,} documents, {summary.bytes[split]:,} bytes")
-    table.add_row("licence", summary.licence or "not stated")
-    if summary.tokens is not None:
-        table.add_row(
-            "tokens", f"{summary.tokens:,}; {summary.fertility:.2f} a word, {summary.bytes_per_token:.2f} bytes each"
-        )
-    table.add_row("exact repeats", f"{summary.exact_duplicates:,} of {summary.compared:,} documents compared")
-    table.add_row("near repeats", f"{summary.near_duplicates:,} of {summary.compared:,} documents compared")
-    for overlap in summary.overlaps:
-        table.add_row("overlap", f"{overlap.share:.1%} with {overlap.domain} ({overlap.split})")
-    _print(table)
-    for sample in summary.samples:
-        _print(Text("  " + " ".join(str(sample).split())[:160], style="dim"))
+    _print(summary_table(summary))
     for warning in summary.warnings:
         typer.echo(f"! {warning}")
 

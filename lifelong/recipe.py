@@ -181,12 +181,49 @@ class ExpandSection(Shape):
         return self
 
 
+class SelectSection(Section):
+    """Which documents of a corpus are trained on: `keep` of them, by bytes.
+
+    `difference` (MiniPLM): by how much better `teacher` knows a document than the smaller `reference`.
+    `challenge` (SALT): hard for the small `model`, but with the right tokens among its `top_k` guesses.
+    A model is a checkpoint, or `previous`, the model of the stage before.
+    """
+
+    by: Literal["difference", "challenge"]
+    keep: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1)] = 0.5
+    teacher: str | None = None
+    reference: str | None = None
+    model: str | None = None
+    top_k: Size = 10
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    sequence_length: Size | None = None
+
+    @field_validator("teacher", "reference", "model")
+    @classmethod
+    def _variables(cls, value: str | None) -> str | None:
+        return None if value is None else expand_variables(value)
+
+    @model_validator(mode="after")
+    def _its_models(self) -> SelectSection:
+        needed = {"difference": ("teacher", "reference"), "challenge": ("model",)}[self.by]
+        for name in ("teacher", "reference", "model"):
+            if (getattr(self, name) is not None) != (name in needed):
+                raise ValueError(f"`by: {self.by}` needs {' and '.join(needed)}, and no other model")
+        return self
+
+    def models(self) -> list[tuple[str, str]]:
+        """Role and source of each model."""
+        named = ((name, getattr(self, name)) for name in ("teacher", "reference", "model"))
+        return [(name, source) for name, source in named if source is not None]
+
+
 class StageSection(Section):
     """One domain of the stream."""
 
     domain: str
     tokens: PositiveCount
     expand: ExpandSection | None = None
+    select: SelectSection | None = None
     train: dict[str, Any] = {}
 
 
@@ -274,12 +311,33 @@ class InheritSection(Section):
 
 
 class ReplaySection(Section):
-    """A bounded memory of earlier domains and its share of what is trained on, in tokens."""
+    """A bounded memory of earlier domains and its share of what is trained on, in tokens.
+
+    `mix` is `budget` where the recipe has a budget, else `adaptive`. `probes` are the small evaluations of a
+    stage by which those two steer; as many as cost a twentieth of the stage, twenty at most, where not given.
+    """
 
     memory_tokens: Count = 200_000
     share: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.1
-    mix: Literal["uniform", "proportional", "adaptive"] = "adaptive"
-    policy: str = "domain-balanced"
+    mix: Literal["uniform", "proportional", "adaptive", "budget"] | None = None
+    policy: Annotated[
+        Literal["reservoir", "experience-balanced", "domain-balanced", "loss-ranked", "diverse"],
+        BeforeValidator(lambda value: value.replace("_", "-") if isinstance(value, str) else value),
+    ] = "domain-balanced"
+    probes: Count | None = None
+    min_share: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)] = 0.01
+    max_share: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ReplaySection:
+        if self.min_share > self.max_share:
+            raise ValueError(f"min_share {self.min_share} is greater than max_share {self.max_share}")
+        if self.mix == "budget" and not self.min_share <= self.share <= self.max_share:
+            raise ValueError(
+                f"share {self.share} is outside min_share {self.min_share} and max_share {self.max_share}, "
+                "between which the budget moves it"
+            )
+        return self
 
 
 class RecoverSection(Section):
@@ -355,7 +413,7 @@ class Recipe(Section):
     replay: ReplaySection | None = None
     recover: RecoverSection | None = None
     methods: tuple[MethodSection, ...] = ()
-    budget: dict[str, Fraction] = {}
+    budget: dict[str, Annotated[Fraction, Field(gt=0)]] = {}
     train: dict[str, Any] = {}
     evaluate: EvaluateSection = EvaluateSection()
     facts: FactsSection | None = None
@@ -369,15 +427,24 @@ class Recipe(Section):
                 "`tokenizer` is missing: a model from random weights brings none; use "
                 "{train: {kind: bpe, vocab_size: 8192}} or {checkpoint: ...}"
             )
-        named = {stage.domain for stage in self.stages}
-        for domain in self.budget:
+        # a card named by its path: its name is known when it is read, and checked there
+        named = {Path(stage.domain).stem for stage in self.stages}
+        for domain in self.budget if not any("/" in stage.domain for stage in self.stages) else ():
             if domain not in named:
                 raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
         if self.facts and self.facts.stage >= len(self.stages):
             raise ValueError(f"`facts.stage` is {self.facts.stage}; the stages are 0 to {len(self.stages) - 1}")
         if self.inherit and self.inherit.on == "replay" and not self.replay:
             raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
+        if self.replay and self.replay.mix == "budget" and not self.budget:
+            raise ValueError("`replay.mix: budget` needs a budget, for example `budget: {wiki: 2%}`")
         return self
+
+    @property
+    def replay_mix(self) -> str:
+        """How replay is divided among earlier domains."""
+        chosen = self.replay.mix if self.replay else None
+        return chosen or ("budget" if self.budget else "adaptive")
 
     def to_plain(self) -> dict[str, Any]:
         """Plain YAML values; what was not written in the recipe is written out with its default."""

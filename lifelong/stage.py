@@ -7,7 +7,7 @@ and its held-out documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -44,9 +44,12 @@ from lifelong.records import (
     ProbePoint,
     StageRecord,
 )
+from lifelong.replay import Adjustment, ReplaySteering, first_weights, make_steering, memory_scores
+from lifelong.selection import select_corpus
+from lifelong.stream.blocks import BlockStore
 from lifelong.stream.domain import Domain
 from lifelong.stream.memory import ReplayMemory, write_generation
-from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
+from lifelong.stream.mixing import StageDataset, stage_plan
 from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
 from lifelong.teaching import Lesson, stage_collator, stage_inheritor
 from lifelong.train.arguments import blocks_per_step, training_arguments
@@ -84,15 +87,9 @@ class StageRun:
 
     def run(self, previous_model: PreTrainedModel) -> tuple[StageRecord, PreTrainedModel]:
         """The whole stage; hands back its record and its model."""
-        context, observer = self.context, self.context.observer
+        observer = self.context.observer
         observer.phase_started("prepare", 0)
-        corpus = tokenize_domain(
-            self.domain,
-            "train",
-            context.tokenizer,
-            sequence_length=self.recipe.sequence_length,
-            cache_dir=context.out / ".cache",
-        )
+        corpus = self._corpus(previous_model)
         self._evaluate_before(previous_model)
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
@@ -111,6 +108,28 @@ class StageRun:
         if joined and not (self.work / BEFORE).exists():
             self.context.observer.phase_started("evaluate", 0)
             write_losses(self.work / BEFORE, [self.context.evaluate_one(model, heldout) for heldout in joined])
+
+    def _corpus(self, previous: PreTrainedModel) -> BlockStore:
+        """What the stage trains on: its domain, or what `select:` chooses of it."""
+        context, select = self.context, self.section.select
+        corpus = tokenize_domain(
+            self.domain,
+            "train",
+            context.tokenizer,
+            sequence_length=self.recipe.sequence_length,
+            cache_dir=context.out / ".cache",
+        )
+        if select is None:
+            return corpus
+        return select_corpus(
+            context,
+            self.domain,
+            select,
+            corpus,
+            tokens=self.section.tokens,
+            previous=previous,
+            folder=self.work / "selected",
+        )
 
     # --- grow -----------------------------------------------------------------------------------------------
 
@@ -217,6 +236,7 @@ class StageRun:
             domain_ids={name: column for column, name in enumerate(run.columns)},
             domain=self.domain.name,
         )
+        steering = make_steering(run, dataset, self._adjustment(context)) if context is not None else None
         facts = stage_facts(run, self.index) if context is not None else None
         if facts is not None:
             dataset = facts.injected(dataset)
@@ -229,13 +249,14 @@ class StageRun:
             plan.tokens_per_step,
             inheritor,
             methods=self.methods if context is not None else (),
-            probe=self._probe(model, plan.num_steps) if context is not None else None,
+            probe=self._probe(model, plan.num_steps, steering) if context is not None else None,
             observer=run.observer,
             stop=run.stop,
             domains=run.columns,
             tokens_before=sum(record.tokens for record in run.ledger.stages),
             tracker_dir=run.out / "trackers" / f"{self.name}-{name}",
             fact_probe=facts.probe(model, plan.num_steps) if facts is not None else None,
+            steering=steering,
         )
         curve = train_phase(model, arguments, phase)
         if context is not None:
@@ -248,6 +269,8 @@ class StageRun:
             save_model(model, run.tokenizer, partial / "model")
             write_json(partial / "curve.json", curve.to_json() | dict.fromkeys(times, 0.0))
             save_methods(self.methods, partial / "methods.safetensors")
+            if steering is not None:
+                write_json(partial / "mix.json", steering.mixes)
         run.stop.obey()  # asked for in the last step, when there was nothing left to save
 
     def _blocks_per_step(self) -> int:
@@ -259,20 +282,21 @@ class StageRun:
         return ReplayMemory.open(folder) if folder is not None and self.recipe.replay is not None else None
 
     def _replay_weights(self, memory: ReplayMemory | None, context: StageContext | None) -> dict[str, float]:
-        """How replay is spread over the earlier domains."""
+        """How replay is spread over the earlier domains when the phase begins."""
         if memory is None or self.recipe.replay is None:
             return {}
-        records = self.context.ledger.stages
-        losses = [read_losses(self.context.ledger.stage_folder(record) / "losses.json") for record in records]
-        history = {
-            domain: [loss.nats_per_token for row in losses for loss in row if loss.domain == domain]
-            for domain in memory.domains
-        }
-        weights = replay_weights(self.recipe.replay.mix, memory, history)
-        if context is not None:
-            for method in self.methods:
-                weights = dict(method.mix(weights, context))
-        return weights
+        return dict(self._adjustment(context)(first_weights(self.context, memory)))
+
+    def _adjustment(self, context: StageContext | None) -> Adjustment:
+        """What the methods make of the weights by which earlier domains are replayed."""
+
+        def adjust(weights: Mapping[str, float]) -> Mapping[str, float]:
+            if context is not None:
+                for method in self.methods:
+                    weights = dict(method.mix(weights, context))
+            return weights
+
+        return adjust
 
     def _inheritor(self, student: PreTrainedModel) -> Inheritor | None:
         """The teacher of this stage; a model from random weights has nothing to hand down to its first stage."""
@@ -297,17 +321,15 @@ class StageRun:
             return str(self.recipe.model.checkpoint)
         return self.context.ledger.stage_folder(self.previous) / "model"
 
-    def _probe(self, model: PreTrainedModel, num_steps: int) -> Any:
-        """Small held-out evaluations of the domains seen so far, on a log-spaced schedule."""
+    def _probe(self, model: PreTrainedModel, num_steps: int, steering: ReplaySteering | None) -> Any:
+        """Small held-out evaluations of the domains seen so far, on a log-spaced schedule and where steering asks."""
         evaluate = self.recipe.evaluate
-        if not evaluate.probes:
-            return None
-        due = {0, *probe_steps(num_steps, evaluate.probes)}
-        columns = [*self._seen_columns(), *self._own_column()]
+        due = {0, *probe_steps(num_steps, evaluate.probes)} if evaluate.probes else set()
+        steered = steering.steps if steering is not None else frozenset()
+        seen, own = self._seen_columns(), self._own_column()
 
         def probe(step: int, tokens: int) -> Sequence[ProbePoint]:
-            if step not in due:
-                return ()
+            columns = [*seen, *own] if step in due else seen if step in steered else []
             training = model.training
             losses = [
                 self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens) for k in columns
@@ -370,13 +392,17 @@ class StageRun:
             raise BrokenPromiseError(
                 f"stage {self.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
                 + "\n  ".join(broken)
-                + "\n  raise replay.share or replay.memory_tokens, lower train.learning_rate, or train on fewer tokens"
+                + "\n  raise replay.share, max_share or memory_tokens, lower train.learning_rate or tokens,"
+                "\n  and give the same command with such a --set: it goes on from the last committed stage"
             )
 
     def _commit(self, model: PreTrainedModel, losses: Sequence[DomainLoss], corpus: Any) -> StageRecord:
         context, trained = self.context, self.work / "trained"
         curves = self._gather_curves(trained)
-        memory_folders = self._remember(corpus)
+        memory_folders = self._remember(model, corpus)
+        if self.section.select:
+            selected = read_json(self.work / "selected" / "selection.json")
+            write_json(trained / "selection.json", {key: selected[key] for key in selected if key != "seconds"})
         cost = self._cost(model, curves, losses)
         if (self.work / BEFORE).exists():
             write_losses(trained / BEFORE, read_losses(self.work / BEFORE))
@@ -432,7 +458,7 @@ class StageRun:
         )
         return curves
 
-    def _remember(self, corpus: Any) -> list[Path]:
+    def _remember(self, model: PreTrainedModel, corpus: BlockStore) -> list[Path]:
         """Write the next generation of the memory beside the last one, which stays until this stage is committed."""
         replay = self.recipe.replay
         if replay is None or not replay.memory_tokens:
@@ -449,6 +475,7 @@ class StageRun:
                     seed=self.recipe.seed,
                     out=partial,
                     stage=self.index,
+                    scores=memory_scores(self.context, model, corpus, self.index),
                 )
         return [folder]
 
@@ -470,6 +497,9 @@ class StageRun:
             if curve.probe_tokens:
                 probed = Cost(flops=curve.probe_tokens * forward_flops, seconds=seconds["probe_seconds"])
                 cost = cost.adding("probe", probed)
+        if self.section.select:
+            selected = read_json(self.work / "selected" / "selection.json")
+            cost = cost.adding("select", Cost(0, selected["flops"], selected["flops"], selected["seconds"]))
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
@@ -93,6 +94,19 @@ class PhaseCurve:
         )
 
 
+class Steering(Protocol):
+    """Changes what comes next by what a probe found."""
+
+    def observe(self, step: int, points: Sequence[ProbePoint]) -> None:
+        """After `step` optimizer steps these losses were measured."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed phase needs, in plain JSON values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+
+
 @dataclass
 class Phase:
     """Everything one phase of training needs besides the model.
@@ -116,6 +130,7 @@ class Phase:
     tokens_before: int = 0
     tracker_dir: Path | None = None
     fact_probe: Callable[[int, int], Sequence[FactPoint]] | None = None
+    steering: Steering | None = None
 
 
 class StageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -218,12 +233,16 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         if self.phase.fact_probe is not None and (facts := self.phase.fact_probe(step, tokens)):
             self.curve.facts += facts
             self.log({"eval_facts": sum(point.log_probability for point in facts) / len(facts)})
-        points = self.phase.probe(step, tokens) if self.phase.probe is not None else ()
+        points = list(self.phase.probe(step, tokens)) if self.phase.probe is not None else []
         if not points:
             return
+        if self.args.world_size > 1:
+            broadcast_object_list(points)  # what steers replay has to be the same on every device
         for point in points:
             self.curve.probes.append(point)
             self.phase.observer.probed(point)
+        if self.phase.steering is not None and step > 0:
+            self.phase.steering.observe(step, points)
         self.curve.probe_tokens += sum(point.evaluated_tokens for point in points)
         self.curve.probe_seconds += time.monotonic() - started
         self.log({f"eval_probe/{point.domain}": point.nats_per_token for point in points})
@@ -283,6 +302,7 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
                 "replay_tokens": trainer._replay_tokens,
                 "inheritor": inheritor.state_dict() if inheritor is not None else None,
                 "teacher_tokens": inheritor.teacher_tokens if inheritor is not None else 0,
+                "steering": trainer.phase.steering.state_dict() if trainer.phase.steering is not None else None,
             },
         )
         for outdated in _checkpoints(folder.parent)[: -trainer.checkpoints_kept]:
@@ -334,6 +354,8 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     trainer._replay_tokens = state["replay_tokens"]
     if trainer.phase.inheritor is not None and state["inheritor"] is not None:
         trainer.phase.inheritor.load_state_dict(state["inheritor"])
+    if trainer.phase.steering is not None and state["steering"] is not None:
+        trainer.phase.steering.load_state_dict(state["steering"])
     load_methods(trainer.phase.methods, checkpoint / METHODS_FILE)
 
 
