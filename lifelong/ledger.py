@@ -99,9 +99,9 @@ class Line:
 def _body(record: StageRecord) -> bytes:
     """A record without what a clock measured."""
     data = record.to_json()
-    del data["committed_at"]
+    data.pop("committed_at", None)
     for cost in data["cost"].values():
-        del cost["seconds"]
+        cost.pop("seconds", None)
     if data["expansion"] is not None:
         data["expansion"].pop("seconds", None)
     return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
