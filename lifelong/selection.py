@@ -138,8 +138,7 @@ def select_corpus(
             "chosen_tokens": store.num_tokens,
             "lowest_score_chosen": float(scores[rows].min()),
             "quartiles": [float(value) for value in np.quantile(scores, [0.25, 0.5, 0.75])],
-            "highest": _openings(selection, scores, np.argsort(-scores, kind="stable")),
-            "lowest": _openings(selection, scores, np.argsort(scores, kind="stable")),
+            **_openings(selection, scores),
             "flops": selection.flops,
             "seconds": monotonic() - started,
         },
@@ -196,16 +195,16 @@ def _challenge(selection: Selection) -> NDArray[np.float64]:
     return scores
 
 
-def _openings(selection: Selection, scores: NDArray[np.float64], order: NDArray[np.int64]) -> list[dict[str, Any]]:
-    wanted = {int(row): rank for rank, row in enumerate(order[:SHOWN_DOCUMENTS])}
-    found: dict[int, dict[str, Any]] = {}
+def _openings(selection: Selection, scores: NDArray[np.float64]) -> dict[str, list[dict[str, Any]]]:
+    """How the documents with the highest and the lowest scores begin, in one reading of the corpus."""
+    orders = {"highest": np.argsort(-scores, kind="stable"), "lowest": np.argsort(scores, kind="stable")}
+    wanted = {int(row) for order in orders.values() for row in order[:SHOWN_DOCUMENTS]}
+    found = {}
     for row, (_, document) in enumerate(selection.considered()):
         if row in wanted:
             text = " ".join(document.text[: 4 * SHOWN_CHARACTERS].split())[:SHOWN_CHARACTERS]
-            found[wanted[row]] = {"score": float(scores[row]), "text": text}
-            if len(found) == len(wanted):
-                break
-    return [found[rank] for rank in sorted(found)]
+            found[row] = {"score": float(scores[row]), "text": text}
+    return {name: [found[int(row)] for row in order[:SHOWN_DOCUMENTS]] for name, order in orders.items()}
 
 
 def scored(scorer: DocumentScorer, documents: Sequence[Document], score: Score) -> dict[str, Any]:
