@@ -79,11 +79,11 @@ class Stream:
         """Stages that end between two logs, with checkpoints in their middle; `short`: the first alone."""
         data = recipe_data(self.folder)
         for stage in data["stages"]:
-            stage["tokens"] = 1800
+            stage["tokens"] = 2500 if self.short else 1500
         if self.short:
             del data["stages"][1:]
             data["tokenizer"] = {"train": {"kind": "bpe", "vocab_size": 300}}
-        return {**data, "recover": {"tokens": 600}, "evaluate": {"tokens": 300, "samples": 1, "probes": 2, "probe_tokens": 100},
+        return {**data, "recover": {"tokens": 600}, "evaluate": {"tokens": 200, "samples": 1, "probes": 2, "probe_tokens": 100},
                 "methods": [{"name": "l2", "strength": 0.01}],
                 "train": {**data["train"], "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}}  # fmt: skip
 
@@ -343,7 +343,7 @@ class Reference:
         return Aim(phase, visit + 1, draw.randint(1, max(1, counts[visit])), KINDS[kind])
 
 
-def soak(folder: Path, kills: int, seed: int = 0, report: Callable[[str], None] | None = None) -> Tally:
+def soak(folder: Path, kills: int, seed: int = 0, report: Callable[[Tally], None] | None = None) -> Tally:
     """Kill runs until `kills` ends came before their time, and finish every run that was begun."""
     draw, tally, started = random.Random(seed), Tally(), time.monotonic()
     stream = Stream(folder / "corpora")
@@ -359,7 +359,8 @@ def soak(folder: Path, kills: int, seed: int = 0, report: Callable[[str], None] 
         _compare(out, reference.files, tally)
         tally.runs += 1
         if report is not None:
-            report(f"{tally.kills} kills, {tally.runs} runs, {tally.files_different} files different")
+            tally.seconds = time.monotonic() - started
+            report(tally)
         if not tally.findings:
             shutil.rmtree(out)
     tally.seconds = time.monotonic() - started
@@ -442,7 +443,9 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     with _folder(options.folder) as folder:
-        tally = soak(folder, options.kills, options.seed, lambda line: print(line, file=sys.stderr, flush=True))
+        tally = soak(
+            folder, options.kills, options.seed, lambda now: print(f"{now.table()}\n", file=sys.stderr, flush=True)
+        )
         if options.keep is not None:
             shutil.rmtree(options.keep, ignore_errors=True)
             shutil.copytree(folder / "undisturbed", options.keep)
