@@ -323,17 +323,21 @@ class Reference:
 
     @classmethod
     def of(cls, stream: Stream, out: Path) -> Reference:
-        """Run here and not in a fork: what it imports need not be imported again, nor be counted as part of a phase."""
+        """Run here and not in a fork: what it imports need not be imported again, nor be counted as part of a phase.
+
+        `out` may hold a run that this process has finished before.
+        """
         stream.run(out)
         teller, started = Teller(), time.monotonic()
+        counted = out.with_name("counted")
         with teller.installed() as observer:
-            stream.run(out.with_name("counted"), observer)
+            stream.run(counted, observer)
             teller.set("preparing")
         events: dict[str, list[int]] = {phase: [] for phase in PHASES}
         for phase, count in teller.events:
             events[phase].append(count)
         assert all(events.values()), "a phase of the run was never met"
-        assert comparable(out) == comparable(out.with_name("counted"))
+        assert comparable(out) == comparable(counted)
         return cls(comparable(out), events, time.monotonic() - started)
 
     def aim(self, phase: str, kind: str, draw: random.Random, fresh: bool) -> Aim:
@@ -343,11 +347,20 @@ class Reference:
         return Aim(phase, visit + 1, draw.randint(1, max(1, counts[visit])), KINDS[kind])
 
 
-def soak(folder: Path, kills: int, seed: int = 0, report: Callable[[Tally], None] | None = None) -> Tally:
-    """Kill runs until `kills` ends came before their time, and finish every run that was begun."""
+def soak(
+    folder: Path,
+    kills: int,
+    seed: int = 0,
+    report: Callable[[Tally], None] | None = None,
+    finished: tuple[Stream, Path] | None = None,
+) -> Tally:
+    """Kill runs until `kills` ends came before their time, and finish every run that was begun.
+
+    `finished` is a stream and a run of it that this process left alone; made here where not given.
+    """
     draw, tally, started = random.Random(seed), Tally(), time.monotonic()
-    stream = Stream(folder / "corpora")
-    reference = Reference.of(stream, folder / "undisturbed")
+    stream, undisturbed = finished or (Stream(folder / "corpora"), folder / "undisturbed")
+    reference = Reference.of(stream, undisturbed)
     kinds = ["SIGKILL", "SIGKILL", "power cut", "SIGTERM", "SIGINT"]
     # in the order in which a run meets the phases, so that one run takes many kills; None: anywhere
     aims = [*PHASES, None, None]
