@@ -42,7 +42,8 @@ check: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 
 bench: $(VENV)/.installed
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/*.py; do echo "== $$script"; \
+	  $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build -W -b html docs docs/_build

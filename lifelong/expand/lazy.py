@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.errors import ExpansionError
+from lifelong.expand.float64 import usual_float32
 
 Fetch = Callable[[str], Tensor]
-KEEP_BYTES = 2 << 30
-"""Models up to this size are held as a whole while they are compared; larger ones module by module."""
+KEEP_BYTES = 1 << 30
+KEEP_SHARE = 0.25
+"""While they are compared, models are held as a whole up to this size or this part of the memory that is free; larger
+ones module by module."""
 
 
 def empty_model(model_class: Any, config: Any) -> Any:
@@ -73,24 +76,32 @@ def model_class_of(config: Any, objective: str) -> Any:
 def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype) -> Any:
     """A model in evaluation mode whose parameters come from `fetch`, cast to `dtype`."""
     model = empty_model(model_class, config)
-    tied = tied_names(model)
-    size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    tied, held = tied_names(model), is_held(model, dtype)
 
     def load(module: nn.Module, prefix: str) -> None:
         for name in module._parameters:
             if module._parameters[name] is not None:
                 full = f"{prefix}.{name}" if prefix else name
-                value = fetch(tied.get(full, full)).to(dtype)
+                with usual_float32():
+                    value = fetch(tied.get(full, full)).to(dtype)
                 module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
     for prefix, module in model.named_modules():
         if not any(value is not None for value in module._parameters.values()):
             continue
-        if size <= KEEP_BYTES:
+        if held:
             load(module, prefix)
         else:
             _load_around_forward(module, prefix, load)
     return model
+
+
+def is_held(model: Any, dtype: torch.dtype) -> bool:
+    """Whether a model's parameters are held all at once while it is compared."""
+    import psutil
+
+    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    return bool(size <= max(KEEP_BYTES, KEEP_SHARE * psutil.virtual_memory().available))
 
 
 def _load_around_forward(module: nn.Module, prefix: str, load: Callable[[nn.Module, str], None]) -> None:

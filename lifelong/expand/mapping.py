@@ -46,7 +46,7 @@ class ExpansionMap:
         return [self.axes[name] for name in mapping.axes]
 
     def weight(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
-        """One grown parameter; `weights` need to hold its sources only.
+        """One grown parameter; `weights` need to hold its sources only. One that stays may be the old tensor itself.
 
         Raises:
             ExpansionError: a value is not finite.
@@ -65,7 +65,8 @@ class ExpansionMap:
         for name, mapping in self.tensors.items():
             value = self.weight(name, weights)
             dtype = next(iter(weights.values())).dtype if not mapping.sources else value.dtype
-            grown[name] = value.to(dtype)
+            same = any(value is weights[source] for source in mapping.sources)
+            grown[name] = value.to(dtype, copy=same)
         return grown
 
     def apply_gradients(
@@ -119,7 +120,8 @@ class ExpansionMap:
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
-    if not bool(torch.isfinite(tensor.sum(dtype=torch.float64) if tensor.dtype.is_floating_point else tensor).all()):
+    # a sum is far cheaper than a look at every value; one that overflows is looked at closely
+    if not bool(torch.isfinite(tensor.sum())):
         count = int((~torch.isfinite(tensor)).sum())
         if count:
             raise ExpansionError(

@@ -7,6 +7,8 @@ by its dual factors, second moments and importances by their squares.
 
 from __future__ import annotations
 
+import itertools
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +70,10 @@ class Draw:
 
 
 def grow_weight(mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[AxisMap], seed: int) -> Tensor:
-    """The grown parameter, in the dtype of the old one; computed in float32 or, for float64 weights, in float64."""
+    """The grown parameter, in the dtype of the old one; computed in float32 or, for float64 weights, in float64.
+
+    A parameter that stays as it is may be the old tensor itself.
+    """
     dtype = sources[0].dtype if sources else torch.float32
     working = torch.float64 if dtype == torch.float64 else torch.float32
     shape = [len(axis.source) for axis in axes]
@@ -78,7 +83,7 @@ def grow_weight(mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[Ax
         return Draw.of(seed, mapping.name).normal(shape, dtype) * mapping.std
     value = _stacked(sources, len(shape))
     if all(axis.is_identity for axis in axes) and mapping.factor == 1 and not mapping.copy_noise:
-        return value.clone()
+        return value
     draw = Draw.of(seed, mapping.name)
     value = value.to(working)
     if mapping.offset:
@@ -139,6 +144,7 @@ def _has_shares(axes: Sequence[AxisMap]) -> bool:
 
 
 Part = slice | Tensor
+MANY_RUNS = 64
 
 
 def _places(mask: Tensor) -> Part:
@@ -162,11 +168,25 @@ def _block(value: Tensor, parts: Sequence[Part]) -> Tensor:
 
 
 def _assign(grown: Tensor, parts: Sequence[Part], block: Tensor) -> None:
-    if all(isinstance(part, slice) for part in parts):
-        grown[tuple(parts)] = block
+    runs = [_runs(part) for part in parts]
+    if math.prod(len(run) for run in runs) > MANY_RUNS:
+        index = [torch.arange(part.start, part.stop) if isinstance(part, slice) else part for part in parts]
+        grown[torch.meshgrid(*index, indexing="ij")] = block
         return
-    index = [torch.arange(part.start, part.stop) if isinstance(part, slice) else part for part in parts]
-    grown[torch.meshgrid(*index, indexing="ij")] = block
+    for chosen in itertools.product(*runs):  # a few slices are far faster than an index of every entry
+        grown[tuple(place for place, _ in chosen)] = block[tuple(source for _, source in chosen)]
+
+
+def _runs(part: Part) -> list[tuple[slice, slice]]:
+    """Runs of neighbouring places: where they are in the whole, and where in the block."""
+    if isinstance(part, slice):
+        return [(part, slice(0, part.stop - part.start))]
+    edges = [0, *((part.diff() != 1).nonzero().flatten() + 1).tolist(), len(part)]
+    return [
+        (slice(int(part[low]), int(part[high - 1]) + 1), slice(low, high))
+        for low, high in itertools.pairwise(edges)
+        if high > low
+    ]
 
 
 def _spread(
@@ -187,14 +207,24 @@ def _spread(
     for dim, (axis, part) in enumerate(zip(axes, parts, strict=True)):
         if draw is not None and axis.split and mapping is not None:
             value = _shared(value, dim, axis.source[part], draw, mapping.std)
-    for dim, (factor, part) in enumerate(zip(factors, parts, strict=True)):
-        along = factor[part]
-        if not bool((along == 1).all()):
-            value = value * along.to(value.dtype).view([-1 if i == dim else 1 for i in range(value.dim())])
+    along = [factor[part].to(value.dtype) for factor, part in zip(factors, parts, strict=True)]
+    scales = [f.view([-1 if i == dim else 1 for i in range(value.dim())]) for dim, f in enumerate(along)]
+    scales = [scale for scale in scales if not bool((scale == 1).all())]
     shape = [len(axis.source) for axis in axes]
     if list(value.shape) == shape:
-        return value.clone(memory_format=torch.contiguous_format)
+        grown = value * scales[0] if scales else value.clone(memory_format=torch.contiguous_format)
+        for scale in scales[1:]:
+            grown *= scale
+        return grown
     grown = torch.zeros(shape, dtype=value.dtype)
+    if scales and not value.requires_grad and all(isinstance(part, slice) for part in parts):
+        block = grown[tuple(parts)]
+        torch.mul(value, scales[0], out=block)  # one pass over memory instead of two
+        for scale in scales[1:]:
+            block *= scale
+        return grown
+    for scale in scales:
+        value = value * scale
     _assign(grown, parts, value)
     return grown
 

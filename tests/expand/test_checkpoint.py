@@ -62,6 +62,20 @@ def test_the_map_beside_the_checkpoint_brings_old_weights_to_the_new_size(folder
     assert written["max_logit_difference_float64"] < 1e-10
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_a_model_too_large_to_hold_is_compared_module_by_module(tmp_path, monkeypatch, family):
+    tiny(family).save_pretrained(tmp_path / "small")
+    shape = {"hidden_size": 48, "layers": 3}
+    usual = expand_checkpoint(str(tmp_path / "small"), tmp_path / "usual", targets=shape)
+    monkeypatch.setattr("lifelong.expand.lazy.KEEP_BYTES", 0)
+    monkeypatch.setattr("lifelong.expand.lazy.KEEP_SHARE", 0)
+    report = expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets=shape)
+    assert report.passed
+    for name in ("float64", "float32", "bfloat16"):
+        key = f"max_logit_difference_{name}"
+        assert getattr(report, key) == pytest.approx(getattr(usual, key), abs=1e-13)
+
+
 def test_a_dtype_stays(tmp_path):
     tiny("llama").to(torch.bfloat16).save_pretrained(tmp_path / "small")
     report = expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets=TARGETS)
@@ -122,7 +136,7 @@ def test_a_quantised_checkpoint_is_refused(folder, kind):
         weights = load_file(folder / "model.safetensors")
         weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.int8)
         save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ExpansionError, match="quantised.*full-precision"):
+    with pytest.raises(ExpansionError, match=r"quantised.*full-precision"):
         expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
     assert nothing_left(folder.parent / "grown")
 
