@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--domain", default="wiki")
     parser.add_argument("--tokens", default="600k", help="of the student")
     parser.add_argument("--teacher-tokens", default="1200k")
+    parser.add_argument("--probes", type=int, default=30)
     parser.add_argument("--until", type=float, default=0.6)
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=2.0)
@@ -78,9 +79,10 @@ def main() -> None:
     }  # fmt: skip
     forms = {"plain": {}, "taught": {"inherit": inherit}}
     for name, changes in forms.items():
-        run_recipe(recipe(options, name, large, tokens, **changes), options.runs / name)
+        looks = {"tokens": 20_000, "probes": options.probes, "probe_tokens": 8_000, "samples": 0}
+        run_recipe(recipe(options, name, large, tokens, evaluate=looks, **changes), options.runs / name)
     plain, taught = (curve(options.runs / name) for name in forms)
-    last_step, target = plain[-1]
+    last_step, target = plain[-1]  # the same documents as in every other probe
     step = reached(taught, target)
     flops = {
         name: json.loads((options.runs / name / "report/matrix.json").read_text())["cost"]
