@@ -235,7 +235,7 @@ def bench_head(options: argparse.Namespace) -> dict[str, Any]:
     forms, use = head_forms(options)
     use(options.tokens // 4)
     hidden_like = options.tokens // 4
-    seconds = take_turns(forms, options.rounds, options.device, lambda: use(hidden_like))
+    seconds = take_turns(forms, options.rounds, options.device, lambda: use(hidden_like)) if options.rounds else {}
     rows = {}
     base = next(iter(forms))
     for name, form in forms.items():
@@ -246,8 +246,8 @@ def bench_head(options: argparse.Namespace) -> dict[str, Any]:
                 form().backward()
             megabytes.append(peak.megabytes)
         rows[name] = {
-            "milliseconds": statistics.median(seconds[name]) * 1e3,
-            "ratio": ratio(seconds, name, base),
+            "milliseconds": statistics.median(seconds[name]) * 1e3 if seconds else math.nan,
+            "ratio": ratio(seconds, name, base) if seconds else math.nan,
             "megabytes": megabytes[1],
             "bytes_per_token": (megabytes[1] - megabytes[0]) * 1e6 / (options.tokens - options.tokens // 2),
         }
@@ -458,7 +458,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocab", type=int, default=50257)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of the timing of heads; 0: memory alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--layers", type=int, default=4, help="of the model of a whole step")

@@ -47,10 +47,10 @@ def curve(out: Path) -> list[tuple[int, float]]:
 
 
 def reached(points: list[tuple[int, float]], nats: float) -> float | None:
-    """The step at which a curve first goes below `nats`, between two probes by a straight line."""
+    """The step at which a curve first goes below `nats`; between two probes the loss is linear in the log of steps."""
     for (step, high), (later, low) in pairwise(points):
         if low <= nats < high:
-            return step + (later - step) * (high - nats) / (high - low)
+            return step * (later / step) ** ((high - nats) / (high - low))
     return None
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--domain", default="wiki")
     parser.add_argument("--tokens", default="600k", help="of the student")
     parser.add_argument("--teacher-tokens", default="1200k")
-    parser.add_argument("--probes", type=int, default=30)
+    parser.add_argument("--probes", type=int, default=20)
     parser.add_argument("--until", type=float, default=0.6)
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=2.0)
@@ -79,7 +79,7 @@ def main() -> None:
     }  # fmt: skip
     forms = {"plain": {}, "taught": {"inherit": inherit}}
     for name, changes in forms.items():
-        looks = {"tokens": 20_000, "probes": options.probes, "probe_tokens": 8_000, "samples": 0}
+        looks = {"tokens": 6_000, "probes": options.probes, "probe_tokens": 6_000, "samples": 0}
         run_recipe(recipe(options, name, large, tokens, evaluate=looks, **changes), options.runs / name)
     plain, taught = (curve(options.runs / name) for name in forms)
     last_step, target = plain[-1]  # the same documents as in every other probe
