@@ -229,6 +229,21 @@ def test_a_teacher_with_fewer_real_tokens_gives_the_rest_probability_zero():
     assert float((ours.grad - theirs.grad).abs().max()) < 1e-12
 
 
+def test_soft_capping_and_tiles_of_entries():
+    """A cache that holds every token equals the teacher itself, through a soft-cap as well."""
+    hidden, weight, bias, teacher_hidden, teacher_weight, labels = tensors()
+    probabilities = ((teacher_hidden @ teacher_weight.T) / 2).softmax(-1)
+    gradients = []
+    for target in (
+        OnlineTarget(teacher_hidden, teacher_weight),
+        CachedTarget(torch.arange(V).expand(N, V), probabilities),
+    ):
+        ours = hidden.clone().requires_grad_()
+        ki_loss(ours, weight, labels, bias_V=bias, targets=target, alpha=0.6, temperature=2.0, softcap=2.0).backward()
+        gradients.append(ours.grad)
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-12
+
+
 def test_logit_scale_and_tiles_of_one_row(monkeypatch):
     monkeypatch.setattr("lifelong.inherit.chunk.TILE_ELEMENTS", 1)
     hidden, weight, _, teacher_hidden, teacher_weight, labels = tensors()
