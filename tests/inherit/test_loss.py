@@ -287,3 +287,30 @@ def test_no_logits_of_all_tokens_exist():
             hidden, weight, torch.zeros(n, dtype=torch.long), targets=target, alpha=0.5, chunk_tokens=rows
         ).backward()
     assert seen.elements == max(rows * v, n * d, v * d)
+
+
+@pytest.mark.parametrize("kind", ["plain", "online", "cached"])
+def test_a_token_more_takes_eight_bytes_a_channel(kind):
+    """Its gradient, once in the loss and once where the leaf keeps it; everything else is a chunk or the embedding."""
+    from torch.profiler import ProfilerActivity, profile
+
+    width, vocab = 64, 128
+
+    def peak(tokens):
+        hidden, weight = torch.randn(tokens, width, requires_grad=True), torch.randn(vocab, width, requires_grad=True)
+        target = {
+            "plain": (), "online": OnlineTarget(torch.randn(tokens, width), torch.randn(vocab, width)),
+            "cached": CachedTarget(torch.randint(0, vocab, (tokens, 12)), torch.rand(tokens, 12)),
+        }[kind]  # fmt: skip
+        labels = torch.zeros(tokens, dtype=torch.long)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            ki_loss(hidden, weight, labels, targets=target, alpha=0.5, temperature=2.0, chunk_tokens=64).backward()
+        now = most = 0
+        for event in recorded.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                most = max(most, now)
+        return most
+
+    few, many = peak(512), peak(1536)
+    assert (many - few) / 1024 <= 8 * width
