@@ -68,6 +68,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/steps-saved"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/steps_saved.json"))
     options = parser.parse_args()
+    if not os.environ.get("LIFELONG_DATA"):
+        print("left out: set LIFELONG_DATA to the folder of the corpora")
+        return
     small = {"layers": 2, "hidden_size": 96, "heads": 3}
     large = {"layers": 3, "hidden_size": 160, "heads": 5}
     tokens, teacher_tokens = parse_count(options.tokens), parse_count(options.teacher_tokens)
