@@ -47,10 +47,10 @@ def curve(out: Path) -> list[tuple[int, float]]:
 
 
 def reached(points: list[tuple[int, float]], nats: float) -> float | None:
-    """The step at which a curve first goes below `nats`, between two probes by a straight line."""
+    """The step at which a curve first goes below `nats`; between two probes the loss is linear in the log of steps."""
     for (step, high), (later, low) in pairwise(points):
         if low <= nats < high:
-            return step + (later - step) * (high - nats) / (high - low)
+            return step * (later / step) ** ((high - nats) / (high - low))
     return None
 
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--domain", default="wiki")
     parser.add_argument("--tokens", default="600k", help="of the student")
     parser.add_argument("--teacher-tokens", default="1200k")
+    parser.add_argument("--probes", type=int, default=20)
     parser.add_argument("--until", type=float, default=0.6)
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=2.0)
@@ -67,6 +68,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/steps-saved"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/steps_saved.json"))
     options = parser.parse_args()
+    if not os.environ.get("LIFELONG_DATA"):
+        print("left out: set LIFELONG_DATA to the folder of the corpora")
+        return
     small = {"layers": 2, "hidden_size": 96, "heads": 3}
     large = {"layers": 3, "hidden_size": 160, "heads": 5}
     tokens, teacher_tokens = parse_count(options.tokens), parse_count(options.teacher_tokens)
@@ -78,9 +82,10 @@ def main() -> None:
     }  # fmt: skip
     forms = {"plain": {}, "taught": {"inherit": inherit}}
     for name, changes in forms.items():
-        run_recipe(recipe(options, name, large, tokens, **changes), options.runs / name)
+        looks = {"tokens": 6_000, "probes": options.probes, "probe_tokens": 6_000, "samples": 0}
+        run_recipe(recipe(options, name, large, tokens, evaluate=looks, **changes), options.runs / name)
     plain, taught = (curve(options.runs / name) for name in forms)
-    last_step, target = plain[-1]
+    last_step, target = plain[-1]  # the same documents as in every other probe
     step = reached(taught, target)
     flops = {
         name: json.loads((options.runs / name / "report/matrix.json").read_text())["cost"]

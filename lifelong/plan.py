@@ -86,7 +86,9 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedSta
     teacher_tokens = 0.0
     if recipe.inherit is not None and (index or recipe.model.checkpoint or recipe.inherit.teacher.model != "previous"):
         teacher_tokens = plan.tokens * taught_share(recipe.inherit)
-    teacher_flops = teacher_tokens * forward_flops_per_token(meta_model(before, objective), length, objective)
+    teacher = recipe.inherit.teacher.model if recipe.inherit is not None else None
+    teacher_config = before if teacher in (None, "previous") else load_config(str(teacher))
+    teacher_flops = teacher_tokens * forward_flops_per_token(meta_model(teacher_config, objective), length, objective)
     parameters = num_parameters(model)
     trained = plan.tokens + (stage_plan(recover, length, plan.blocks_per_step).tokens if recover else 0)
     return PlannedStage(

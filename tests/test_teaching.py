@@ -27,6 +27,14 @@ def cards(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_token_cache(tmp_path_factory):
+    """Tokenised corpora go to a folder of the tests and not of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIFELONG_CACHE", str(tmp_path_factory.mktemp("tokens")))
+        yield
+
+
 def tiny(cards, **changes):
     """Two short stages without growth."""
     stages = [{"domain": str(cards / f"{name}.yaml"), "tokens": 1500} for name in ("sea", "farm")]
@@ -81,12 +89,14 @@ def points_of(stage, out):
 def test_a_cache_teaches_without_a_model(cards, teachers, cache, tmp_path):
     model = str(last_model(teachers, "clm"))
     recipe = student(cards, teachers, teacher={"cache": str(cache), "of": model})
+    plain = recipe.to_plain()  # what is replayed is found in the cache like what is new
+    recipe = parse_recipe({**plain, "replay": {"memory_tokens": 1000, "share": 0.25}})
     run_recipe(recipe, tmp_path / "run")
     assert all(points for points in taught_points(tmp_path / "run"))
     cost = json.loads((tmp_path / "run/report/matrix.json").read_text())["cost"]
     assert cost["teacher_flops"] == 0
     assert plan_recipe(recipe).stages[1].teacher_flops == 0
-    online = student(cards, teachers, teacher=model)
+    online = parse_recipe({**recipe.to_plain(), "inherit": {"teacher": model, "until": 0.5}})
     run_recipe(online, tmp_path / "online")
     cost = json.loads((tmp_path / "online/report/matrix.json").read_text())["cost"]
     assert cost["teacher_flops"] > 0

@@ -62,54 +62,57 @@ def chunk_gradient(
     """
     num_rows, vocab = logits_CV.shape
     tile = num_rows if logits_CV.is_cuda else max(1, TILE_ELEMENTS * torch.get_num_threads() // vocab)
-    teacher = _Teacher(targets, logits_CV, rates.temperature)
+    own_C1 = labels_C[:, None]
+    label_logit_C = logits_CV.gather(1, own_C1).squeeze(1)
+    factor = rates.logit_scale / rates.num_items
+    hard_C = (1 - alpha_C) * factor
+    teacher = _Teacher(targets, logits_CV, rates.temperature, alpha_C * (rates.temperature * factor))
+    lse_C, tempered_lse_C = torch.empty_like(label_logit_C), torch.empty_like(label_logit_C)
     for start in range(0, num_rows, tile):
         rows = slice(start, min(start + tile, num_rows))
-        student_RV, labels_R, alpha_R = logits_CV[rows], labels_C[rows], alpha_C[rows]
+        student_RV = logits_CV[rows]
         slope_RV = None if rates.softcap is None or not wanted else _softcap_slope(student_RV, rates.softcap)
-        ce_R, kl_R = _tile(student_RV, labels_R, alpha_R, teacher, rows, rates)
-        sums[0] += ((1 - alpha_R) * ce_R + alpha_R * kl_R).sum(dtype=torch.float64)
-        sums[1] += ce_R.sum(dtype=torch.float64)
-        sums[2] += kl_R.sum(dtype=torch.float64)
+        lse_C[rows], tempered_lse_C[rows] = _tile(student_RV, hard_C[rows], teacher, rows)
         if slope_RV is not None:
             student_RV.mul_(slope_RV)
-    return logits_CV if wanted else None
+    ce_C = lse_C - label_logit_C
+    sums[1] += ce_C.sum(dtype=torch.float64)
+    if teacher.is_there:
+        kl_C = (teacher.score_C + teacher.mass_C * tempered_lse_C) * rates.temperature**2
+        sums[0] += ((1 - alpha_C) * ce_C + alpha_C * kl_C).sum(dtype=torch.float64)
+        sums[2] += kl_C.sum(dtype=torch.float64)
+    else:
+        sums[0] += ((1 - alpha_C) * ce_C).sum(dtype=torch.float64)
+    if not wanted:
+        return None
+    own_C = -hard_C if rates.softcap is None else -hard_C * _softcap_slope(label_logit_C, rates.softcap)
+    logits_CV.scatter_add_(1, own_C1, own_C[:, None].to(logits_CV.dtype))
+    teacher.scatter(logits_CV, rates.softcap)
+    return logits_CV
 
 
-def _softcap_slope(capped_RV: Tensor, softcap: float) -> Tensor:
-    return capped_RV.div(softcap).square_().neg_().add_(1)
+def _softcap_slope(capped: Tensor, softcap: float) -> Tensor:
+    return capped.div(softcap).square_().neg_().add_(1)
 
 
-def _tile(
-    student_RV: Tensor, labels_R: Tensor, alpha_R: Tensor, teacher: _Teacher, rows: slice, rates: Rates
-) -> tuple[Tensor, Tensor]:
-    """CE and tau^2 KL of some rows; their logits become their gradient."""
-    tau, factor = rates.temperature, rates.logit_scale / rates.num_items
-    own_R1 = labels_R[:, None]
-    label_logit_R = student_RV.gather(1, own_R1).squeeze(1)
-    hard_R = 1 - alpha_R
-    # what the teacher weighs the student's logits with; the logits are overwritten next
-    mass_R, score_R = teacher.meet(student_RV, rows)
+def _tile(student_RV: Tensor, hard_R: Tensor, teacher: _Teacher, rows: slice) -> tuple[Tensor, Tensor]:
+    """The dense part of the gradient, in place of some rows' logits; log-sums at temperature 1 and tau."""
+    weights_RV = teacher.meet(student_RV, rows)  # before the logits are overwritten
     peak_R1 = student_RV.amax(1, keepdim=True)
     student_RV.sub_(peak_R1)
     peak_R = peak_R1.squeeze(1)
-    if mass_R is None or score_R is None:
+    soft_R = teacher.soft_C[rows]
+    if not teacher.is_there or teacher.tau == 1:  # CE and KL share one softmax
         total_R = student_RV.exp_().sum(1)
-        student_RV.mul_((hard_R * factor / total_R)[:, None])
-        ce_R, kl_R = peak_R + total_R.log() - label_logit_R, torch.zeros_like(label_logit_R)
+        tempered_lse_R = lse_R = peak_R + total_R.log()
+        together_R = hard_R + soft_R * teacher.mass_C[rows] if teacher.is_there else hard_R
+        student_RV.mul_((together_R / total_R)[:, None])
     else:
-        soft_R = alpha_R * (tau * factor)
-        if tau == 1:  # CE and KL share one softmax
-            total_R = student_RV.exp_().sum(1)
-            tempered_lse_R = lse_R = peak_R + total_R.log()
-            student_RV.mul_(((hard_R * factor + soft_R * mass_R) / total_R)[:, None])
-        else:
-            lse_R, tempered_lse_R = _two_softmaxes(student_RV, peak_R, hard_R * factor, soft_R * mass_R, tau)
-        ce_R = lse_R - label_logit_R
-        kl_R = (score_R + mass_R * tempered_lse_R) * (tau * tau)
-        teacher.subtract(student_RV, soft_R, rows)
-    student_RV.scatter_add_(1, own_R1, -(hard_R * factor)[:, None].to(student_RV.dtype))
-    return ce_R, kl_R
+        lse_R, tempered_lse_R = _two_softmaxes(student_RV, peak_R, hard_R, soft_R * teacher.mass_C[rows], teacher.tau)
+    if weights_RV is not None:
+        factor_R = -soft_R if teacher.scale_R is None else -soft_R * teacher.scale_R
+        student_RV.addcmul_(weights_RV, factor_R[:, None].to(student_RV.dtype))
+    return lse_R, tempered_lse_R
 
 
 def _two_softmaxes(
@@ -136,61 +139,63 @@ def _dot(one_RV: Tensor, other_RV: Tensor) -> Tensor:
 class _Teacher:
     """The teachers of a chunk: one dense distribution, or sparse entries, or nothing.
 
-    `meet` must see a tile's logits before they are overwritten, `subtract` comes after.
+    `mass_C` is the mass of the target and `score_C` the sum of t (log t - z / tau). Entries are dealt with for the
+    whole chunk at once, a dense distribution tile by tile: `meet` must see logits before they are overwritten.
     """
 
-    def __init__(self, targets: Sequence[Target], like_CV: Tensor, tau: float) -> None:
-        self.tau = tau
+    def __init__(self, targets: Sequence[Target], logits_CV: Tensor, tau: float, soft_C: Tensor) -> None:
+        self.tau, self.soft_C = tau, soft_C
         self.ids_CK: Tensor | None = None
         self.logits_CV: Tensor | None = None
-        self.weights_RV: Tensor | None = None
         self.scale_R: Tensor | None = None
         targets = active_targets(targets)
+        self.is_there = bool(targets)
         self.is_mixture = len(targets) > 1 or any(target.weight_N is not None for target in targets)
         online = [target for target in targets if isinstance(target, OnlineTarget)]
         cached = [target for target in targets if isinstance(target, CachedTarget)]
+        self.mass_C, self.score_C = logits_CV.new_ones(len(soft_C)), logits_CV.new_zeros(len(soft_C))
         if online and not self.is_mixture:
-            self.logits_CV = _dense_logits(online[0], like_CV)
+            self.logits_CV = _dense_logits(online[0], logits_CV)
             self.num_tokens = online[0].weight_VE.shape[0]
         elif online:
-            self.logits_CV = _dense_mixture(online, cached, like_CV, tau)
+            self.logits_CV = _dense_mixture(online, cached, logits_CV, tau)
         elif cached:
             self.ids_CK, values_CK = mixed_entries(cached)
-            self.values_CK = values_CK.to(like_CV.dtype)
+            self.values_CK = values_CK.to(logits_CV.dtype)
+            self.seen_CK = logits_CV.gather(1, self.ids_CK)
+            self.mass_C = self.values_CK.sum(1)
+            self.score_C = torch.xlogy(self.values_CK, self.values_CK).sum(1)
+            self.score_C -= (self.values_CK * self.seen_CK).sum(1) / tau
 
-    def meet(self, student_RV: Tensor, rows: slice) -> tuple[Tensor | None, Tensor | None]:
-        """Mass of the target, and sum of t (log t - z / tau); None where nobody teaches."""
-        if self.ids_CK is not None:
-            values_RK = self.values_CK[rows]
-            seen_RK = student_RV.gather(1, self.ids_CK[rows])
-            score_R = torch.xlogy(values_RK, values_RK).sum(1) - (values_RK * seen_RK).sum(1) / self.tau
-            return values_RK.sum(1), score_R
+    def meet(self, student_RV: Tensor, rows: slice) -> Tensor | None:
+        """Weights of a dense target, up to `scale_R`; notes its mass and score."""
         if self.logits_CV is None:
-            return None, None
+            return None
         teacher_RV = self.logits_CV[rows]
         if self.is_mixture:
-            self.weights_RV = teacher_RV
-            score_R = torch.xlogy(teacher_RV, teacher_RV).sum(1) - _dot(teacher_RV, student_RV) / self.tau
-            return teacher_RV.sum(1), score_R
+            self.mass_C[rows] = teacher_RV.sum(1)
+            self.score_C[rows] = torch.xlogy(teacher_RV, teacher_RV).sum(1) - _dot(teacher_RV, student_RV) / self.tau
+            return teacher_RV
         peak_R1 = teacher_RV.amax(1, keepdim=True)
-        self.weights_RV = (teacher_RV - peak_R1).div_(self.tau).exp_()
-        total_R = self.weights_RV.sum(1)
+        weights_RV = (teacher_RV - peak_R1).div_(self.tau).exp_()
+        total_R = weights_RV.sum(1)
         self.scale_R = 1 / total_R
-        # sum of t (log t - z / tau), through the difference of the logits: exact where the two are close
+        # through the difference of the logits: exact where teacher and student are close
         teacher_RV.sub_(student_RV)
         if self.num_tokens < teacher_RV.shape[1]:
             teacher_RV[:, self.num_tokens :] = 0  # padding has probability 0, and 0 times infinity is none
-        distance_R = _dot(self.weights_RV, teacher_RV) / (self.tau * total_R)
-        return torch.ones_like(total_R), distance_R - peak_R1.squeeze(1) / self.tau - total_R.log()
+        distance_R = _dot(weights_RV, teacher_RV) / (self.tau * total_R)
+        self.score_C[rows] = distance_R - peak_R1.squeeze(1) / self.tau - total_R.log()
+        return weights_RV
 
-    def subtract(self, gradient_RV: Tensor, soft_R: Tensor, rows: slice) -> None:
-        """Take `soft` times the target off the gradient."""
-        if self.ids_CK is not None:
-            gradient_RV.scatter_add_(1, self.ids_CK[rows], -soft_R[:, None] * self.values_CK[rows])
+    def scatter(self, gradient_CV: Tensor, softcap: float | None) -> None:
+        """Take the entries off the gradient."""
+        if self.ids_CK is None:
             return
-        assert self.weights_RV is not None, "`meet` comes first"
-        factor_R = -soft_R if self.scale_R is None else -soft_R * self.scale_R
-        gradient_RV.addcmul_(self.weights_RV, factor_R[:, None].to(gradient_RV.dtype))
+        off_CK = self.values_CK * -self.soft_C[:, None]
+        if softcap is not None:
+            off_CK = off_CK * _softcap_slope(self.seen_CK, softcap)
+        gradient_CV.scatter_add_(1, self.ids_CK, off_CK)
 
 
 def _dense_logits(target: OnlineTarget, like_CV: Tensor) -> Tensor:

@@ -161,7 +161,9 @@ class _ChunkedLoss(torch.autograd.Function):
             else target
             for target in settings.targets
         )
-        rates = Rates(settings.temperature, settings.num_items, settings.logit_scale, settings.softcap)
+        items = settings.num_items
+        items = items.to(exact) if isinstance(items, Tensor) else items
+        rates = Rates(settings.temperature, items, settings.logit_scale, settings.softcap)
         sums = torch.zeros(3, dtype=torch.float64, device=hidden_ND.device)
         buffer_CV = hidden_ND.new_empty((min(settings.chunk_tokens, hidden_ND.shape[0]), vocab), dtype=exact)
         for start in range(0, hidden_ND.shape[0], settings.chunk_tokens):
@@ -197,9 +199,11 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        # out of place: the graph may be walked again (gradcheck, retain_graph)
-        gradients = [None if g is None else g * upstream.to(g.dtype) for g in ctx.gradients]
-        return (*gradients, None)
+        # what is kept is never changed: the graph may be walked again (gradcheck, retain_graph); where nothing is to
+        # be scaled it is handed on without a copy (asking an accelerator would mean waiting for it)
+        if upstream.device.type == "cpu" and float(upstream) == 1.0:
+            return (*ctx.gradients, None)
+        return (*(None if g is None else g * upstream.to(g.dtype) for g in ctx.gradients), None)
 
 
 def replace_weight(target: OnlineTarget, weight_VE: Tensor) -> OnlineTarget:
