@@ -52,11 +52,11 @@ class MatrixView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Choose by the width at hand."""
-        rows = len(self.history.matrix.stages)
-        for with_rises in (True, False):
+        matrix = self.history.matrix
+        forms = (True, False) if max(len(matrix.stages), len(matrix.domains)) <= DOMAIN_ROWS else ()
+        for with_rises in forms:
             table = matrix_table(self.history, with_rises=with_rises)
-            needed = console.measure(table, options=options.update(max_width=10_000)).maximum
-            if needed <= options.max_width and rows <= DOMAIN_ROWS:
+            if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
                 yield table
                 return
         yield domains_table(self.history)
