@@ -256,6 +256,7 @@ def evaluate(
         return
     from lifelong.pipeline import evaluate_cards
     from lifelong.report.table import losses_table
+    from lifelong.report.uncertainty import loss_interval
 
     losses = evaluate_cards(
         model, domain or [], tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
@@ -263,7 +264,8 @@ def evaluate(
     if as_json:
         figures = [
             {"domain": loss.domain, "nats_per_token": loss.nats_per_token, "perplexity": loss.perplexity,
-             "bits_per_byte": loss.bits_per_byte, "tokens": loss.tokens}
+             "bits_per_byte": loss.bits_per_byte, "tokens": loss.tokens,
+             "interval": [bounds.low, bounds.high] if (bounds := loss_interval(loss)) else None}
             for loss in losses
         ]  # fmt: skip
         typer.echo(json.dumps(figures, indent=1))

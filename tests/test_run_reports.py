@@ -61,6 +61,11 @@ def test_probes_begin_with_the_model_as_the_stage_finds_it(run):
     assert compute_run(history)["stability_gap"] is not None
 
 
+def test_probes_take_no_step_of_the_training_curve_away(run):
+    for points in read_history(run).train:
+        assert [point.step for point in points] == [2, 4, 6, 8, 10, 12]
+
+
 def test_probes_have_their_cost_and_are_no_part_of_training(run):
     for record, points in zip(read_history(run).stages, read_history(run).probes, strict=True):
         assert record.cost["probe"]["flops"] > 0

@@ -84,7 +84,7 @@ def evaluate_task(
         InputError: the task cannot be read, or transformers has no classification head for the architecture.
     """
     splits = {name: read_examples(task, name, settings.examples) for name in ("train", "dev", "test")}
-    classes = sorted({label for examples in splits.values() for label in examples.labels})
+    classes = sorted(frozenset().union(*(examples.classes for examples in splits.values())))
     runs = [
         _fine_tuned(source, splits, classes, settings, tokenizer, objective, prompt, kind, seed)
         for kind, prompt in chosen_prompts(task, prompts or {}).items()

@@ -57,11 +57,12 @@ class Task(_Part):
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts and labels of one split, and how many the split holds altogether."""
+    """Texts and labels of one split; how many it holds altogether, and all its classes, also those not taken."""
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
     available: int
+    classes: frozenset[str]
 
 
 def load_task(card: str | Path) -> Task:
@@ -147,7 +148,7 @@ def read_examples(task: Task, split: str, limit: int | None = None) -> Examples:
     if not texts:
         raise InputError(f"task {task.name}: its {split} split holds no example")
     kept = len(texts) if limit is None else limit
-    return Examples(tuple(texts[:kept]), tuple(labels[:kept]), len(texts))
+    return Examples(tuple(texts[:kept]), tuple(labels[:kept]), len(texts), frozenset(labels))
 
 
 def _files(task: Task, split: str) -> Sequence[Path]:

@@ -85,4 +85,4 @@ def caption(tasks: Sequence[TaskScores]) -> str:
 
 def _share(scores: TaskScores) -> str:
     used, available = scores.examples["train"]
-    return f"{used:,}" if used == available else f"{used:,} of {available:,}"
+    return f"{used:,}" if used == available else f"{used:,}/{available:,}"

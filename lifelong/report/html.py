@@ -199,7 +199,7 @@ def lineage_table(history: RunHistory) -> str:
     """The ledger: which stage follows which, with hashes."""
     rows = [
         (r.name, f"{r.parameters / 1e6:.2f}M", f"{r.tokens:,}", r.parent[:12], r.fingerprints.get("model", "")[:12],
-         r.fingerprints.get("corpus", "")[:12], r.committed_at)
+         r.fingerprints.get("corpus", "")[:12], r.committed_at[:16].replace("T", " "))
         for r in history.stages
     ]  # fmt: skip
     heads = ("stage", "parameters", "tokens", "parent", "model", "corpus", "committed")

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lifelong.metrics import compute_run
-from lifelong.records import DomainLoss, ExpansionReport, Front, LossMatrix, RunHistory
+from lifelong.records import NATS_PER_BIT, DomainLoss, ExpansionReport, Front, LossMatrix, RunHistory
 from lifelong.report.tradeoff import tradeoffs
+from lifelong.report.uncertainty import loss_interval
 from lifelong.report.verdict import (
     Cell,
     budget_rows,
@@ -52,11 +53,11 @@ class MatrixView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Choose by the width at hand."""
-        rows = len(self.history.matrix.stages)
-        for with_rises in (True, False):
+        matrix = self.history.matrix
+        forms = (True, False) if max(len(matrix.stages), len(matrix.domains)) <= DOMAIN_ROWS else ()
+        for with_rises in forms:
             table = matrix_table(self.history, with_rises=with_rises)
-            needed = console.measure(table, options=options.update(max_width=10_000)).maximum
-            if needed <= options.max_width and rows <= DOMAIN_ROWS:
+            if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
                 yield table
                 return
         yield domains_table(self.history)
@@ -143,19 +144,25 @@ def cost_table(history: RunHistory) -> Table:
 
 
 def losses_table(losses: Sequence[DomainLoss]) -> Table:
-    """Held-out losses of one model."""
-    table = Table(title="held-out loss")
+    """Held-out losses of one model, with their 95 % intervals over documents."""
+    table = Table(title="held-out loss", caption="below each figure: 95 % over documents")
     for heading in ("domain", "perplexity", "nats/token", "bits/byte", "tokens"):
         table.add_column(heading, justify="left" if heading == "domain" else "right")
     for loss in losses:
-        table.add_row(
-            loss.domain,
-            perplexity_of(loss.nats_per_token),
-            f"{loss.nats_per_token:.4f}",
-            f"{loss.bits_per_byte:.4f}",
-            f"{loss.tokens:,}",
-        )
+        bounds = loss_interval(loss)
+        low, high = (bounds.low, bounds.high) if bounds else (None, None)
+        rows = zip(*(_three_scales(loss, nats) for nats in (loss.nats_per_token, low, high)), strict=True)
+        cells_of = [mean + (f"\n{least} to {most}" if bounds else "") for mean, least, most in rows]
+        table.add_row(loss.domain, *cells_of, f"{loss.tokens:,}")
     return table
+
+
+def _three_scales(loss: DomainLoss, nats: float | None) -> tuple[str, str, str]:
+    """Nats per token as perplexity, as they are, and as bits per byte of the documents of `loss`."""
+    if nats is None:
+        return "", "", ""
+    bits = nats * loss.tokens / NATS_PER_BIT / loss.bytes
+    return perplexity_of(nats), f"{nats:.4f}", f"{bits:.4f}"
 
 
 def expansion_table(report: ExpansionReport) -> Table:

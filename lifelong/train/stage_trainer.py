@@ -232,7 +232,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         tokens = step * self.tokens_per_step
         if self.phase.fact_probe is not None and (facts := self.phase.fact_probe(step, tokens)):
             self.curve.facts += facts
-            self.log({"eval_facts": sum(point.log_probability for point in facts) / len(facts)})
+            self._log_beside({"eval_facts": sum(point.log_probability for point in facts) / len(facts)})
         points = list(self.phase.probe(step, tokens)) if self.phase.probe is not None else []
         if not points:
             return
@@ -245,7 +245,13 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             self.phase.steering.observe(step, points)
         self.curve.probe_tokens += sum(point.evaluated_tokens for point in points)
         self.curve.probe_seconds += time.monotonic() - started
-        self.log({f"eval_probe/{point.domain}": point.nats_per_token for point in points})
+        self._log_beside({f"eval_probe/{point.domain}": point.nats_per_token for point in points})
+
+    def _log_beside(self, logs: dict[str, float]) -> None:
+        """Log without taking the place of the step's own log: logging anything clears the request for it."""
+        due = self.control.should_log
+        self.log(logs)
+        self.control.should_log = due
 
     @property
     def seconds(self) -> float:

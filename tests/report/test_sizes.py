@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from lifelong.records import LossMatrix
+from lifelong.records import DomainLoss, LossMatrix
 from lifelong.report import write_report
 from lifelong.report.charts import NAMED_LINES, line_style, nice_ticks
 from lifelong.report.figures import DASHES, LEGEND_LINES, OKABE_ITO
 from lifelong.report.figures import line_style as figure_style
 from lifelong.report.heatmap import GRID_SIDE, thinned
 from lifelong.report.html import page
-from lifelong.report.table import run_tables
+from lifelong.report.table import losses_table, run_tables
+from lifelong.report.uncertainty import loss_interval
 from lifelong.report.verdict import perplexity_of, verdict
 from tests.report.generated import generated_history
 from tests.report.test_report import history as small_history
@@ -112,6 +114,19 @@ def test_alpha_replay_and_budget_are_on_the_page():
     assert "<h2" in text
     assert "Replay" in text
     assert "1,000<small>0.1%</small>" in text
+
+
+def test_held_out_losses_carry_their_intervals_on_all_three_scales():
+    loss = DomainLoss("wiki", 300.0, 100, 400, (60.0, 140.0, 100.0), (30, 40, 30))
+    bounds = loss_interval(loss)
+    assert 2.0 <= bounds.low < 3.0 < bounds.high <= 3.5  # no resample lies outside of its documents
+    out = io.StringIO()
+    Console(file=out, width=80).print(losses_table([loss, DomainLoss("law", 30.0, 10, 40)]))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"{bounds.low:.4f} to {bounds.high:.4f}" in text
+    assert f"{3.0 / math.log(2) / 4:.4f}" in text
+    assert "20.09" in text
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 9.1), (-0.01, 0.003), (0, 123_456_789), (5, 5)])
