@@ -318,7 +318,7 @@ def mend(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
         )
     check_recipe(recipe, start=len(ledger.stages), config=last_config(ledger))
     ledger.forget_work()
-    write_text(ledger.out / "recipe.yaml", recipe.to_yaml())
+    ledger.replace_recipe(recipe.to_yaml())
 
 
 def last_config(ledger: Ledger) -> Any:
