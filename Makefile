@@ -22,7 +22,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/lifelong run quickstart --out runs/quickstart
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 # needs the corpora: LIFELONG_DATA=... make slow
 slow: $(VENV)/.installed-test
