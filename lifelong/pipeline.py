@@ -36,12 +36,12 @@ from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, pa
 from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult
 from lifelong.report import write_report
 from lifelong.stage import StageRun
+from lifelong.stage_methods import check_methods
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
 from lifelong.stream.heldout import write_heldout
 from lifelong.stream.tokenize import load_tokenizer
 from lifelong.train.arguments import check_train_section
-from lifelong.train.method import make_methods
 from lifelong.train.stage_trainer import StopRequest
 
 
@@ -222,7 +222,7 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     for index, stage in enumerate(recipe.stages):
         lines += check_train_section(stage.train, f"stages[{index}].train")
     with collecting(lines):
-        make_methods([(method.name, method.settings()) for method in recipe.methods])
+        check_methods(recipe)
     with collecting(lines):
         if recipe.model.checkpoint is not None and start == 0:
             config = load_config(recipe.model.checkpoint, recipe.model.revision)

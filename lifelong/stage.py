@@ -44,6 +44,7 @@ from lifelong.records import (
     ProbePoint,
     StageRecord,
 )
+from lifelong.stage_methods import method_tokens, stage_context, write_exports
 from lifelong.stream.domain import Domain
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
@@ -150,7 +151,9 @@ class StageRun:
         folder = self.work / "trained"
         if folder.exists():
             return load_model(folder / "model", self.recipe.objective)
-        context = StageContext(self.index, self.domain.name, model, self.seed)
+        context = stage_context(
+            self.context, self.index, self.domain.name, model, corpus, self._memory(), self.work, self.seed
+        )
         self._begin_methods(context)
         replay = self.recipe.replay
         self._train_phase(
@@ -170,6 +173,7 @@ class StageRun:
     def _begin_methods(self, context: StageContext) -> None:
         load_methods(self.methods, self.context.ledger.stage_folder(self.previous) / "methods.safetensors")
         for method in self.methods:
+            method.extra_tokens = 0.0
             method.begin_stage(context)
 
     def _train_phase(
@@ -227,7 +231,8 @@ class StageRun:
         with whole_folder(folder) as partial:
             save_model(model, run.tokenizer, partial / "model")
             write_json(partial / "curve.json", curve.to_json())
-            save_methods(self.methods, partial / "methods.safetensors")
+            save_methods(self.methods if context is not None else (), partial / "methods.safetensors")
+            write_exports(self.methods if context is not None else (), partial)
 
     def _blocks_per_step(self) -> int:
         probe = training_arguments(self.train_section, output_dir=self.work, max_steps=1, seed=self.seed)
@@ -459,6 +464,8 @@ class StageRun:
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))
+        if extra := method_tokens(self.work / "trained" / "methods.safetensors"):
+            cost = cost.adding("methods", Cost(flops=extra * step_flops))
         evaluated = sum(loss.tokens for loss in losses)
         seconds = read_json(self.work / "evaluate-seconds.json")
         return cost.adding("evaluate", Cost(0, evaluated * forward_flops, 0.0, seconds))

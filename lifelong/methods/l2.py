@@ -24,7 +24,8 @@ class Plugin(Method):
 
     def begin_stage(self, context: StageContext) -> None:
         """Take the anchors; in the first stage of a model from random weights there is nothing to keep."""
-        if context.stage_index > 0:
+        self.anchors = {}
+        if context.has_learned:
             self.anchors = {name: p.detach().clone() for name, p in context.model.named_parameters() if p.requires_grad}
 
     def loss_term(self, model: PreTrainedModel) -> Tensor | None:

@@ -115,7 +115,10 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         if self.phase.inheritor is not None:
             progress = self.state.global_step / self.state.max_steps
             inheritance = self.phase.inheritor.for_batch(inputs, progress=progress, step=self.state.global_step)
-        outputs = model(**inputs, inheritance=inheritance, num_items=num_items_in_batch)
+        batch: Mapping[str, Tensor] = inputs
+        for method in self.phase.methods:
+            batch = method.edit_batch(batch)
+        outputs = model(**batch, inheritance=inheritance, num_items=num_items_in_batch)
         loss = outputs.loss
         share = outputs.num_tokens / num_items_in_batch if num_items_in_batch is not None else 1.0
         for method in self.phase.methods:
@@ -174,12 +177,18 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
         self.last_saved = time.monotonic()
 
+    def on_step_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        for method in self.trainer.phase.methods:
+            method.begin_step(self.trainer.model, state.global_step)
+
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         for method in self.trainer.phase.methods:
             method.edit_gradients(self.trainer.model)
 
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> Any:
         trainer = self.trainer
+        for method in trainer.phase.methods:
+            method.end_step(trainer.model)
         if trainer.phase.probe is not None:
             for point in trainer.phase.probe(state.global_step, state.global_step * trainer.tokens_per_step):
                 trainer.curve.probes.append(point)
@@ -257,10 +266,11 @@ def _last_complete_checkpoint(folder: Path) -> Path | None:
 
 
 def save_methods(methods: Sequence[Method], path: Path) -> None:
-    """State of all methods in one safetensors file; none is written when there is no state."""
-    state = {
-        f"{i}.{name}": t.contiguous() for i, method in enumerate(methods) for name, t in method.state_dict().items()
-    }
+    """State of all methods in one safetensors file, and what they have cost; none is written without a method."""
+    state = {}
+    for i, method in enumerate(methods):
+        state[f"{i}.extra_tokens"] = torch.tensor(method.extra_tokens, dtype=torch.float64)
+        state |= {f"{i}.{name}": t.detach().cpu().contiguous() for name, t in method.state_dict().items()}
     if state:
         save_file(state, path)
 
@@ -272,4 +282,6 @@ def load_methods(methods: Sequence[Method], path: Path) -> None:
     state = load_file(path)
     for index, method in enumerate(methods):
         prefix = f"{index}."
-        method.load_state_dict({name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)})
+        own = {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
+        method.extra_tokens = float(own.pop("extra_tokens", 0.0))
+        method.load_state_dict(own)
