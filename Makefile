@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test slow check bench docs clean
+.PHONY: quickstart test slow soak check bench docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,12 @@ test: $(VENV)/.installed-test
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 
+# kills a small run at random moments, KILLS times, and compares every byte; then flips bytes of it, one by one
+KILLS ?= 200
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m tests.faults.kills --kills $(KILLS) --seed $$(date +%s) --keep .soak
+	$(BIN)/python -m tests.faults.flips .soak --every 997
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +49,4 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build -W -b html docs docs/_build
 
 clean:
-	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .soak docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHUNK_BYTES = 1 << 20
+# names under which files and folders are filled before they get their own: what a kill leaves behind
+PARTIAL = re.compile(r"\..+\.(tmp|part|partial|[0-9a-f]{8})$")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: temporary name, fsync, rename."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with temporary.open("wb") as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
@@ -51,6 +59,35 @@ def read_json(path: Path) -> Any:
         raise CorruptionError(f"{path}: the file is missing") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CorruptionError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON file that carries the hash of the rest of it: for what stands beside the ledger, not in it."""
+    write_text(path, _sealed(data))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Inverse of `write_sealed`.
+
+    Raises:
+        CorruptionError: missing, or any byte of it was changed.
+    """
+    data = read_json(path)
+    if isinstance(data, dict):
+        data.pop("sha256", None)
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if path.read_text(encoding="utf-8") == _sealed(data):
+                return data
+    raise CorruptionError(f"{path}: its content is not what was written")
+
+
+def json_fingerprint(data: Any) -> str:
+    """SHA-256 of JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed(data: Mapping[str, Any]) -> str:
+    return json.dumps({"sha256": json_fingerprint(data), **data}, ensure_ascii=False, indent=1) + "\n"
 
 
 def sync_folder(folder: Path) -> None:
@@ -98,10 +135,33 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")
     remove_tree(partial)
     partial.mkdir(parents=True)
-    yield partial
-    sync_tree(partial)
+    try:
+        yield partial
+        sync_tree(partial)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk what was half written is in the way
+        raise
     partial.rename(folder)
     sync_folder(folder.parent)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove everything below `folder` that was still being written when its process died."""
+    for parent, folders, files in os.walk(folder):
+        for name in [name for name in folders if PARTIAL.match(name)]:
+            folders.remove(name)
+            remove_tree(Path(parent) / name)
+        for name in files:
+            if PARTIAL.match(name):
+                (Path(parent) / name).unlink()
+
+
+def free_name(path: Path) -> Path:
+    """`path` with the first number behind it that is not taken; asks no clock, which may go backwards."""
+    number = 1
+    while (found := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return found
 
 
 def remove_tree(folder: Path) -> None:
@@ -123,11 +183,12 @@ def load_model(source: str | Path, objective: str, revision: str | None = None) 
         InputError: no such checkpoint, or one that transformers cannot load.
     """
     import transformers
+    from safetensors import SafetensorError
 
     auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
     try:
-        return auto.from_pretrained(str(source), revision=revision or "main", dtype="float32")
-    except (OSError, ValueError, KeyError) as error:
+        return auto.from_pretrained(str(source), revision=revision or "main", dtype="float32", trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"checkpoint {str(source)!r}: transformers cannot load it as {objective}: {reason}") from None
 
@@ -141,7 +202,9 @@ def load_config(source: str | Path, revision: str | None = None) -> Any:
     import transformers
 
     try:
-        return transformers.AutoConfig.from_pretrained(str(source), revision=revision or "main")
+        return transformers.AutoConfig.from_pretrained(
+            str(source), revision=revision or "main", trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"checkpoint {str(source)!r}: {reason}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -479,8 +480,15 @@ def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None
     typer.echo(f"report: {(report_folder or out / 'report') / 'index.html'}")
 
 
+def _terminated(*_: object) -> None:
+    """SIGTERM before a run listens to it: nothing was begun."""
+    raise Interrupted("stopped by SIGTERM; run the same command again")
+
+
 def main() -> None:
     """Entry point: one message and an exit code instead of a traceback."""
+    with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         app(standalone_mode=True)
     except (LifelongError, Interrupted) as error:
@@ -489,6 +497,14 @@ def main() -> None:
         label = "interrupted" if isinstance(error, Interrupted) else "error"
         print(f"{label}: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
+    except OSError as error:
+        from lifelong.storage import storage_message
+
+        message = storage_message(error, Path(getattr(error, "filename", None) or "."))
+        if _verbose or message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
+        sys.exit(LifelongError.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(Interrupted.exit_code)

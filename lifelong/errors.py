@@ -5,6 +5,7 @@ LifelongError                 ends a verb with exit code 2 and one message
 │   └── UnknownNameError      a name that is not in a registry; offers the nearest
 ├── ExpansionError            a growth target that cannot be reached exactly
 ├── CorruptionError           a committed file is not what the ledger says
+├── StorageError              the disk is full, read-only or failing
 └── BrokenPromiseError        exit code 3: a verification or a forgetting budget failed
 Interrupted                   exit code 130: stopped on request, resumable
 """
@@ -40,6 +41,10 @@ class ExpansionError(LifelongError):
 
 class CorruptionError(LifelongError):
     """A committed file is not what the ledger says it is."""
+
+
+class StorageError(LifelongError):
+    """The disk refused: full, read-only, not permitted, or failing; what is committed stays as it is."""
 
 
 class BrokenPromiseError(LifelongError):

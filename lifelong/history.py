@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.checkpoint import read_json, write_json
+from lifelong.checkpoint import read_json, read_sealed, write_json
 from lifelong.errors import InputError
-from lifelong.ledger import INITIAL, read_records, stage_name
+from lifelong.ledger import INITIAL, is_run_folder, measured, read_records, stage_name
 from lifelong.records import (
     DomainLoss,
     ExpansionReport,
@@ -20,6 +20,8 @@ from lifelong.records import (
     TrainPoint,
 )
 
+BEFORE = "before.json"
+
 
 def read_history(out: Path) -> RunHistory:
     """Everything a report needs, from the committed stages alone.
@@ -30,16 +32,22 @@ def read_history(out: Path) -> RunHistory:
     """
     import yaml
 
-    if not (out / "ledger.jsonl").is_file():
+    if not is_run_folder(out):
         raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
     records = read_records(out)
     if not records:
         raise InputError(f"{str(out)!r}: nothing is committed yet, so there is nothing to report")
     recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
-    stages = tuple(record for record in records if record.index >= 0)
+    stages = tuple(measured(out, record) for record in records if record.index >= 0)
     folders = [out / "stages" / record.name for record in stages]
     initial = read_losses(out / INITIAL / "losses.json")
     losses = tuple(read_losses(folder / "losses.json") for folder in folders)
+    # a run that was extended: the model before a later stage was evaluated on the domain that joined with it
+    initial, *rows = [
+        (*row, *(read_losses(folder / BEFORE) if (folder / BEFORE).is_file() else ()))
+        for row, folder in zip((initial, *losses), [*folders, out / "none"], strict=True)
+    ]
+    losses = tuple(rows)
     domains = tuple(dict.fromkeys(loss.domain for row in (initial, *losses) for loss in row))
     curves = [read_json(folder / "history.json") for folder in folders]
     samples = [read_json(folder / "samples.json") for folder in (out / INITIAL, *folders)]
@@ -47,7 +55,7 @@ def read_history(out: Path) -> RunHistory:
         name=recipe["name"],
         path=str(out),
         recipe=recipe,
-        environment=read_json(out / "environment.json"),
+        environment=read_sealed(out / "environment.json"),
         stages=stages,
         unfinished=tuple(
             stage_name(index, Path(section["domain"]).stem)

@@ -43,7 +43,8 @@ def begin(
     for name in columns:
         folder = ledger.out / "heldout" / name
         if not folder.exists():
-            write_heldout(by_name[name], recipe.evaluate.split, tokenizer, recipe.evaluate.tokens, folder)
+            with whole_folder(folder) as partial:
+                write_heldout(by_name[name], recipe.evaluate.split, tokenizer, recipe.evaluate.tokens, partial)
     context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop)
     if ledger.records:
         return context, None

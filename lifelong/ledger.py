@@ -2,41 +2,109 @@
 
 A stage is prepared under `.work/`, described by `record.json` inside its folder, made durable, and
 renamed to `stages/NN-domain`: that rename is the commit. The line in `ledger.jsonl` follows; if the
-process dies between the two, the next one appends it from `record.json`. Every line carries the hash
-of the line before it, so that nothing can be changed or left out unnoticed.
+process dies between the two, the next one appends it from `record.json`. Every line begins with its own
+hash and names the hash of the line before it, so that nothing can be changed or left out unnoticed.
+
+A line holds nothing that was measured by a clock: two runs of one recipe have the same ledger, bit for bit,
+however often they were interrupted. Times lie beside it, in the stage's `measured.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from lifelong.checkpoint import (
-    file_hash,
-    read_json,
+    PARTIAL,
+    read_sealed,
+    remove_partials,
     remove_tree,
     sync_folder,
     sync_tree,
     tree_hashes,
-    write_json,
+    write_bytes,
+    write_sealed,
     write_text,
 )
 from lifelong.errors import CorruptionError, InputError
+from lifelong.integrity import (
+    COMMITTED_FOLDERS,
+    ENVIRONMENT,
+    INITIAL,
+    MEASURED,
+    RECIPE,
+    RECORD,
+    changed_recipe,
+    damaged_companions,
+    damaged_files,
+    expected_files,
+    files_in_use,
+    foreign_entries,
+    foreign_files,
+    record_folder,
+    replaced_generations,
+)
+from lifelong.lock import hold
 from lifelong.records import StageRecord
+from lifelong.storage import storage_faults
 
-INITIAL = "initial"
+__all__ = ["INITIAL", "Ledger", "check_run", "is_run_folder", "measured", "read_records", "stage_name"]
+
+LEDGER = "ledger.jsonl"
+LINE_START, HASH_SIZE = b'{"sha256":"', 64
+_REBUILD = "the next run writes it again from the other copy (ledger.jsonl, or the stages' record.json)"
 
 
-def record_hash(record: StageRecord) -> str:
-    """SHA-256 of a ledger line: what the next line names as its parent."""
-    return hashlib.sha256(_canonical(record).encode()).hexdigest()
+@dataclass(frozen=True)
+class Line:
+    """One line of the ledger, without its newline; `sha256` is of what follows it."""
+
+    sha256: str
+    record: StageRecord
+    content: bytes
+
+    @classmethod
+    def of(cls, record: StageRecord) -> Line:
+        """The line that a record makes."""
+        body = _body(record)
+        digest = hashlib.sha256(body).hexdigest()
+        return cls(digest, record, LINE_START + digest.encode() + b'",' + body[1:])
+
+    @classmethod
+    def from_bytes(cls, line: bytes, where: str) -> Line:
+        """A line as it was read.
+
+        Raises:
+            CorruptionError: it is not what was written, or a newer version wrote it.
+        """
+        place = len(LINE_START)
+        digest, body = line[place : place + HASH_SIZE], b"{" + line[place + HASH_SIZE + 2 :]
+        if line[:place] != LINE_START or hashlib.sha256(body).hexdigest().encode() != digest:
+            raise CorruptionError(f"{where}: is damaged; restore the file from a backup, or remove it: {_REBUILD}")
+        data = json.loads(body)
+        unknown = sorted(set(data) - set(StageRecord.__dataclass_fields__))
+        if unknown:
+            raise CorruptionError(f"{where}: a newer version of lifelong wrote this (key {unknown[0]!r}); update it")
+        return cls(digest.decode(), StageRecord.from_json(data), line)
+
+
+def _body(record: StageRecord) -> bytes:
+    """A record without what a clock measured."""
+    data = record.to_json()
+    del data["committed_at"]
+    for cost in data["cost"].values():
+        del cost["seconds"]
+    if data["expansion"] is not None:
+        data["expansion"].pop("seconds", None)
+    return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def stage_name(index: int, domain: str) -> str:
@@ -44,14 +112,28 @@ def stage_name(index: int, domain: str) -> str:
     return INITIAL if index < 0 else f"{index:02d}-{domain}"
 
 
+def is_run_folder(out: Path) -> bool:
+    """Whether something was committed there."""
+    return (out / LEDGER).is_file() or (out / INITIAL / RECORD).is_file()
+
+
 class Ledger:
     """One run folder, held by one process at a time."""
 
-    def __init__(self, out: Path, lock: IO[str]) -> None:
+    def __init__(self, out: Path) -> None:
         self.out = out
-        self._lock = lock
-        self.records = read_records(out)
+        for folder in (*COMMITTED_FOLDERS, ".work", ".cache"):
+            remove_partials(out / folder)
+        for name in (LEDGER, RECIPE, ENVIRONMENT):
+            (out / f".{name}.tmp").unlink(missing_ok=True)
+        self._lines, torn = _read_lines(out)
+        if torn:
+            write_bytes(out / LEDGER, b"".join(line.content + b"\n" for line in self._lines))
         self._adopt_committed()
+        for line in self._lines:
+            remove_tree(out / ".work" / line.record.name)
+            if not (self.stage_folder(line.record) / RECORD).exists() and self.stage_folder(line.record).is_dir():
+                write_bytes(self.stage_folder(line.record) / RECORD, line.content + b"\n")
 
     @classmethod
     @contextlib.contextmanager
@@ -59,27 +141,23 @@ class Ledger:
         """Take the run folder, creating it where needed; the lock dies with its owner.
 
         Raises:
-            InputError: the folder cannot be written, is no run folder, or another process holds it.
+            InputError: the folder is no run folder, or another process holds it.
+            CorruptionError: what is committed there is damaged.
+            StorageError: now or later, the disk is full, read-only or failing.
         """
         _check_is_run_folder(out)
-        try:
+        then = "then run the same command again: it goes on, and nothing that is committed is lost"
+        with storage_faults(out, f"run folder {str(out)!r}", then):
             out.mkdir(parents=True, exist_ok=True)
-            lock = (out / ".lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"run folder {str(out)!r} cannot be written: {error.strerror}") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                owner = lock.read().strip() or "unknown"
-                raise InputError(
-                    f"run folder {str(out)!r} is in use by process {owner}; one writer at a time"
-                ) from None
-            lock.truncate(0)
-            lock.write(f"{os.getpid()} on {os.uname().nodename}")
-            lock.flush()
-            yield cls(out, lock)
+            with hold(out / ".lock"):
+                ledger = cls(out)
+                ledger.require_intact()
+                yield ledger
+
+    @property
+    def records(self) -> list[StageRecord]:
+        """All lines, the initial model's included."""
+        return [line.record for line in self._lines]
 
     @property
     def stages(self) -> list[StageRecord]:
@@ -89,17 +167,50 @@ class Ledger:
     @property
     def head(self) -> str:
         """Hash of the last line; empty before the first."""
-        return record_hash(self.records[-1]) if self.records else ""
+        return self._lines[-1].sha256 if self._lines else ""
 
     def stage_folder(self, record: StageRecord) -> Path:
         """Where a committed stage lies."""
-        return self.out / ("initial" if record.index < 0 else f"stages/{record.name}")
+        return self.out / record_folder(record)
 
     def work_folder(self, name: str) -> Path:
         """Where stage `name` is being prepared; kept across interruptions."""
         folder = self.out / ".work" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def generation(self, before: int) -> Path | None:
+        """The newest replay memory that a stage before stage `before` left behind."""
+        found = [path for path in (self.out / "memory").glob("[0-9]*") if int(path.name) < before]
+        return max(found, key=lambda path: int(path.name), default=None)
+
+    def replace_recipe(self, text: str) -> None:
+        """Put another recipe in force for the stages to come; it becomes part of the run with the next commit."""
+        # the copy in .work says that it was changed by us, whenever the process dies
+        write_text(self.out / ".work" / RECIPE, text)
+        write_text(self.out / RECIPE, text)
+
+    @property
+    def is_extending(self) -> bool:
+        """Whether `replace_recipe` was called and what it was called for is not finished."""
+        return (self.out / ".work" / RECIPE).is_file()
+
+    def require_intact(self) -> None:
+        """Refuse to build on what is damaged: every file that the next stage reads, and the recipe.
+
+        Raises:
+            CorruptionError: one line a finding.
+        """
+        records = self.records
+        findings = [*damaged_files(self.out, files_in_use(records)), *foreign_files(self.out, records)]
+        if copy := changed_recipe(self.out, records):
+            findings.append(_recipe_finding(copy))
+        if findings:
+            raise CorruptionError(
+                f"run folder {str(self.out)!r}: {_count(findings)}\n  "
+                + "\n  ".join(findings)
+                + "\n  Restore damaged files from a backup, move foreign ones away; nothing was changed"
+            )
 
     def commit(self, prepared: Path, record: StageRecord, extra_folders: Sequence[Path] = ()) -> StageRecord:
         """Make a prepared folder a stage of the run.
@@ -112,80 +223,113 @@ class Ledger:
         Returns:
             The record as written.
         """
-        (prepared / "record.json").unlink(missing_ok=True)
+        remove_partials(prepared)
+        for name in (RECORD, MEASURED):
+            (prepared / name).unlink(missing_ok=True)
+        if (self.out / RECIPE).is_file():
+            write_bytes(prepared / RECIPE, (self.out / RECIPE).read_bytes())
+        own = tree_hashes([prepared], prepared)
         files = {
-            **{
-                f"{self._relative(record)}/{name}": digest for name, digest in tree_hashes([prepared], prepared).items()
-            },
+            **{f"{record_folder(record)}/{name}": digest for name, digest in own.items()},
             **tree_hashes(extra_folders, self.out),
         }
         record = replace(record, parent=self.head, files=files)
-        write_json(prepared / "record.json", record.to_json())
+        line = Line.of(record)
+        write_sealed(prepared / MEASURED, measurements(record))
+        write_bytes(prepared / RECORD, line.content + b"\n")
         sync_tree(prepared)
+        for folder in extra_folders:
+            sync_tree(folder)
+            sync_folder(folder.parent)
         target = self.stage_folder(record)
         target.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.out)
         prepared.rename(target)
         sync_folder(target.parent)
-        self._append(record)
+        self._append(line)
+        remove_tree(self.out / ".work" / record.name)
         return record
 
-    def _append(self, record: StageRecord) -> None:
-        with (self.out / "ledger.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(_canonical(record) + "\n")
+    def _append(self, line: Line) -> None:
+        with (self.out / LEDGER).open("ab") as stream:
+            stream.write(line.content + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
         sync_folder(self.out)
-        self.records.append(record)
+        self._lines.append(line)
 
     def _adopt_committed(self) -> None:
-        """Append the line of a stage that was renamed just before its process died."""
-        index = self.records[-1].index + 1 if self.records else -1
-        candidates = [self.out / INITIAL] if index < 0 else sorted((self.out / "stages").glob(f"{index:02d}-*"))
-        for folder in candidates:
-            if (folder / "record.json").is_file():
-                record = StageRecord.from_json(read_json(folder / "record.json"))
-                if record.parent == self.head:
-                    self._append(record)
-
-    def _relative(self, record: StageRecord) -> str:
-        return self.stage_folder(record).relative_to(self.out).as_posix()
+        """Append the line of a stage that was renamed just before its process died; all if the ledger is gone."""
+        while True:
+            index = self.records[-1].index + 1 if self._lines else -1
+            candidates = [self.out / INITIAL] if index < 0 else sorted((self.out / "stages").glob(f"{index:02d}-*"))
+            found = [_read_record(folder) for folder in candidates if (folder / RECORD).is_file()]
+            following = [line for line in found if line.record.parent == self.head]
+            if not following:
+                return
+            self._append(following[0])
 
     def forget_work(self) -> None:
         """Remove what was only needed while a stage was being prepared."""
         remove_tree(self.out / ".work")
 
 
+def measurements(record: StageRecord) -> dict[str, Any]:
+    """What a clock and the machine say about a stage; stands beside the ledger."""
+    return {
+        "committed_at": record.committed_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": {phase: float(cost["seconds"]) for phase, cost in record.cost.items()},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
+    }
+
+
+def measured(out: Path, record: StageRecord) -> StageRecord:
+    """The record with its measured times put back, for a report.
+
+    Raises:
+        CorruptionError: the file with the times is damaged.
+    """
+    facts = read_sealed(out / record_folder(record) / MEASURED)
+    seconds: Mapping[str, float] = facts["seconds"]
+    cost = {phase: {**values, "seconds": seconds.get(phase, 0.0)} for phase, values in record.cost.items()}
+    expansion = record.expansion
+    if expansion is not None:
+        expansion = {**expansion, "seconds": seconds.get("grow", 0.0)}
+    return replace(record, cost=cost, expansion=expansion, committed_at=facts["committed_at"])
+
+
 def read_records(out: Path) -> list[StageRecord]:
-    """The lines of the ledger, their chain verified.
+    """The lines of the ledger, their chain verified; only reads.
 
     Raises:
         CorruptionError: a line is damaged, changed or missing; names the line.
     """
-    path = out / "ledger.jsonl"
+    return [line.record for line in _read_lines(out)[0]]
+
+
+def _read_lines(out: Path) -> tuple[list[Line], bytes]:
+    """The lines, and what stands behind the last newline: a line cut short by a crash, or still being written."""
+    path = out / LEDGER
     if not path.exists():
-        return []
-    records: list[StageRecord] = []
-    parent = ""
-    lines = path.read_bytes().split(b"\n")
-    torn = lines.pop()  # a complete ledger ends with a newline: what follows it is a line cut short by a crash
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = StageRecord.from_json(json.loads(line))
-        except (ValueError, TypeError, KeyError):
-            raise CorruptionError(f"{path}:{number}: the line is damaged; restore the file from a backup") from None
-        if record.parent != parent or _canonical(record).encode() != line:
+        return [], b""
+    *complete, torn = path.read_bytes().split(b"\n")
+    lines: list[Line] = []
+    for number, line in enumerate(complete, start=1):
+        read = Line.from_bytes(line, f"{path}:{number}")
+        if read.record.parent != (lines[-1].sha256 if lines else ""):
             raise CorruptionError(
                 f"{path}:{number}: the line does not follow from the one before; it was changed or one is missing"
             )
-        records.append(record)
-        parent = record_hash(record)
-    if torn:
-        write_text(path, "".join(line.decode() + "\n" for line in lines))
-    return records
+        lines.append(read)
+    return lines, torn
+
+
+def _read_record(folder: Path) -> Line:
+    return Line.from_bytes((folder / RECORD).read_bytes().rstrip(b"\n"), str(folder / RECORD))
 
 
 def check_run(out: Path) -> list[str]:
-    """Every committed file against its hash, the ledger's chain, and what does not belong.
+    """Every committed file against its hash, the ledger's chain, and what does not belong; only reads.
 
     Returns:
         One line a finding; none where all is as committed.
@@ -193,68 +337,49 @@ def check_run(out: Path) -> list[str]:
     Raises:
         InputError: not a run folder.
     """
-    if not (out / "ledger.jsonl").is_file():
-        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
+    if not is_run_folder(out):
+        raise InputError(f"{str(out)!r} is no run folder: it has no {LEDGER}")
     try:
-        records = read_records(out)
+        lines, torn = _read_lines(out)
     except CorruptionError as error:
         return [str(error)]
-    expected = {name: digest for record in records for name, digest in record.files.items()}
-    return [
-        *_damaged_records(out, records),
-        *_damaged_files(out, records, expected),
-        *_foreign_files(out, expected),
+    records = [line.record for line in lines]
+    findings = [f"{LEDGER}: its last line is incomplete; the next run writes it again"] if torn else []
+    if not records:
+        findings.append(f"{LEDGER}: missing or empty; the next run writes it again from the stages' own record.json")
+    findings += [
+        *_damaged_records(out, lines),
+        *damaged_companions(out, records),
+        *damaged_files(out, expected_files(records), replaced_generations(records)),
+        *foreign_files(out, records),
+        *foreign_entries(out),
     ]
+    if copy := changed_recipe(out, records):
+        findings.append(_recipe_finding(copy))
+    return findings
 
 
-def _damaged_records(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
-    for record in records:
-        name = f"{INITIAL if record.index < 0 else f'stages/{record.name}'}/record.json"
-        if not (out / name).is_file():
-            yield f"{name}: missing"
-        elif _damaged_copy(out / name, record):
-            yield f"{name}: differs from the ledger"
+def _damaged_records(out: Path, lines: Sequence[Line]) -> Iterator[str]:
+    for line in lines:
+        path = out / record_folder(line.record) / RECORD
+        if not path.is_file():
+            yield f"{path.relative_to(out).as_posix()}: missing"
+        elif path.read_bytes() != line.content + b"\n":
+            yield f"{path.relative_to(out).as_posix()}: differs from the ledger"
 
 
-def _damaged_files(out: Path, records: Sequence[StageRecord], expected: Mapping[str, str]) -> Iterator[str]:
-    replaced = _replaced_generations(records)
-    for name, digest in expected.items():
-        path = out / name
-        if path.is_file():
-            if file_hash(path) != digest:
-                yield f"{name}: its content is not what was committed"
-        elif not name.startswith(replaced):
-            yield f"{name}: missing"
+def _recipe_finding(copy: str) -> str:
+    return f"{RECIPE}: was changed after the last commit; the recipe as committed is {copy}: copy it back"
 
 
-def _foreign_files(out: Path, expected: Mapping[str, str]) -> Iterator[str]:
-    for folder in (INITIAL, "stages", "heldout", "memory"):
-        for path in sorted((out / folder).rglob("*")):
-            name = path.relative_to(out).as_posix()
-            if path.is_file() and name not in expected and path.name != "record.json":
-                yield f"{name}: does not belong to the run"
-
-
-def _canonical(record: StageRecord) -> str:
-    return json.dumps(record.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def _damaged_copy(path: Path, record: StageRecord) -> bool:
-    try:
-        return StageRecord.from_json(read_json(path)) != StageRecord.from_json(record.to_json())
-    except (CorruptionError, TypeError):
-        return True
-
-
-def _replaced_generations(records: Sequence[StageRecord]) -> tuple[str, ...]:
-    """Folders of the memory that a later stage has replaced: they may be gone."""
-    generations = {name.split("/")[1] for record in records for name in record.files if name.startswith("memory/")}
-    return tuple(f"memory/{generation}/" for generation in sorted(generations)[:-1]) or ("\0",)
+def _count(findings: Sequence[str]) -> str:
+    return f"{len(findings)} finding{'s' * (len(findings) > 1)}"
 
 
 def _check_is_run_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"run folder {str(out)!r} is a file; name a new folder or a run")
-    ours = {"ledger.jsonl", "recipe.yaml", ".lock"}
-    if out.is_dir() and any(out.iterdir()) and not ours & {path.name for path in out.iterdir()}:
+    ours = {LEDGER, RECIPE, ".lock", INITIAL}
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if names and not ours & names and not all(PARTIAL.match(name) for name in names):
         raise InputError(f"run folder {str(out)!r} holds other files and no ledger; name an empty or new folder")

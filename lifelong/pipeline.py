@@ -22,7 +22,7 @@ from lifelong.checkpoint import (
     load_config,
     load_model,
     remove_tree,
-    write_json,
+    write_sealed,
     write_text,
 )
 from lifelong.errors import InputError, Interrupted, LifelongError
@@ -30,7 +30,7 @@ from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.expand import plan_expansion
 from lifelong.history import read_history
 from lifelong.initial import begin, fresh_config, last_model, package_versions
-from lifelong.ledger import Ledger, read_records
+from lifelong.ledger import Ledger, is_run_folder, read_records
 from lifelong.metrics import compute_all
 from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, parse_recipe
 from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult
@@ -61,12 +61,13 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
         BrokenPromiseError: a growth or a forgetting budget failed its check.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    if not (Path(out) / "ledger.jsonl").exists():
-        check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
-    with Ledger.open(Path(out)) as ledger, stop_on_signals() as stop:
-        claim(ledger.out, recipe)
-        return run_stages(ledger, recipe, observer or RunObserver(), stop)
+    with stop_on_signals() as stop:
+        recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        if not is_run_folder(Path(out)):
+            check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
+        with Ledger.open(Path(out)) as ledger:
+            claim(ledger.out, recipe)
+            return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
 def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: StopRequest) -> RunResult:
@@ -77,15 +78,16 @@ def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: Stop
     observer.run_started(recipe.name, names, [section.tokens for section in recipe.stages])
     for record in ledger.stages:
         observer.stage_skipped(record)
+    forget_generations(ledger)
     context, model = begin(ledger, recipe, domains, observer, stop)
     for index, domain in enumerate(domains, start=done):
         if model is None:
             model = last_model(ledger, recipe)
         record, model = StageRun(context, index, recipe.stages[index], domain).run(model)
-        forget_generations(ledger.out, index)
+        forget_generations(ledger)
         observer.stage_committed(record)
-    ledger.forget_work()
     result = summarise(ledger.out)
+    ledger.forget_work()
     observer.run_finished(result)
     return result
 
@@ -111,19 +113,21 @@ def extend_run(
         InputError: no finished run, or the card or an override is wrong.
     """
     out = Path(out)
-    if not (out / "ledger.jsonl").is_file():
+    if not is_run_folder(out):
         raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
-    with Ledger.open(out) as ledger, stop_on_signals() as stop:
+    with stop_on_signals() as stop, Ledger.open(out) as ledger:
         recipe = extended_recipe(ledger, domain, tokens, overrides)
-        write_text(out / "recipe.yaml", recipe.to_yaml())
+        ledger.replace_recipe(recipe.to_yaml())
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
 def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overrides: Sequence[str]) -> Recipe:
-    """The run's recipe with one more stage; the one it has where an earlier call to extend was interrupted."""
+    """The run's recipe with one more stage; as it is where an earlier call to extend was interrupted."""
     plain = read_recipe_file(ledger.out).to_plain()
     done = len(ledger.stages)
     card = load_domain(domain)
+    if len(plain["stages"]) == done and ledger.is_extending and ledger.stages[-1].domain == card.name:
+        return read_recipe_file(ledger.out)  # killed after the commit and before the report: nothing more to learn
     if len(plain["stages"]) > done:
         pending = load_domain(plain["stages"][done]["domain"])
         if len(plain["stages"]) > done + 1 or pending.name != card.name:
@@ -147,11 +151,10 @@ def read_recipe_file(out: Path) -> Recipe:
     return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
 
 
-def forget_generations(out: Path, newest: int) -> None:
-    """Remove generations of the memory that the committed one has replaced."""
-    for folder in (out / "memory").glob("*"):
-        if folder.name != f"{newest:02d}":
-            remove_tree(folder)
+def forget_generations(ledger: Ledger) -> None:
+    """Remove generations of the memory that the newest committed one has replaced."""
+    while (newest := ledger.generation(len(ledger.stages))) and (older := ledger.generation(int(newest.name))):
+        remove_tree(older)
 
 
 def evaluate_cards(
@@ -281,7 +284,7 @@ def claim(out: Path, recipe: Recipe) -> None:
                 "Choose another --out, or undo the change"
             )
         return
-    write_json(out / "environment.json", environment())
+    write_sealed(out / "environment.json", environment())
     write_text(path, recipe.to_yaml())
 
 
@@ -322,8 +325,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     stop = StopRequest()
 
     def handle(number: int, _frame: object) -> None:
-        if stop.deferred and not stop.requested:
-            stop.requested = True
+        first, stop.requested = not stop.requested, True
+        if stop.deferred and first:
             return
         raise Interrupted(f"stopped by {signal.Signals(number).name}; run the same command to continue")
 

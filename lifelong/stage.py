@@ -17,6 +17,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lifelong.checkpoint import (
+    free_name,
+    json_fingerprint,
     load_config,
     load_model,
     read_json,
@@ -30,7 +32,7 @@ from lifelong.errors import BrokenPromiseError, InputError
 from lifelong.evaluate.probes import probe_steps
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import grow, model_shape, plan_expansion
-from lifelong.history import read_losses, write_losses
+from lifelong.history import BEFORE, read_losses, write_losses
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import OnlineTeacher
@@ -93,6 +95,7 @@ class StageRun:
             sequence_length=self.recipe.sequence_length,
             cache_dir=context.out / ".cache",
         )
+        self._evaluate_before(previous_model)
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
         model = self._recover(model)
@@ -102,6 +105,14 @@ class StageRun:
         self._check_budget(losses)
         observer.phase_started("commit", 0)
         return self._commit(model, losses, corpus), model
+
+    def _evaluate_before(self, model: PreTrainedModel) -> None:
+        """Loss of the model before this stage on domains that joined only now: where forward transfer starts."""
+        known = {loss.domain for loss in read_losses(self.context.ledger.stage_folder(self.previous) / "losses.json")}
+        joined = [heldout for heldout in self.context.heldouts if heldout.domain not in known]
+        if joined and not (self.work / BEFORE).exists():
+            self.context.observer.phase_started("evaluate", 0)
+            write_losses(self.work / BEFORE, [self.context.evaluate_one(model, heldout) for heldout in joined])
 
     # --- grow -----------------------------------------------------------------------------------------------
 
@@ -228,19 +239,22 @@ class StageRun:
         if context is not None:
             for method in self.methods:
                 method.end_stage(context)
+        # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
+        write_json(self.work / f"{name}-seconds.json", curve.seconds)
         with whole_folder(folder) as partial:
             save_model(model, run.tokenizer, partial / "model")
-            write_json(partial / "curve.json", curve.to_json())
+            write_json(partial / "curve.json", {**curve.to_json(), "seconds": 0.0})
             save_methods(self.methods if context is not None else (), partial / "methods.safetensors")
             write_exports(self.methods if context is not None else (), partial)
+        run.stop.obey()  # asked for in the last step, when there was nothing left to save
 
     def _blocks_per_step(self) -> int:
         probe = training_arguments(self.train_section, output_dir=self.work, max_steps=1, seed=self.seed)
         return blocks_per_step(probe)
 
     def _memory(self) -> ReplayMemory | None:
-        folder = self.context.out / "memory" / f"{self.index - 1:02d}"
-        return ReplayMemory.open(folder) if folder.is_dir() and self.recipe.replay is not None else None
+        folder = self.context.ledger.generation(self.index)
+        return ReplayMemory.open(folder) if folder is not None and self.recipe.replay is not None else None
 
     def _replay_weights(self, memory: ReplayMemory | None, context: StageContext | None) -> dict[str, float]:
         """How replay is spread over the earlier domains."""
@@ -363,7 +377,7 @@ class StageRun:
             if rise > allowed:
                 broken.append(f"{loss.domain}: perplexity rose by {rise:.1%}, the budget is {allowed:.1%}")
         if broken:
-            rejected = self.context.out / "rejected" / f"{self.name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+            rejected = free_name(self.context.out / "rejected" / self.name)
             rejected.parent.mkdir(exist_ok=True)
             (self.work / "trained").rename(rejected)
             raise BrokenPromiseError(
@@ -377,11 +391,13 @@ class StageRun:
         curves = self._gather_curves(trained)
         memory_folders = self._remember(corpus)
         cost = self._cost(model, curves, losses)
+        if (self.work / BEFORE).exists():
+            write_losses(trained / BEFORE, read_losses(self.work / BEFORE))
         expansion = None
         if self.section.expand:
             written = read_json(self.work / "grown" / "expansion.json")
-            write_json(trained / "expansion.json", written)
-            expansion = ExpansionReport.from_json(written).to_json()
+            write_json(trained / "expansion.json", {key: value for key, value in written.items() if key != "seconds"})
+            expansion = {**ExpansionReport.from_json(written).to_json(), "map": json_fingerprint(written["map"])}
         record = StageRecord(
             index=self.index,
             name=self.name,
@@ -433,11 +449,11 @@ class StageRun:
         replay = self.recipe.replay
         if replay is None or not replay.memory_tokens:
             return []
-        previous, folder = (self.context.out / "memory" / f"{i:02d}" for i in (self.index - 1, self.index))
+        previous, folder = self.context.ledger.generation(self.index), self.context.out / "memory" / f"{self.index:02d}"
         if not folder.exists():
             with whole_folder(folder) as partial:
                 write_generation(
-                    previous if previous.is_dir() else None,
+                    previous,
                     self.domain.name,
                     corpus,
                     capacity_tokens=replay.memory_tokens,
@@ -460,7 +476,8 @@ class StageRun:
         for curve in curves:
             phase = "train" if curve is curves[-1] else "recover"
             taught = curve.teacher_tokens * teacher_flops
-            cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, curve.seconds))
+            seconds = read_json(self.work / f"{phase}-seconds.json")
+            cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, seconds))
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))

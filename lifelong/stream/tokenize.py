@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lifelong.checkpoint import sync_folder, write_json
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.stream.blocks import BlockStore, BlockWriter
 from lifelong.stream.domain import Domain
@@ -134,7 +135,7 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
                 clean_up_tokenization_spaces=False,
                 **{role: token for role, token in named.items() if token in specials},
             )
-        return AutoTokenizer.from_pretrained(str(path_or_id))
+        return AutoTokenizer.from_pretrained(str(path_or_id), trust_remote_code=False)
     # AutoTokenizer raises many kinds (OSError, ValueError, KeyError, ImportError) for "not there"
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -213,9 +214,11 @@ def _tokenize_to(
             packer.finish()
         counts = {**tally.to_json(), "blocks": writer.num_blocks, "tokens": writer.num_tokens}
         manifest = {"domain": domain.name, "split": split, **counts, "settings": settings}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_json(temporary / "manifest.json", manifest)
+        sync_folder(temporary)
         try:
             temporary.rename(folder)
+            sync_folder(folder.parent)
         except OSError:
             # another process finished the same work first; its result is the same
             if not (folder / "manifest.json").is_file():

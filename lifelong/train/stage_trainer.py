@@ -9,6 +9,8 @@ Letters: B sequences, T tokens.
 
 from __future__ import annotations
 
+import pickle
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,8 +25,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lifelong.checkpoint import read_json, remove_tree, write_json
-from lifelong.errors import Interrupted
+from lifelong.checkpoint import read_json, remove_tree, sync_tree, write_json
+from lifelong.errors import CorruptionError, Interrupted
 from lifelong.inherit.head import loss_head
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.records import ProbePoint, RunObserver, TrainPoint
@@ -37,10 +39,19 @@ METHODS_FILE = "methods.safetensors"
 
 @dataclass
 class StopRequest:
-    """Set by a signal handler while `deferred`; training looks at it after every optimizer step."""
+    """Set by a signal handler; while `deferred`, training looks at it after every optimizer step, then saves."""
 
     requested: bool = False
     deferred: bool = False
+
+    def obey(self) -> None:
+        """Stop here if that was asked for; what is done is on disk.
+
+        Raises:
+            Interrupted: it was.
+        """
+        if self.requested:
+            raise Interrupted("stopped as asked; everything is saved, run the same command to continue")
 
 
 @dataclass
@@ -98,6 +109,10 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.phase = phase
         self.curve = PhaseCurve()
+        self.started = time.monotonic()
+        # Trainer tells old checkpoints by their times, and would delete the newest after a clock was set back
+        self.checkpoints_kept = args.save_total_limit or sys.maxsize
+        args.save_total_limit = None
         self._sums: dict[str, Tensor] = {}
         self._replay_tokens = 0
         self.remove_callback(PrinterCallback)
@@ -125,6 +140,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             if (term := method.loss_term(self.model)) is not None:
                 loss = loss + term * share
         self._count(inputs, outputs, inheritance is not None)
+        self._sums["loss"] = self._sums.get("loss", 0.0) + loss.detach().double().cpu()
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # data parallelism averages what must be summed
         return (loss, outputs) if return_outputs else loss
@@ -142,6 +158,10 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         """Add CE, KL and alpha to what Trainer logs, and keep the point for the report."""
         if "loss" in logs and self._sums:
             tokens = float(self._sums["tokens"])
+            if self.accelerator.num_processes == 1:
+                # Trainer forgets the steps since the last log when it is resumed; these sums do not
+                steps = self.state.global_step - (self.curve.train[-1].step if self.curve.train else 0)
+                logs["loss"] = float(self._sums["loss"]) / steps
             logs["ce"] = float(self._sums["ce"]) / tokens
             if "kl" in self._sums:
                 logs["kl"] = float(self._sums["kl"]) / tokens
@@ -163,6 +183,11 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             self.phase.observer.stepped(point)
             self._sums, self._replay_tokens = {}, 0
         super().log(logs, start_time)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this phase so far, by earlier processes too."""
+        return self.curve.seconds + time.monotonic() - self.started
 
     @property
     def tokens_per_step(self) -> int:
@@ -208,16 +233,21 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
             return
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         inheritor = trainer.phase.inheritor
+        save_methods(trainer.phase.methods, folder / METHODS_FILE)
+        sync_tree(folder)  # a power cut must not leave the state file without what it vouches for
         write_json(
             folder / STATE_FILE,
             {
-                "curve": trainer.curve.to_json(),
+                "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+                "curve": {**trainer.curve.to_json(), "seconds": trainer.seconds},
                 "sums": {name: float(value) for name, value in trainer._sums.items()},
                 "replay_tokens": trainer._replay_tokens,
                 "inheritor": inheritor.state_dict() if inheritor is not None else None,
                 "teacher_tokens": inheritor.teacher_tokens if inheritor is not None else 0,
             },
         )
+        for outdated in _checkpoints(folder.parent)[: -trainer.checkpoints_kept]:
+            remove_tree(outdated)
 
 
 def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, phase: Phase) -> PhaseCurve:
@@ -226,7 +256,6 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     Raises:
         Interrupted: a stop was requested; everything is saved, the same call continues.
     """
-    started = time.monotonic()
     folder = Path(args.output_dir)
     checkpoint = _last_complete_checkpoint(folder)
     trainer = StageTrainer(model, args, phase)
@@ -236,13 +265,22 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     try:
         with loss_head(model, phase.objective):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        # Trainer reads its state with weights_only: what is no plain tensor is refused, never run
+        if checkpoint is None or not (isinstance(error, pickle.UnpicklingError) or "PytorchStreamReader" in str(error)):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CorruptionError(
+            f"{checkpoint}: its training state cannot be loaded ({reason}). Remove this folder: the same command then "
+            "goes on from the checkpoint before it, or from the beginning of the stage"
+        ) from None
     finally:
         phase.stop.deferred = False
     if phase.stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; saved")
     trainer.curve.tokens = trainer.state.global_step * trainer.tokens_per_step
     trainer.curve.teacher_tokens = phase.inheritor.teacher_tokens if phase.inheritor is not None else 0
-    trainer.curve.seconds += time.monotonic() - started
+    trainer.curve.seconds = trainer.seconds
     model.zero_grad(set_to_none=True)
     return trainer.curve
 
@@ -254,15 +292,30 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     trainer._replay_tokens = state["replay_tokens"]
     if trainer.phase.inheritor is not None and state["inheritor"] is not None:
         trainer.phase.inheritor.load_state_dict(state["inheritor"])
+    load_methods(trainer.phase.methods, checkpoint / METHODS_FILE)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a phase in the order of their steps."""
+    return sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
 def _last_complete_checkpoint(folder: Path) -> Path | None:
-    checkpoints = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    """The newest checkpoint that was written to its end; those behind it are removed."""
+    checkpoints = _checkpoints(folder)
     while checkpoints:
-        if (checkpoints[-1] / STATE_FILE).is_file():
+        if _is_complete(checkpoints[-1]):
             return checkpoints[-1]
         remove_tree(checkpoints.pop())
     return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes = read_json(checkpoint / STATE_FILE)["sizes"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (CorruptionError, OSError, KeyError, TypeError):
+        return False
 
 
 def save_methods(methods: Sequence[Method], path: Path) -> None:

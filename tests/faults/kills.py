@@ -1,0 +1,451 @@
+"""Kill a run at random moments until it is finished, and compare it with one that was left alone.
+
+One process loads the libraries and finishes a run undisturbed. Every attempt is a fork of it: it runs (or continues) a
+stream of three stages, the last of them by `extend`, and is ended before it is done. What an attempt is doing it tells
+through a pipe. Two ways to choose the moment:
+
+- aimed: at a random one of the calls and returns of a phase, Python's and C's, as `sys.setprofile` counts them; so that
+  a phase of a millisecond is hit as often as a long one;
+- anywhere: after a random time, from outside.
+
+Kinds of end: SIGKILL; SIGKILL as a power cut, after which every file that was not made durable loses its end; SIGTERM
+and SIGINT, which the run must answer with exit code 130.
+
+    python -m tests.faults.kills --kills 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.pipeline_runs import recipe_data, write_domain
+
+PHASES = ("preparing", "tokenising", "caching", "growing", "recovering", "training", "saving", "evaluating", "committing",
+          "reporting")  # fmt: skip
+KINDS = {"SIGKILL": signal.SIGKILL, "power cut": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+OF_OBSERVER = {"prepare": "preparing", "grow": "growing", "recover": "recovering", "train": "training",
+               "evaluate": "evaluating", "commit": "committing"}  # fmt: skip
+LEFT_OUT = {".lock", ".cache", "report", "environment.json", "measured.json"}
+SECONDS_AT_MOST = 300.0
+
+
+def comparable(out: Path) -> dict[str, bytes]:
+    """Every byte that two runs of one recipe have in common: all but clock times, the machine, and caches.
+
+    Of the report the matrix and the metrics count.
+    """
+    files = {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and not LEFT_OUT & set(path.relative_to(out).parts)
+    }
+    matrix = json.loads((out / "report/matrix.json").read_text())
+    del matrix["cost"]["seconds"]
+    matrix["metrics"].pop("total_seconds", None)
+    files["report/matrix.json"] = json.dumps(matrix, sort_keys=True).encode()
+    return files
+
+
+@dataclass
+class Stream:
+    """Corpora, a recipe that grows, recovers, inherits and replays, and a domain to extend the run by."""
+
+    folder: Path
+    short: bool = False
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("sea", "farm", "law"):
+            write_domain(self.folder, name, documents=24)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Stages that end between two logs, with checkpoints in their middle; `short`: the first alone."""
+        data = recipe_data(self.folder)
+        for stage in data["stages"]:
+            stage["tokens"] = 1800
+        if self.short:
+            del data["stages"][1:]
+            data["tokenizer"] = {"train": {"kind": "bpe", "vocab_size": 300}}
+        return {**data, "recover": {"tokens": 600}, "evaluate": {"tokens": 300, "samples": 1, "probes": 2, "probe_tokens": 100},
+                "methods": [{"name": "l2", "strength": 0.01}],
+                "train": {**data["train"], "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}}  # fmt: skip
+
+    def run(self, out: Path, observer: Any = None) -> None:
+        """The whole stream and, unless short, its extension; goes on where an earlier call was killed."""
+        from lifelong.ledger import read_records
+        from lifelong.pipeline import extend_run, run_recipe
+        from lifelong.recipe import parse_recipe
+
+        extended = (out / "recipe.yaml").is_file() and "law" in (out / "recipe.yaml").read_text()
+        if not extended:
+            run_recipe(parse_recipe(self.recipe), out, observer)
+        if not self.short and (len(read_records(out)) < 4 or (out / ".work").exists()):
+            extend_run(out, str(self.folder / "law.yaml"), overrides=["stages.2.expand.layers=4"], observer=observer)
+
+
+@dataclass
+class Tally:
+    """What a soak has seen."""
+
+    attempts: int = 0
+    runs: int = 0
+    hits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    stages_lost: int = 0
+    files_compared: int = 0
+    files_different: int = 0
+    torn: int = 0
+    findings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def kills(self) -> int:
+        """Ends that came before the attempt was done."""
+        return sum(self.hits.values())
+
+    def table(self) -> str:
+        """Hits by phase and kind, and what came out."""
+        head = f"{'phase':<12}" + "".join(f"{kind:>11}" for kind in KINDS) + f"{'all':>7}"
+        rows = [
+            f"{phase:<12}" + "".join(f"{self.hits[phase, kind]:>11}" for kind in KINDS)
+            + f"{sum(self.hits[phase, kind] for kind in KINDS):>7}"
+            for phase in PHASES
+        ]  # fmt: skip
+        return "\n".join([
+            head, *rows,
+            f"kills {self.kills}, runs finished {self.runs}, files torn by power cuts {self.torn}, "
+            f"stages lost {self.stages_lost},",
+            f"files compared {self.files_compared}, different {self.files_different}, "
+            f"other findings {len(self.findings)}, seconds {self.seconds:.0f}",
+            *self.findings,
+        ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The `event`-th call or return of the `visit`-th time that an attempt is in `phase`."""
+
+    phase: str
+    visit: int
+    event: int
+    signal: int
+
+
+class Teller:
+    """In the attempt: says through a pipe what it is doing, and keeps a record of what was made durable."""
+
+    def __init__(self, pipe: int | None = None, synced: int | None = None, aim: Aim | None = None) -> None:
+        self.pipe, self.synced, self.aim, self.phase = pipe, synced, aim, ""
+        self.visits: Counter[str] = Counter()
+        self.events: list[tuple[str, int]] = []
+        self.counted = 0
+        self.set("preparing")
+
+    def set(self, phase: str) -> None:
+        """Enter a phase; the way back from a nested one is a visit of its own."""
+        sys.setprofile(None)
+        if self.phase:
+            self.events.append((self.phase, self.counted))
+        self.phase, self.counted = phase, 0
+        self.visits[phase] += 1
+        if self.pipe is not None:
+            os.write(self.pipe, bytes([PHASES.index(phase)]))
+        if self.aim is None or (self.aim.phase, self.aim.visit) == (phase, self.visits[phase]):
+            sys.setprofile(self.count)
+
+    def count(self, *_: Any) -> None:
+        """One call or return; the one that was aimed at is the last, or the signal's to answer."""
+        self.counted += 1
+        if self.aim is not None and self.counted == self.aim.event:
+            sys.setprofile(None)
+            os.kill(os.getpid(), self.aim.signal)
+
+    def during(self, phase: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, told as a phase of its own."""
+
+        def told(*args: Any, **kwargs: Any) -> Any:
+            before = self.phase
+            self.set(phase)
+            result = work(*args, **kwargs)
+            self.set(before)
+            return result
+
+        return told
+
+    def fsync(self, real: Callable[[Any], None]) -> Callable[[Any], None]:
+        """`os.fsync` that notes what the file was when it became durable."""
+
+        def noting(target: Any) -> None:
+            real(target)
+            facts = os.fstat(target if isinstance(target, int) else target.fileno())
+            if self.synced is not None:
+                os.write(self.synced, f"{facts.st_ino} {facts.st_mtime_ns} {facts.st_size}\n".encode())
+
+        return noting
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Any]:
+        """The tellers in place; yields the observer of the run."""
+        from lifelong import initial, pipeline, stage
+        from lifelong.records import RunObserver
+        from lifelong.train import stage_trainer
+
+        places = [
+            (initial, "train_tokenizer", "tokenising"), (stage, "tokenize_domain", "tokenising"),
+            (initial, "write_heldout", "caching"), (stage, "write_generation", "caching"),
+            (pipeline, "write_report", "reporting"), (stage_trainer.StageTrainer, "_save_checkpoint", "saving"),
+        ]  # fmt: skip
+        real = [(module, name, getattr(module, name)) for module, name, _ in places] + [(os, "fsync", os.fsync)]
+        for module, name, phase in places:
+            setattr(module, name, self.during(phase, getattr(module, name)))
+        os.fsync = self.fsync(os.fsync)  # type: ignore[assignment]
+        teller = self
+
+        class Phases(RunObserver):
+            def phase_started(self, phase: str, total_tokens: int) -> None:
+                teller.set(OF_OBSERVER[phase])
+
+            def stage_committed(self, record: Any) -> None:
+                teller.set("preparing")
+
+        try:
+            yield Phases()
+        finally:
+            sys.setprofile(None)
+            for module, name, value in real:
+                setattr(module, name, value)
+
+
+class Attempt:
+    """A fork that runs the stream, watched and ended from here."""
+
+    def __init__(self, stream: Stream, out: Path, log: Path, aim: Aim | None = None) -> None:
+        reading, writing = os.pipe()
+        self.log = log
+        self.phases: list[str] = []
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reading)
+            self._live(stream, out, writing, aim)
+        os.close(writing)
+        self.reading = reading
+
+    def _live(self, stream: Stream, out: Path, writing: int, aim: Aim | None) -> None:
+        from lifelong.errors import Interrupted, LifelongError
+
+        code = 1
+        try:
+            self.log.mkdir(parents=True, exist_ok=True)
+            synced = os.open(self.log / "synced", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            messages = os.open(self.log / "messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(messages, 1)
+            os.dup2(messages, 2)
+            try:
+                never = Aim("", 0, 0, 0)
+                with Teller(writing, synced, aim or never).installed() as observer:
+                    stream.run(out, observer)
+                code = 0
+            except Interrupted:
+                code = 130
+            except KeyboardInterrupt:  # before the run listens to signals
+                code = 130
+            except LifelongError as error:
+                os.write(2, f"error: {error}\n".encode())
+                code = error.exit_code
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(code)
+
+    def end_after(self, seconds: float, number: int) -> int:
+        """Send a signal after some time; the exit code, negative for a signal."""
+        limit = time.monotonic() + seconds
+        while (left := limit - time.monotonic()) > 0 and self._listen(left):
+            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+        return self.finish()
+
+    def finish(self) -> int:
+        """Wait for the end; the exit code, negative for a signal."""
+        while self._listen(SECONDS_AT_MOST):
+            pass
+        os.close(self.reading)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def _listen(self, seconds: float) -> bool:
+        """Whether the attempt said something within the time; it says nothing more when it has ended."""
+        if not select.select([self.reading], [], [], seconds)[0]:
+            return False
+        said = os.read(self.reading, 1)
+        self.phases += [PHASES[number] for number in said]
+        return bool(said)
+
+
+def cut_power(out: Path, log: Path, draw: random.Random) -> int:
+    """What was not made durable loses its end; the number of files that did."""
+    durable: dict[int, tuple[int, int]] = {}
+    for line in (log / "synced").read_text().splitlines():
+        inode, modified, size = map(int, line.split())
+        durable[inode] = modified, size
+    torn = 0
+    for path in sorted(path for path in out.rglob("*") if path.is_file() and path.name != ".lock"):
+        facts = path.stat()
+        if facts.st_size and durable.get(facts.st_ino) != (facts.st_mtime_ns, facts.st_size):
+            os.truncate(path, draw.choice([0, draw.randrange(facts.st_size)]))
+            torn += 1
+    return torn
+
+
+@dataclass
+class Reference:
+    """A run that was left alone: its bytes, its time, and the calls and returns of every visit of every phase."""
+
+    files: dict[str, bytes]
+    events: dict[str, list[int]]
+    seconds: float
+
+    @classmethod
+    def of(cls, stream: Stream, out: Path) -> Reference:
+        """Run here and not in a fork: what it imports need not be imported again."""
+        teller, started = Teller(), time.monotonic()
+        with teller.installed() as observer:
+            stream.run(out, observer)
+            teller.set("preparing")
+        events: dict[str, list[int]] = {phase: [] for phase in PHASES}
+        for phase, count in teller.events:
+            events[phase].append(count)
+        assert all(events.values()), "a phase of the run was never met"
+        return cls(comparable(out), events, time.monotonic() - started)
+
+    def aim(self, phase: str, kind: str, draw: random.Random, fresh: bool) -> Aim:
+        """A random moment of a phase; of its next visit where a run goes on, as the later ones may be behind it."""
+        counts = self.events[phase]
+        visit = draw.randrange(len(counts)) if fresh else 0
+        return Aim(phase, visit + 1, draw.randint(1, max(1, counts[visit])), KINDS[kind])
+
+
+def soak(folder: Path, kills: int, seed: int = 0, report: Callable[[str], None] | None = None) -> Tally:
+    """Kill runs until `kills` ends came before their time, and finish every run that was begun."""
+    draw, tally, started = random.Random(seed), Tally(), time.monotonic()
+    stream = Stream(folder / "corpora")
+    reference = Reference.of(stream, folder / "undisturbed")
+    kinds = ["SIGKILL", "SIGKILL", "power cut", "SIGTERM", "SIGINT"]
+    aims: list[str | None] = [*PHASES, None, None]
+    plan = [(aims[i % len(aims)], draw.choice(kinds)) for i in range(kills)]
+    draw.shuffle(plan)
+    while plan and len(tally.findings) < 10:
+        out, log = folder / f"run-{tally.runs}", folder / f"log-{tally.runs}"
+        _one_run(stream, out, log, plan, reference, tally, draw)
+        _compare(out, reference.files, tally)
+        tally.runs += 1
+        if report is not None:
+            report(f"{tally.kills} kills, {tally.runs} runs, {tally.files_different} files different")
+        if not tally.findings:
+            shutil.rmtree(out)
+    tally.seconds = time.monotonic() - started
+    return tally
+
+
+def _one_run(
+    stream: Stream, out: Path, log: Path, plan: list[tuple[str | None, str]], reference: Reference, tally: Tally,
+    draw: random.Random,
+) -> None:  # fmt: skip
+    """Attempts until one comes to the end; what was hit leaves the plan."""
+    committed = set[str]()
+    while True:
+        tally.attempts += 1
+        phase, kind = plan[-1] if plan else (None, "")
+        aim = reference.aim(phase, kind, draw, not committed) if phase is not None else None
+        attempt = Attempt(stream, out, log, aim)
+        anywhere = kind and aim is None
+        code = attempt.end_after(draw.random() * reference.seconds, KINDS[kind]) if anywhere else attempt.finish()
+        kept = {path.parent.name for path in out.glob("stages/*/record.json")}
+        tally.stages_lost += len(committed - kept)
+        committed = kept
+        if code == 0:
+            return
+        phase = attempt.phases[-1] if attempt.phases else "preparing"
+        expected = [-signal.SIGKILL] if kind in ("SIGKILL", "power cut") else [130]
+        if kind == "SIGTERM" and phase == "preparing":
+            expected.append(-signal.SIGTERM)  # before the run has begun to listen
+        if not kind or code not in expected:
+            said = (log / "messages").read_text()[-1500:] if (log / "messages").exists() else ""
+            tally.findings.append(f"{phase}, {kind or 'left alone'}: exit code {code} instead of {expected}\n{said}")
+            return
+        tally.hits[phase, kind] += 1
+        plan.pop()
+        if kind == "power cut" and (log / "synced").exists():
+            tally.torn += cut_power(out, log, draw)
+
+
+def _compare(out: Path, reference: dict[str, bytes], tally: Tally) -> None:
+    from lifelong.ledger import check_run
+
+    try:
+        found = comparable(out)
+        tally.findings += check_run(out)
+    except Exception as error:
+        tally.findings.append(f"{out.name}: cannot be compared ({error})")
+        return
+    tally.files_compared += len(reference)
+    different = [name for name in {**reference, **found} if reference.get(name) != found.get(name)]
+    tally.files_different += len(different)
+    tally.findings += [f"{out.name}: {name} differs" for name in different[:3]]
+
+
+@contextlib.contextmanager
+def _folder(named: Path | None) -> Iterator[Path]:
+    if named is not None:
+        named.mkdir(parents=True, exist_ok=True)
+        yield named
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def main() -> int:
+    """Run a soak and print its table."""
+    import warnings
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder unless named")
+    parser.add_argument("--keep", type=Path, help="new folder for the run that was left alone")
+    options = parser.parse_args()
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="", MPLBACKEND="Agg")
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+    import torch
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    with _folder(options.folder) as folder:
+        tally = soak(folder, options.kills, options.seed, lambda line: print(line, file=sys.stderr, flush=True))
+        if options.keep is not None:
+            shutil.rmtree(options.keep, ignore_errors=True)
+            shutil.copytree(folder / "undisturbed", options.keep)
+    print(f"seed {options.seed}\n{tally.table()}")
+    return 1 if tally.stages_lost or tally.files_different or tally.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
