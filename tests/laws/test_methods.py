@@ -1,182 +1,119 @@
 """Laws that hold for every method file, without naming any.
 
-A method that cannot do without something says so by a class attribute (`needs_memory`, `alone`), never by its name.
+What a method cannot do without, it says by class attributes (`needs_memory`, `sharded`, `alone`), never by its name.
 """
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from lifelong.checkpoint import load_model
-from lifelong.errors import InputError, Interrupted
+from lifelong.errors import InputError
 from lifelong.ledger import read_records
 from lifelong.pipeline import check_recipe, run_recipe
 from lifelong.plugins import load_plugin, plugin_names
 from lifelong.recipe import parse_recipe
-from lifelong.records import RunObserver
-from lifelong.stage_methods import method_tokens
 from lifelong.train.method import make_methods
+from tests.laws.stages import Run, same
 from tests.pipeline_runs import recipe_data, write_domain
 
 METHODS = plugin_names("lifelong.methods")
-GROWTH = {"layers": 3, "intermediate_size": 32}
-TRAIN = {"learning_rate": 3e-3, "per_device_train_batch_size": 4, "logging_steps": 1, "use_cpu": True}
+CAREFUL = {"adam_epsilon": 1e-2}
+
+
+def plugin(name):
+    return load_plugin("lifelong.methods", name, kind="method").Plugin
+
+
+@pytest.fixture(scope="module")
+def sequential(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp("sequential"))
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def trained(request, tmp_path_factory):
+    """Name of a method, and a run with it."""
+    return request.param, Run(tmp_path_factory.mktemp(request.param), [{"name": request.param}])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_strength_zero_is_sequential_training_bit_for_bit(name, sequential, tmp_path):
+    assert same(Run(tmp_path, [{"name": name, "strength": 0}]).weights, sequential.weights)
+
+
+def test_with_its_default_strength_it_changes_the_second_stage(trained, sequential):
+    _, run = trained
+    assert not same(run.weights, sequential.weights)
+
+
+def test_it_leaves_a_stock_model_that_can_learn(trained, sequential):
+    """Nothing of the method stays in the model: not its parameters, nor its forwards, nor what it froze."""
+    _, run = trained
+    assert run.weights.keys() == sequential.weights.keys()
+    assert all(torch.isfinite(value).all() for value in run.weights.values())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in run.model.parameters())
+    assert not [name for name, module in run.model.named_modules() if "forward" in module.__dict__]
+    assert {type(module) for module in run.model.modules()} == {type(module) for module in sequential.model.modules()}
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(trained, tmp_path):
+    name, run = trained
+    again = Run(tmp_path / "again", [{"name": name}])
+    assert same(again.weights, run.weights)
+    assert same(again.state(), run.state())
+    assert not same(Run(tmp_path / "other", [{"name": name}], seed=1).weights, run.weights)
+
+
+@pytest.mark.parametrize("stop_at", [(0, 2), (1, 1), (1, 3)])
+def test_resuming_equals_going_on(trained, tmp_path, stop_at):
+    name, run = trained
+    resumed = Run(tmp_path, [{"name": name}], stop_at=stop_at)
+    assert same(resumed.weights, run.weights)
+    assert same(resumed.state(), run.state())
+    assert [method.extra_tokens for method in resumed.made] == [method.extra_tokens for method in run.made]
+
+
+def test_it_does_not_depend_on_gradient_accumulation(trained, tmp_path):
+    """Not in bits: sums are taken in another order. The large epsilon keeps Adam from making much of a gradient of 0."""
+    name, _ = trained
+    whole = Run(tmp_path / "whole", [{"name": name}], train=CAREFUL)
+    split = Run(tmp_path / "split", [{"name": name}], train=CAREFUL, accumulation=4)
+    for parameter, value in whole.weights.items():
+        assert torch.allclose(split.weights[parameter], value, atol=2e-6), parameter
+
+
+def test_its_state_survives_a_save_and_a_load(trained):
+    name, run = trained
+    (method,) = make_methods([(name, {})])
+    method.load_state_dict(run.made[0].state_dict())
+    assert same(method.state_dict(), run.made[0].state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_wrong_settings_are_refused_before_anything_runs(name):
+    with pytest.raises(InputError, match="strengt: is no setting of this method; did you mean 'strength'"):
+        make_methods([(name, {"strengt": 1.0})])
+    with pytest.raises(InputError, match=r"strength: is a number like 1\.0"):
+        make_methods([(name, {"strength": "much"})])
+    with pytest.raises(InputError, match="strength: is at least 0"):
+        make_methods([(name, {"strength": -1.0})])
+
+
+def small_recipe(folder, name, **changes):
+    data = recipe_data(folder, methods=[{"name": name}], replay={"memory_tokens": 2000, "share": 0}, **changes)
+    return parse_recipe({key: value for key, value in data.items() if value is not None})
 
 
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cards")
     for name in ("sea", "farm"):
-        write_domain(folder, name, documents=20)
+        write_domain(folder, name, documents=12)
     return folder
-
-
-def recipe(cards, methods, **changes):
-    """Two stages of four steps, the second grows."""
-    data = recipe_data(
-        cards,
-        model={"family": "llama", "layers": 2, "hidden_size": 16, "heads": 2, "intermediate_size": 24},
-        replay={"memory_tokens": 600, "share": 0},
-        train=TRAIN,
-        evaluate={"tokens": 100, "samples": 0},
-        methods=methods,
-    )
-    data["stages"] = [{**stage, "tokens": 512} for stage in data["stages"]]
-    data["stages"][1]["expand"] = GROWTH
-    data.pop("inherit")
-    return parse_recipe({**data, **changes})
-
-
-class StopsInTheMiddle(RunObserver):
-    """Asks to stop after the second step of the last stage, as a signal would."""
-
-    def __init__(self):
-        self.stage, self.steps, self.request = -1, 0, None
-
-    def stage_started(self, index, *_):
-        self.stage = index
-
-    def stepped(self, point):
-        self.steps += self.stage == 1
-        if self.steps == 2:
-            import signal
-
-            signal.raise_signal(signal.SIGTERM)
-
-
-@pytest.fixture(scope="module")
-def sequential(cards, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "sequential"
-    run_recipe(recipe(cards, []), out)
-    return out
-
-
-@pytest.fixture(scope="module", params=METHODS)
-def trained(request, cards, tmp_path_factory):
-    """Name of a method and the folder of a run with it."""
-    out = tmp_path_factory.mktemp("runs") / request.param
-    run_recipe(recipe(cards, [{"name": request.param}]), out)
-    return request.param, out
-
-
-def models(out):
-    return [record.fingerprints["model"] for record in read_records(out)]
-
-
-def weights(out):
-    return dict(load_model(last_folder(out) / "model", "clm").named_parameters())
-
-
-def last_folder(out):
-    return out / "stages" / read_records(out)[-1].name
-
-
-def test_strength_zero_of_all_methods_is_sequential_training_bit_for_bit(cards, sequential, tmp_path):
-    run_recipe(recipe(cards, [{"name": name, "strength": 0} for name in METHODS]), tmp_path / "zero")
-    assert models(tmp_path / "zero") == models(sequential)
-
-
-def test_with_its_default_strength_it_changes_the_last_stage(trained, sequential):
-    _, out = trained
-    assert models(out)[-1] != models(sequential)[-1]
-
-
-def test_what_is_committed_is_a_stock_model_of_the_planned_size(trained, sequential):
-    _, out = trained
-    shapes = {name: p.shape for name, p in weights(out).items()}
-    assert shapes == {name: p.shape for name, p in weights(sequential).items()}
-    assert all(torch.isfinite(p).all() for p in weights(out).values())
-
-
-def test_an_interrupted_run_that_is_resumed_is_the_same_bit_for_bit(trained, cards, tmp_path):
-    """Also: the same seed gives the same bits."""
-    name, out = trained
-    same = recipe(cards, [{"name": name}])
-    with pytest.raises(Interrupted):
-        run_recipe(same, tmp_path / "resumed", StopsInTheMiddle())
-    run_recipe(same, tmp_path / "resumed")
-    assert models(tmp_path / "resumed") == models(out)
-    assert states(tmp_path / "resumed") == states(out)
-
-
-def states(out):
-    path = last_folder(out) / "methods.safetensors"
-    return {name: value.tolist() for name, value in load_file(path).items()} if path.exists() else {}
-
-
-def test_it_does_not_depend_on_gradient_accumulation(trained, cards, tmp_path):
-    """Not in bits: sums are taken in another order, and Adam makes much of a gradient near zero."""
-    name, out = trained
-    train = {**TRAIN, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "adam_epsilon": 1e-3}
-    whole = {**TRAIN, "adam_epsilon": 1e-3}
-    run_recipe(recipe(cards, [{"name": name}], train=train), tmp_path / "split")
-    run_recipe(recipe(cards, [{"name": name}], train=whole), tmp_path / "whole")
-    split = weights(tmp_path / "split")
-    for parameter, value in weights(tmp_path / "whole").items():
-        assert torch.allclose(split[parameter], value, atol=2e-5), parameter
-
-
-def test_its_state_survives_a_save_and_a_load(trained):
-    name, out = trained
-    (method,) = make_methods([(name, {})])
-    path = last_folder(out) / "methods.safetensors"
-    state = {key.removeprefix("0."): value for key, value in load_file(path).items()}
-    state.pop("extra_tokens")
-    method.load_state_dict(state)
-    again = method.state_dict()
-    assert again.keys() == state.keys()
-    assert all(torch.equal(again[key], state[key]) for key in state)
-
-
-def test_what_it_computes_beside_training_is_paid_for(trained):
-    name, out = trained
-    tokens = method_tokens(last_folder(out) / "methods.safetensors")
-    cost = read_records(out)[-1].cost
-    assert ("methods" in str(cost)) == (tokens > 0)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_its_file_is_a_dataclass_that_can_be_made_from_the_recipe(name):
-    (method,) = make_methods([(name, {"strength": 0.5})])
-    assert isinstance(method, load_plugin("lifelong.methods", name, kind="method").Plugin)
-    assert make_methods([(name, {"strength": 0})]) == []
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_wrong_settings_are_refused_before_anything_runs(name):
-    with pytest.raises(InputError, match="strengt'?.*no setting.*strength"):
-        make_methods([(name, {"strengt": 1.0})])
-    with pytest.raises(InputError, match="strength.*number"):
-        make_methods([(name, {"strength": "much"})])
-    with pytest.raises(InputError, match="strength"):
-        make_methods([(name, {"strength": -1.0})])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sharded_run_is_right_or_refused(name, cards):
-    plugin = load_plugin("lifelong.methods", name, kind="method").Plugin
-    sharded = recipe(cards, [{"name": name}], train={**TRAIN, "fsdp": "full_shard"})
-    if plugin.sharded:
+    sharded = small_recipe(cards, name, train={"use_cpu": True, "fsdp": True})
+    if plugin(name).sharded:
         check_recipe(sharded)
     else:
         with pytest.raises(InputError, match=rf"methods\.{name}: .*FSDP"):
@@ -185,10 +122,24 @@ def test_a_sharded_run_is_right_or_refused(name, cards):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_that_needs_a_memory_says_so(name, cards):
-    plugin = load_plugin("lifelong.methods", name, kind="method").Plugin
-    without = recipe(cards, [{"name": name}], replay=None)
-    if plugin.needs_memory:
+    data = small_recipe(cards, name).to_plain()
+    data.pop("replay")
+    without = parse_recipe(data)
+    if plugin(name).needs_memory:
         with pytest.raises(InputError, match=r"needs a memory.*replay: \{memory_tokens"):
             check_recipe(without)
     else:
         check_recipe(without)
+
+
+def test_what_can_be_combined_runs_through_the_whole_pipeline(cards, tmp_path):
+    """Every hook is wired: all methods that can stand together, at once; their cost is in the ledger."""
+    together = [name for name in METHODS if not plugin(name).alone]
+    data = recipe_data(
+        cards, methods=[{"name": name, "strength": 0.5} for name in together], evaluate={"tokens": 100, "samples": 0}
+    )
+    data["stages"] = [{**stage, "tokens": 512} for stage in data["stages"]]
+    run_recipe(parse_recipe(data), tmp_path / "run")
+    last = read_records(tmp_path / "run")[-1]
+    assert last.cost["methods"]["flops"] > 0
+    assert (tmp_path / "run" / "stages" / last.name / "methods.safetensors").is_file()
