@@ -237,7 +237,7 @@ class StageRun:
         )
         curve = train_phase(model, arguments, phase)
         if context is not None:
-            for method in self.methods:
+            for method in reversed(self.methods):  # what was put around the model last comes off first
                 method.end_stage(context)
         # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
         write_json(self.work / f"{name}-seconds.json", curve.seconds)

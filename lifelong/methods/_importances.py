@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lifelong.errors import InputError
-from lifelong.train.method import Batch, Method, StageContext
+from lifelong.train.method import Batch, Method, StageContext, stock_parameters
 
 Tensors = dict[str, Tensor]
 
@@ -32,7 +32,7 @@ class Anchor:
         """At the size of the stage."""
         if context.mapping is None:
             return self
-        names = [name for name, _ in context.model.named_parameters()]
+        names = stock_parameters(context.model)
         weights = context.mapping.apply_weights(self.weights)
         importances = context.mapping.apply_gradients(self.importances, power=2)
         return Anchor({name: weights[name] for name in names}, {name: importances[name] for name in names})
@@ -47,7 +47,7 @@ class Anchor:
 
 def weights_of(model: PreTrainedModel) -> Tensors:
     """A copy of all parameters, tied ones once."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in stock_parameters(model).items()}
 
 
 @dataclass
@@ -67,7 +67,7 @@ class AnchoredMethod(Method):
         terms = [
             (anchor.importances[name] * (parameter - anchor.weights[name]) ** 2).sum()
             for anchor in self.anchors
-            for name, parameter in model.named_parameters()
+            for name, parameter in stock_parameters(model).items()
             if parameter.requires_grad
         ]
         return torch.stack(terms).sum() * (0.5 * self.strength) if terms else None
@@ -111,7 +111,7 @@ def mean_over_rows(
     if samples < 1:
         raise InputError(f"samples: at least one row is needed to measure importances, not {samples}")
     model = context.model
-    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    names, parameters = zip(*((n, p) for n, p in stock_parameters(model).items() if p.requires_grad), strict=True)
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     training, count = model.training, 0
     model.eval()
@@ -126,7 +126,7 @@ def mean_over_rows(
     finally:
         model.train(training)
     means = {name: total / count for name, total in zip(names, sums, strict=True)}
-    return {name: means.get(name, torch.zeros_like(p)) for name, p in model.named_parameters()}
+    return {name: means.get(name, torch.zeros_like(p)) for name, p in stock_parameters(model).items()}
 
 
 def fisher_information(context: StageContext, samples: int) -> Tensors:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.errors import InputError
-from lifelong.train.method import Batch, Method, StageContext
+from lifelong.train.method import ADDED, Batch, Method, StageContext
 
 PARAMETER = "domain_prompts"
 PROMPTS_FILE = "prompts.safetensors"
@@ -51,7 +51,9 @@ class Plugin(Method):
                 generator = torch.Generator().manual_seed(context.seed * 1_009 + number)
                 self.prompts[name] = torch.randn(self.tokens, table.weight.shape[1], generator=generator) * std
         rows_KPD = torch.stack([self.prompts[name] for name in context.columns]).to(table.weight)
-        context.model.register_parameter(PARAMETER, nn.Parameter(rows_KPD, requires_grad=self.trained))
+        parameter = nn.Parameter(rows_KPD, requires_grad=self.trained)
+        setattr(parameter, ADDED, True)
+        context.model.register_parameter(PARAMETER, parameter)
         self.model, self.first_id = context.model, table.num_embeddings
         table.__dict__["forward"] = self._with_prompts(table.forward)
 

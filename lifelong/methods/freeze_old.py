@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lifelong.errors import InputError
 from lifelong.methods._held_entries import HeldEntries
-from lifelong.train.method import Method, StageContext
+from lifelong.train.method import Method, StageContext, stock_parameters
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Plugin(Method):
 
     def begin_stage(self, context: StageContext) -> None:
         """Find the inserted blocks; freeze the rest."""
-        parameters = dict(context.model.named_parameters())
+        parameters = stock_parameters(context.model)
         if context.mapping is not None:
             self.learning = inserted_parameters(context)
             if not self.learning:

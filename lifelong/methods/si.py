@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lifelong.methods._importances import Anchor, AnchoredMethod, Tensors, weights_of
-from lifelong.train.method import StageContext
+from lifelong.train.method import StageContext, stock_parameters
 
 
 @dataclass
@@ -38,11 +38,11 @@ class Plugin(AnchoredMethod):
     def edit_gradients(self, model: PreTrainedModel) -> None:
         """Keep where the step starts and how the loss falls there."""
         self.before_step = weights_of(model)
-        self.gradients = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+        self.gradients = {n: p.grad.detach().clone() for n, p in stock_parameters(model).items() if p.grad is not None}
 
     def end_step(self, model: PreTrainedModel) -> None:
         """The fall in loss that each weight's step has brought about, to first order."""
-        for name, parameter in model.named_parameters():
+        for name, parameter in stock_parameters(model).items():
             if name in self.gradients:
                 self.path[name] -= self.gradients[name] * (parameter.detach() - self.before_step[name])
         self.before_step, self.gradients = {}, {}

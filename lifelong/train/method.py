@@ -77,6 +77,8 @@ class Method:
     strength: float = 1.0
     extra_tokens: float = field(default=0.0, init=False)
     """Tokens that went forward and backward for this method alone, beside those of training."""
+    optimizer: Any = field(default=None, init=False, repr=False)
+    """The raw optimizer, while a stage is trained."""
 
     needs_memory: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
@@ -123,6 +125,14 @@ class Method:
         """Inverse of `state_dict`."""
 
 
+ADDED = "added_by_a_method"
+
+
+def stock_parameters(model: Any) -> dict[str, Any]:
+    """Parameters of the model by name, without those that a method has added for the time of a stage."""
+    return {name: value for name, value in model.named_parameters() if not getattr(value, ADDED, False)}
+
+
 def make_methods(sections: list[tuple[str, Mapping[str, Any]]]) -> list[Method]:
     """The methods of a recipe, in order; those with strength 0 are left out.
 
@@ -161,8 +171,8 @@ def _make_method(name: str, settings: Mapping[str, Any]) -> Method:
             raise InputError(f"methods.{name}.{key}: is no setting of this method{did_you_mean(key, list(fields))}")
         default = fields[key].default
         if not _is_like(value, default):
-            kind = "a number" if isinstance(default, int | float) and not isinstance(default, bool) else "like"
-            raise InputError(f"methods.{name}.{key}: is {kind} {default!r} by default, not {value!r}")
+            kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "a text")
+            raise InputError(f"methods.{name}.{key}: is {kind} ({default!r} by default), not {value!r}")
     made: Method = plugin(**settings)
     if not made.strength >= 0:
         raise InputError(f"methods.{name}.strength: is at least 0, not {made.strength!r}")

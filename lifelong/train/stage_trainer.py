@@ -202,8 +202,9 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
         self.last_saved = time.monotonic()
 
-    def on_step_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+    def on_step_begin(self, _: Any, state: Any, *__: Any, optimizer: Any = None, **___: Any) -> None:
         for method in self.trainer.phase.methods:
+            method.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper steps on its own terms
             method.begin_step(self.trainer.model, state.global_step)
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:

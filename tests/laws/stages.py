@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
-from lifelong.expand import grow, new_config, plan_expansion
+from lifelong.errors import Interrupted
+from lifelong.expand import expansion_map, new_config, plan_expansion
 from lifelong.inherit.head import loss_head
 from lifelong.stage_methods import MemoryRows
 from lifelong.stream.blocks import Block
@@ -23,6 +25,15 @@ from lifelong.train.stage_trainer import Phase, StopRequest, load_methods, save_
 LENGTH, STEPS, ROWS = 12, 4, 4
 DOMAINS = ("next", "second")
 GROWTH = {"layers": 3, "hidden_size": 24, "heads": 3, "intermediate_size": 32}
+
+
+def grown(model: Any, sizes: dict[str, int], seed: int) -> tuple[Any, Any]:
+    """A model at other sizes and its map, without the verification that tests of the growth make."""
+    plan = plan_expansion(model.config, seed=seed, **sizes)
+    mapping = expansion_map(plan, type(model))
+    larger = type(model)(plan.target_config)
+    larger.load_state_dict(mapping.apply_weights({name: value.detach() for name, value in model.named_parameters()}))
+    return larger, mapping
 
 
 def blocks_of(domain: str, count: int = 16) -> list[Block]:
@@ -61,8 +72,6 @@ class Run:
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
         config = new_config("llama", vocab_size=32, max_positions=64, layers=2, hidden_size=16, heads=2, intermediate_size=24)
-        import transformers
-
         self.model = transformers.AutoModelForCausalLM.from_config(config)
         for index, domain in enumerate(DOMAINS):
             self._stage(index, domain)
@@ -70,11 +79,9 @@ class Run:
     def _stage(self, index: int, domain: str) -> None:
         mapping = None
         if index and self.growth:
-            self.model, mapping, _ = grow(self.model, plan_expansion(self.model.config, **self.growth), seed=self.seed)
+            self.model, mapping = grown(self.model, self.growth, self.seed)
         start = {name: value.clone() for name, value in self.model.state_dict().items()}
         if self.stop_at is not None and self.stop_at[0] == index:
-            from lifelong.errors import Interrupted
-
             try:
                 self._train(index, domain, mapping, stop=self.stop_at[1])
             except Interrupted:
@@ -110,7 +117,7 @@ class Run:
             self.model, arguments,
             Phase("train", dataset, collator(), "clm", ROWS * LENGTH, methods=self.made, probe=probe, stop=request),
         )  # fmt: skip
-        for method in self.made:
+        for method in reversed(self.made):
             method.end_stage(context)
         save_methods(self.made, self.folder / f"{index}.safetensors")
 
