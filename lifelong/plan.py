@@ -15,19 +15,21 @@ from lifelong.checkpoint import load_config
 from lifelong.context import meta_model
 from lifelong.expand import model_shape, plan_expansion
 from lifelong.initial import fresh_config
+from lifelong.learning_rates import stage_curve
 from lifelong.pipeline import check_recipe
 from lifelong.recipe import InheritSection, Recipe
 from lifelong.stream.domain import load_domain
 from lifelong.stream.mixing import stage_plan
 from lifelong.train.arguments import DEFAULTS, blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
+from lifelong.train.schedule import sparkline
 
 BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage before it is run. FLOPs include those of the teacher; bytes are of weights, gradients, moments."""
+    """One stage before it is run. `learning_rates` are taken in the middle of equal parts of it. FLOPs include those of the teacher; bytes are of weights, gradients, moments."""
 
     index: int
     domain: str
@@ -38,6 +40,7 @@ class PlannedStage:
     replay_share: float
     peak_learning_rate: float
     warmup_steps: int
+    learning_rates: tuple[float, ...]
     flops: float
     teacher_flops: float
     training_state_bytes: int
@@ -98,12 +101,20 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedSta
         steps=trained // plan.tokens_per_step,
         replay_share=recipe.replay.share if recipe.replay and index else 0.0,
         peak_learning_rate=float(arguments.learning_rate),
-        warmup_steps=int(arguments.get_warmup_steps(plan.num_steps)),
+        warmup_steps=_warmup_steps(recipe, index, arguments, plan.num_steps),
+        learning_rates=tuple(stage_curve(recipe, index, arguments, plan.num_steps)),
         flops=trained * training_flops_per_token(model, length, objective) + teacher_flops,
         teacher_flops=teacher_flops,
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
         checkpoint_bytes=parameters * 4,
     )
+
+
+def _warmup_steps(recipe: Recipe, index: int, arguments: Any, num_steps: int) -> int:
+    if recipe.lr is None:
+        return int(arguments.get_warmup_steps(num_steps))
+    warms = recipe.lr.policy not in ("continue", "infinite") or index == 0
+    return round(recipe.lr.warmup * num_steps) if warms else 0
 
 
 def taught_share(inherit: InheritSection) -> float:
@@ -141,17 +152,19 @@ def _warnings(recipe: Recipe, stages: list[PlannedStage]) -> list[str]:
 def plan_table(plan: RunPlan) -> Table:
     """The plan for a terminal of 80 columns."""
     table = Table(title=f"{plan.name}: plan", caption="\n".join(f"! {text}" for text in plan.warnings) or None)
-    for heading in ("stage", "domain", "L/d/heads", "params", "tokens", "steps", "replay", "PFLOPs"):
+    for heading in ("stage", "domain", "L/d/heads", "params", "tokens", "steps", "replay", "lr", "PFLOPs", "GB"):
         table.add_column(heading, justify="left" if heading in ("stage", "domain") else "right")
+    top = max((rate for stage in plan.stages for rate in stage.learning_rates), default=1.0)
     for stage in plan.stages:
         shape = stage.shape
         table.add_row(
             str(stage.index), stage.domain, f"{shape['layers']}/{shape['hidden_size']}/{shape['heads']}",
             f"{stage.parameters / 1e6:.2f}M", f"{stage.tokens / 1e6:.2f}M", str(stage.steps),
-            f"{stage.replay_share:.0%}", f"{stage.flops / 1e15:.3g}",
+            f"{stage.replay_share:.0%}", f"{stage.peak_learning_rate:.0e} {sparkline(list(stage.learning_rates), top)}",
+            f"{stage.flops / 1e15:.3g}", f"{stage.training_state_bytes / 1e9:.2g}",
         )  # fmt: skip
     table.add_row(
         "all", "", "", "", f"{sum(s.tokens for s in plan.stages) / 1e6:.2f}M",
-        str(sum(s.steps for s in plan.stages)), "", f"{sum(s.flops for s in plan.stages) / 1e15:.3g}",
+        str(sum(s.steps for s in plan.stages)), "", "", f"{sum(s.flops for s in plan.stages) / 1e15:.3g}", "",
     )  # fmt: skip
     return table

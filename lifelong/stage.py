@@ -36,6 +36,7 @@ from lifelong.history import BEFORE, read_losses, write_losses
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import OnlineTeacher
+from lifelong.learning_rates import TRUNK, keep_trunk, stage_level, stage_trunk
 from lifelong.ledger import stage_name
 from lifelong.recipe import ExpandSection, StageSection
 from lifelong.records import (
@@ -104,7 +105,9 @@ class StageRun:
         losses = self._evaluate(model)
         self._check_budget(losses)
         observer.phase_started("commit", 0)
-        return self._commit(model, losses, corpus), model
+        record = self._commit(model, losses, corpus)
+        trunk = context.ledger.stage_folder(record) / TRUNK
+        return record, load_model(trunk, self.recipe.objective) if trunk.is_dir() else model
 
     def _evaluate_before(self, model: PreTrainedModel) -> None:
         """Loss of the model before this stage on domains that joined only now: where forward transfer starts."""
@@ -234,6 +237,8 @@ class StageRun:
             probe=self._probe(model, plan.num_steps) if context is not None else None,
             observer=run.observer,
             stop=run.stop,
+            lr_level=stage_level(self.recipe, self.index) if context is not None else None,
+            trunk=stage_trunk(self.recipe, plan.num_steps, model, run.tokenizer, self.work) if context else None,
         )
         curve = train_phase(model, arguments, phase)
         if context is not None:
@@ -246,6 +251,8 @@ class StageRun:
             write_json(partial / "curve.json", {**curve.to_json(), "seconds": 0.0})
             save_methods(self.methods if context is not None else (), partial / "methods.safetensors")
             write_exports(self.methods if context is not None else (), partial)
+            if context is not None:
+                keep_trunk(self.work, partial)
         run.stop.obey()  # asked for in the last step, when there was nothing left to save
 
     def _blocks_per_step(self) -> int:

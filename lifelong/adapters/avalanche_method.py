@@ -39,6 +39,10 @@ BROKEN = {
     "ReplayPlugin": "replaces the data loader of Avalanche's own training loop; use `replay:`",
     "GDumbPlugin": "trains anew on its memory at the end; use the recipe joint",
     "GenerativeReplayPlugin": "needs a generator of images; use `replay:`",
+    "MIRPlugin": "adds rows to a batch of Avalanche's own training loop; use `replay:`",
+    "RARPlugin": "adds rows to a batch of Avalanche's own training loop; use `replay:`",
+    "BiCPlugin": "corrects the classes of a classifier; a language model has none that are new",
+    "CWRStarPlugin": "works on the classes of a classifier; a language model has none that are new",
     "FromScratchTrainingPlugin": "resets the model before every stage, which no stage here may do",
 }
 KEEPS_SHAPES = ("EWCPlugin", "MASPlugin")

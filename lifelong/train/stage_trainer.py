@@ -97,6 +97,16 @@ class Phase:
     probe: Callable[[int, int], Sequence[ProbePoint]] | None = None
     observer: RunObserver = field(default_factory=RunObserver)
     stop: StopRequest = field(default_factory=StopRequest)
+    lr_level: Callable[[float], float] | None = None
+    trunk: Trunk | None = None
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Weights that the next stage goes on from, where they are not the last ones: `save` is called after `step`."""
+
+    step: int
+    save: Callable[[], None]
 
 
 class StageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -117,6 +127,17 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         self._replay_tokens = 0
         self.remove_callback(PrinterCallback)
         self.add_callback(_StageCallback(self))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate of the phase's policy, where it has one."""
+        if self.phase.lr_level is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            level = self.phase.lr_level
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: level(step / num_training_steps)
+            )
+        return self.lr_scheduler
 
     def compute_loss(
         self,
@@ -215,6 +236,8 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         trainer = self.trainer
         for method in trainer.phase.methods:
             method.end_step(trainer.model)
+        if trainer.phase.trunk is not None and trainer.phase.trunk.step == state.global_step:
+            trainer.phase.trunk.save()
         if trainer.phase.probe is not None:
             for point in trainer.phase.probe(state.global_step, state.global_step * trainer.tokens_per_step):
                 trainer.curve.probes.append(point)

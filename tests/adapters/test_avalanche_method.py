@@ -103,7 +103,7 @@ def test_wrong_names_and_settings_are_refused():
     with pytest.raises(InputError, match="decay_factor"):
         make_methods([("avalanche:EWCPlugin", {"ewc_lambda": 1.0, "mode": "online"})])
     with pytest.raises(InputError, match="works through .* which only Avalanche's own training loop has"):
-        make_methods([("avalanche:MIRPlugin", {"batch_size_mem": 4})])
+        make_methods([("avalanche:LRSchedulerPlugin", {"scheduler": "none"})])
 
 
 def test_state_that_can_only_be_pickled_is_refused():

@@ -16,7 +16,7 @@ from lifelong.methods.gem import Plugin as Gem
 from lifelong.methods.gem import dual_solution
 from lifelong.methods.si import Plugin as Si
 from lifelong.train.method import make_methods
-from tests.laws.stages import DOMAINS, GROWTH, Run, blocks_of, collator, grown, same
+from tests.laws.stages import DOMAINS, GROWTH, Run, blocks_of, collator, grown
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_ewc_penalty_by_hand(run, settings, count):
         for name in parameters
     )
     assert len(method.anchors) == count
-    assert float(method.loss_term(run.model)) == pytest.approx(expected, rel=1e-4)
+    assert float(method.loss_term(run.model).detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_ewc_strength_one_estimates_the_rise_of_the_old_loss():
@@ -90,7 +90,7 @@ def test_ewc_strength_one_estimates_the_rise_of_the_old_loss():
     model = torch.nn.Module()
     model.weight = torch.nn.Parameter(torch.tensor([1.5, 1.0]))
     rise = 0.5 * float((fisher * (model.weight - best) ** 2).sum())
-    assert float(method.loss_term(model)) == pytest.approx(rise)
+    assert float(method.loss_term(model).detach()) == pytest.approx(rise)
 
 
 def test_importances_and_anchors_grow_with_the_model(run):
@@ -103,15 +103,15 @@ def test_importances_and_anchors_grow_with_the_model(run):
     before = {name: value.clone() for name, value in small.named_parameters()}
     moved = {name: value.detach() + 0.01 * torch.randn_like(value) for name, value in before.items()}
     small.load_state_dict(moved, strict=False)
-    cost = float(method.loss_term(small))
+    cost = float(method.loss_term(small).detach())
     small.load_state_dict({name: value.detach() for name, value in before.items()}, strict=False)
     larger.load_state_dict(mapping.apply_weights(moved), strict=False)
     method.begin_stage(Context(larger, mapping))
-    assert float(method.loss_term(larger)) == pytest.approx(cost, rel=1e-4)
+    assert float(method.loss_term(larger).detach()) == pytest.approx(cost, rel=1e-4)
     with torch.no_grad():
         for name, is_new in mapping.masks():
-            larger.get_parameter(name)[is_new & ~torch.isin(is_new, False)] += 1.0
-    assert float(method.loss_term(larger)) == pytest.approx(cost, rel=1e-4)
+            larger.get_parameter(name)[is_new] += 1.0
+    assert float(method.loss_term(larger).detach()) == pytest.approx(cost, rel=1e-4)
 
 
 class Context:
@@ -196,8 +196,6 @@ def test_the_importances_of_si_sum_to_the_fall_in_loss():
 def test_pnn_keeps_every_old_bit_through_weight_decay(tmp_path):
     run = Run(tmp_path, [{"name": "pnn"}], train={"weight_decay": 0.5})
     mapping = run.contexts[-1].mapping
-    before = Run(tmp_path / "before", growth=None, train={"weight_decay": 0.5})
-    del before
     start = dict(run.contexts[0].model.named_parameters())
     grown_start = mapping.apply_weights({name: value.detach() for name, value in start.items()})
     moved = 0
@@ -224,13 +222,12 @@ def test_growth_is_asked_for_where_nothing_new_could_learn(name, tmp_path):
         Run(tmp_path, [{"name": name}], growth=growth)
 
 
-def test_average_is_the_mean_of_start_and_end(tmp_path, run):
-    averaged = Run(tmp_path, [{"name": "average"}], growth=None)
-    start = {name: value.detach() for name, value in averaged.contexts[0].model.named_parameters()}
-    del start
-    first = Run(tmp_path / "first", growth=None, stop_at=None)
-    assert same(first.weights, Run(tmp_path / "again", growth=None).weights)
-    assert not same(first.weights, averaged.weights)
+def test_average_is_the_mean_of_start_and_end(tmp_path):
+    plain, averaged = Run(tmp_path / "plain"), Run(tmp_path / "averaged", [{"name": "average"}])
+    mapping, before = plain.contexts[-1].mapping, plain.contexts[0].model
+    start = mapping.apply_weights({name: value.detach() for name, value in before.named_parameters()})
+    for name, value in averaged.weights.items():
+        assert torch.allclose(value, (start[name] + plain.weights[name]) / 2, atol=1e-7), name
 
 
 def test_lora_starts_at_the_model_before_and_moves_it_by_a_low_rank(tmp_path):
