@@ -38,7 +38,7 @@ def stage_level(recipe: Recipe, index: int) -> Callable[[float], float] | None:
 
 
 def stage_curve(
-    recipe: Recipe, index: int, arguments: transformers.TrainingArguments, num_steps: int, points: int = 8
+    recipe: Recipe, index: int, arguments: transformers.TrainingArguments, num_steps: int, points: int = 12
 ) -> list[float]:
     """Learning rates in the middle of equal parts of a stage, by policy or as transformers schedules it."""
     at = [min(num_steps - 1, int((place + 0.5) / points * num_steps)) for place in range(points)]

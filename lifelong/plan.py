@@ -24,6 +24,8 @@ from lifelong.train.arguments import DEFAULTS, blocks_per_step, training_argumen
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.train.schedule import sparkline
 
+OF_THE_DEVICE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile")
+"""TrainingArguments asks for the device that these need; a plan is made on any machine."""
 BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 
 
@@ -82,7 +84,8 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
 
 def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedStage:
     section, length, objective = recipe.stages[index], recipe.sequence_length, recipe.objective
-    arguments = training_arguments({**recipe.train, **section.train}, output_dir=Path("unused"), max_steps=1, seed=0)
+    train = {key: value for key, value in {**recipe.train, **section.train}.items() if key not in OF_THE_DEVICE}
+    arguments = training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0)
     plan = stage_plan(section.tokens, length, blocks_per_step(arguments))
     recover = recipe.recover.tokens if recipe.recover and section.expand and index else 0
     model = meta_model(config, objective)
@@ -152,19 +155,33 @@ def _warnings(recipe: Recipe, stages: list[PlannedStage]) -> list[str]:
 def plan_table(plan: RunPlan) -> Table:
     """The plan for a terminal of 80 columns."""
     table = Table(title=f"{plan.name}: plan", caption="\n".join(f"! {text}" for text in plan.warnings) or None)
-    for heading in ("stage", "domain", "L/d/heads", "params", "tokens", "steps", "replay", "lr", "PFLOPs", "GB"):
+    for heading in ("stage", "domain", "L/d/heads", "params", "tokens", "steps", "replay", "PFLOPs"):
         table.add_column(heading, justify="left" if heading in ("stage", "domain") else "right")
-    top = max((rate for stage in plan.stages for rate in stage.learning_rates), default=1.0)
     for stage in plan.stages:
         shape = stage.shape
         table.add_row(
             str(stage.index), stage.domain, f"{shape['layers']}/{shape['hidden_size']}/{shape['heads']}",
             f"{stage.parameters / 1e6:.2f}M", f"{stage.tokens / 1e6:.2f}M", str(stage.steps),
-            f"{stage.replay_share:.0%}", f"{stage.peak_learning_rate:.0e} {sparkline(list(stage.learning_rates), top)}",
-            f"{stage.flops / 1e15:.3g}", f"{stage.training_state_bytes / 1e9:.2g}",
+            f"{stage.replay_share:.0%}", f"{stage.flops / 1e15:.3g}",
         )  # fmt: skip
     table.add_row(
         "all", "", "", "", f"{sum(s.tokens for s in plan.stages) / 1e6:.2f}M",
-        str(sum(s.steps for s in plan.stages)), "", "", f"{sum(s.flops for s in plan.stages) / 1e15:.3g}", "",
+        str(sum(s.steps for s in plan.stages)), "", f"{sum(s.flops for s in plan.stages) / 1e15:.3g}",
     )  # fmt: skip
+    return table
+
+
+def rates_table(plan: RunPlan) -> Table:
+    """Learning rate and memory of every stage, for a terminal of 80 columns; all curves on one scale."""
+    table = Table(title="learning rate over each stage, and memory of weights, gradients and moments in float32")
+    for heading in ("stage", "peak", "start", "end", "curve", "train GB", "saved GB"):
+        table.add_column(heading, justify="left" if heading in ("stage", "curve") else "right")
+    top = max((rate for stage in plan.stages for rate in stage.learning_rates), default=1.0)
+    for stage in plan.stages:
+        rates = list(stage.learning_rates)
+        shown = [f"{max(rates):.1e}", f"{rates[0]:.1e}", f"{rates[-1]:.1e}"] if rates else ["", "", ""]
+        table.add_row(
+            str(stage.index), *shown, sparkline(rates, top),
+            f"{stage.training_state_bytes / 1e9:.3g}", f"{stage.checkpoint_bytes / 1e9:.3g}",
+        )  # fmt: skip
     return table

@@ -298,7 +298,7 @@ class Recipe(Section):
             if domain not in named:
                 raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
         for key in ("lr_scheduler_type", "warmup_steps") if self.lr is not None else ():
-            if key in self.train or any(key in stage.train for stage in self.stages):
+            if any(section.get(key) is not None for section in (self.train, *(stage.train for stage in self.stages))):
                 raise ValueError(f"`lr:` decides the learning rate of every stage; take train.{key} out")
         if self.inherit and self.inherit.on == "replay" and not self.replay:
             raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
