@@ -45,7 +45,7 @@ def measured(size: str, name: str, seed: int, out: Path) -> dict[str, object]:
         "recipe": name,
         "seed": seed,
         **{key: metrics.get(key) for key in METRICS},
-        "final_nats": [value for value in result.matrix.nats_per_token[-1]],
+        "final_nats": list(result.matrix.nats_per_token[-1]),
         "tokens": result.cost.tokens,
         "flops": result.cost.flops,
         "seconds": result.cost.seconds,

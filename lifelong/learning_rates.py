@@ -1,4 +1,4 @@
-"""From the `lr:` section of a recipe to the learning rate of a stage, and to the weights that the next one goes on from."""
+"""From the `lr:` section of a recipe to the learning rate of a stage, and to the weights the next one goes on from."""
 
 from __future__ import annotations
 

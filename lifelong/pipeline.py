@@ -230,7 +230,7 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
         if recipe.model.checkpoint is not None and start == 0:
             config = load_config(recipe.model.checkpoint, recipe.model.revision)
         check_growth(recipe, start, config)
-    for card in dict.fromkeys(stage.domain for stage in recipe.stages[start:]):
+    for card in dict.fromkeys(name for stage in recipe.stages[start:] for name in (stage.domain, *stage.together_with)):
         with collecting(lines):
             load_domain(card)
     if lines:

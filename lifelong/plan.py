@@ -31,7 +31,10 @@ BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage before it is run. `learning_rates` are taken in the middle of equal parts of it. FLOPs include those of the teacher; bytes are of weights, gradients, moments."""
+    """One stage before it is run. FLOPs include those of the teacher; bytes are of weights, gradients, moments.
+
+    `learning_rates` are taken in the middle of equal parts of the stage.
+    """
 
     index: int
     domain: str

@@ -174,11 +174,12 @@ class ExpandSection(Shape):
 
 
 class StageSection(Section):
-    """One domain of the stream."""
+    """One domain of the stream; `together_with` are others that are trained on in equal parts (joint training)."""
 
     domain: str
     tokens: PositiveCount
     expand: ExpandSection | None = None
+    together_with: tuple[str, ...] = ()
     train: dict[str, Any] = {}
 
 
@@ -300,6 +301,8 @@ class Recipe(Section):
         for key in ("lr_scheduler_type", "warmup_steps") if self.lr is not None else ():
             if any(section.get(key) is not None for section in (self.train, *(stage.train for stage in self.stages))):
                 raise ValueError(f"`lr:` decides the learning rate of every stage; take train.{key} out")
+        if self.replay and any(stage.together_with for stage in self.stages):
+            raise ValueError("`stages[].together_with` trains on several domains at once; take `replay:` out")
         if self.inherit and self.inherit.on == "replay" and not self.replay:
             raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
         return self

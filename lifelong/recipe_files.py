@@ -22,7 +22,9 @@ ALWAYS_OWN = ("name", "description", "expect")
 
 def recipe_names(folders: Sequence[Path]) -> list[str]:
     """Names of the recipes below some folders; one in a folder of its own has its name in front: `tiny/ewc`."""
-    found = {path.relative_to(folder).with_suffix("").as_posix() for folder in folders for path in folder.rglob("*.yaml")}
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix() for folder in folders for path in folder.rglob("*.yaml")
+    }
     return sorted(found)
 
 

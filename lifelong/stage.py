@@ -48,7 +48,8 @@ from lifelong.records import (
     StageRecord,
 )
 from lifelong.stage_methods import method_tokens, stage_context, write_exports
-from lifelong.stream.domain import Domain
+from lifelong.stream.domain import Domain, load_domain
+from lifelong.stream.joint import JointBlocks
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
 from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
@@ -96,6 +97,8 @@ class StageRun:
             sequence_length=self.recipe.sequence_length,
             cache_dir=context.out / ".cache",
         )
+        if self.section.together_with:
+            corpus = JointBlocks([corpus, *map(self._tokenized, self.section.together_with)])  # type: ignore[assignment]
         self._evaluate_before(previous_model)
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
@@ -108,6 +111,12 @@ class StageRun:
         record = self._commit(model, losses, corpus)
         trunk = context.ledger.stage_folder(record) / TRUNK
         return record, load_model(trunk, self.recipe.objective) if trunk.is_dir() else model
+
+    def _tokenized(self, card: str) -> Any:
+        """Blocks of another domain that is trained on together with the stage's own."""
+        length, cache = self.recipe.sequence_length, self.context.out / ".cache"
+        domain = load_domain(card)
+        return tokenize_domain(domain, "train", self.context.tokenizer, sequence_length=length, cache_dir=cache)
 
     def _evaluate_before(self, model: PreTrainedModel) -> None:
         """Loss of the model before this stage on domains that joined only now: where forward transfer starts."""

@@ -1,4 +1,4 @@
-"""From the `methods:` section of a recipe to the hooks of a stage: what methods are given, and what they leave behind."""
+"""From the `methods:` section of a recipe to the hooks of a stage: what methods are given, and what they leave."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_methods(recipe: Recipe) -> None:
     Raises:
         InputError: an unknown method or setting, or one that cannot be right in this run.
     """
-    sections = [(method.name, method.settings()) for method in recipe.methods]
+    sections: list[tuple[str, Mapping[str, Any]]] = [(method.name, method.settings()) for method in recipe.methods]
     memory = bool(recipe.replay and recipe.replay.memory_tokens)
     for section in sections:
         for method in make_methods([section]):

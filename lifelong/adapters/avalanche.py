@@ -144,7 +144,9 @@ def plugin_classes() -> dict[str, type]:
     from avalanche.training import plugins
 
     found = {name: value for name, value in vars(plugins).items() if inspect.isclass(value)}
-    return {name: value for name, value in sorted(found.items()) if name.endswith("Plugin") and name != "SupervisedPlugin"}
+    return {
+        name: value for name, value in sorted(found.items()) if name.endswith("Plugin") and name != "SupervisedPlugin"
+    }
 
 
 class _Examples(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
@@ -225,20 +227,20 @@ def load_plugin_state(plugin: Any, state: Mapping[str, torch.Tensor]) -> None:
     def rebuilt(value: Any, before: Any = None) -> Any:
         if not isinstance(value, dict):
             return value
+        made: Any
         if "tensor" in value:
-            return state[value["tensor"]].clone()
-        if "parameter" in value:
-            return ParamData(value["name"], init_tensor=state[value["parameter"]].clone())
-        if "dataset" in value:
-            return _experience(state[f"{value['dataset']}.x"], state[f"{value['dataset']}.y"])
-        if "list" in value:
-            return [rebuilt(item) for item in value["list"]]
-        items = {key: rebuilt(item) for key, item in value["items"]}
-        if isinstance(before, dict):  # a defaultdict stays one
-            before.clear()
-            before.update(items)
-            return before
-        return items
+            made = state[value["tensor"]].clone()
+        elif "parameter" in value:
+            made = ParamData(value["name"], init_tensor=state[value["parameter"]].clone())
+        elif "dataset" in value:
+            made = _experience(state[f"{value['dataset']}.x"], state[f"{value['dataset']}.y"])
+        elif "list" in value:
+            made = [rebuilt(item) for item in value["list"]]
+        else:
+            made = before if isinstance(before, dict) else {}  # a defaultdict stays one
+            made.clear()
+            made.update((key, rebuilt(item)) for key, item in value["items"])
+        return made
 
     for name, value in json.loads(bytes(state[SKELETON].tolist())).items():
         setattr(plugin, name, rebuilt(value, getattr(plugin, name, None)))

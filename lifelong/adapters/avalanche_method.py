@@ -2,8 +2,8 @@
 
 Avalanche's training loop has no accumulation, clipping, mixed precision or distribution, so its plugins are driven from
 ours, through the callbacks that they have in public. A plugin is handed tensors: x is `[B, 4, T]` (ids, labels,
-positions, segments), y the labels `[B, T]`; the model it sees makes logits `[N, V]` of the N predicted tokens of x. Its
-penalty enters the loss of the whole optimizer step, its gradients are taken while no others are there, and what it draws
+positions, segments), y the labels `[B, T]`; the model it sees makes logits `[N, V]` of the N predicted tokens of x.
+Its penalty enters the loss of the whole optimizer step, its gradients are taken while no others are there, and what it draws
 at random is a function of the step, so that it does not depend on accumulation and is resumed to the same bits.
 
 Letters: B rows, T tokens, N predicted tokens, V vocabulary.
@@ -81,7 +81,9 @@ def _check(name: str, plugin: type, settings: Mapping[str, Any]) -> None:
     parameters = inspect.signature(plugin).parameters
     for key in settings:
         if key not in parameters:
-            raise InputError(f"methods.avalanche:{name}.{key}: is no setting of it{did_you_mean(key, list(parameters))}")
+            raise InputError(
+                f"methods.avalanche:{name}.{key}: is no setting of it{did_you_mean(key, list(parameters))}"
+            )
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in settings and parameter.kind is not parameter.VAR_KEYWORD:
             raise InputError(f"methods.avalanche:{name}.{key}: is missing; its settings: {', '.join(parameters)}")
@@ -89,8 +91,8 @@ def _check(name: str, plugin: type, settings: Mapping[str, Any]) -> None:
     unmet = sorted(hook for hook in asked - DRIVEN if "eval" not in hook)
     if unmet:
         raise InputError(
-            f"methods.avalanche:{name}: works through {', '.join(unmet)}, which only Avalanche's own training loop has; "
-            f"plugins that use no others than {', '.join(sorted(DRIVEN))} can be named"
+            f"methods.avalanche:{name}: works through {', '.join(unmet)}, which only Avalanche's own training loop "
+            f"has; plugins that use no others than {', '.join(sorted(DRIVEN))} can be named"
         )
 
 
@@ -102,7 +104,8 @@ def _overrides(plugin: type, hook: str) -> bool:
 def _constructed(name: str, plugin: type, settings: Mapping[str, Any]) -> Any:
     if name == "GEMPlugin" and importlib_spec("quadprog") is None:
         raise InputError(
-            "methods.avalanche:GEMPlugin: needs quadprog: pip install 'lifelong[avalanche-gem]'; the method gem does not"
+            "methods.avalanche:GEMPlugin: needs quadprog: pip install 'lifelong[avalanche-gem]'; the method gem does "
+            "without"
         )
     try:
         return plugin(**settings)
@@ -259,5 +262,5 @@ class AvalancheMethod(Method):
 
 
 def as_example(batch: Batch) -> tuple[Tensor, Tensor]:
-    """x `[4, T]` and y `[T]` of a batch of one row."""
+    """X `[4, T]` and y `[T]` of a batch of one row."""
     return torch.stack([batch[name][0] for name in CHANNELS]).cpu(), batch["labels"][0].cpu()

@@ -74,7 +74,7 @@ class AnchoredMethod(Method):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Anchors and importances, numbered."""
-        state = {}
+        state: Tensors = {}
         for number, anchor in enumerate(self.anchors):
             state |= {f"anchor.{number}.{name}": value for name, value in anchor.weights.items()}
             state |= {f"importance.{number}.{name}": value for name, value in anchor.importances.items()}
@@ -119,13 +119,13 @@ def mean_over_rows(
         for batch in context.own_batches(samples):
             value, made_of = per_row(batch)
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-            for total, gradient in zip(sums, gradients, strict=True):
+            for running, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
-                    total += made_of(gradient)
+                    running.add_(made_of(gradient))
             count += 1
     finally:
         model.train(training)
-    means = {name: total / count for name, total in zip(names, sums, strict=True)}
+    means = {name: value / count for name, value in zip(names, sums, strict=True)}
     return {name: means.get(name, torch.zeros_like(p)) for name, p in stock_parameters(model).items()}
 
 

@@ -21,8 +21,7 @@ from lifelong.train.method import Method, StageContext, stock_parameters
 
 @dataclass
 class Plugin(Method):
-    """With strength 1 old parameters are frozen and cost neither gradients nor moments; below 1 they take the rest of
-    every step."""
+    """With strength 1 old parameters are frozen and cost nothing; below 1 they take the rest of every step."""
 
     learning: list[str] = field(default_factory=list, init=False)
     frozen: list[str] = field(default_factory=list, init=False)

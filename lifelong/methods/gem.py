@@ -70,7 +70,7 @@ class Plugin(Method):
 
 
 def dual_solution(gram: NDArray[np.float64], along: NDArray[np.float64], margin: float = 0.0) -> NDArray[np.float64]:
-    """argmin over v >= margin of v' gram v / 2 + along' v.
+    """Argmin over v >= margin of v' gram v / 2 + along' v.
 
     Args:
         gram: `[K, K]`, inner products of the domains' gradients.

@@ -26,7 +26,9 @@ class Plugin(Method):
         """Take the anchors; in the first stage of a model from random weights there is nothing to keep."""
         self.anchors = {}
         if context.has_learned:
-            self.anchors = {name: p.detach().clone() for name, p in stock_parameters(context.model).items() if p.requires_grad}
+            self.anchors = {
+                name: p.detach().clone() for name, p in stock_parameters(context.model).items() if p.requires_grad
+            }
 
     def loss_term(self, model: PreTrainedModel) -> Tensor | None:
         """The penalty, or None without anchors."""

@@ -58,4 +58,5 @@ def squared_output(model: object, batch: Batch, objective: str) -> Tensor:
     logits_NV = hidden_ND @ settings["weight_VD"].T
     if settings["bias_V"] is not None:
         logits_NV = logits_NV + settings["bias_V"]
-    return logits_NV.float().square().sum(1).mean()
+    squared: Tensor = logits_NV.float().square().sum(1).mean()
+    return squared

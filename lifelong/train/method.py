@@ -3,7 +3,9 @@
 A method file in `lifelong/methods/` defines one subclass named `Plugin`. With strength 0 a method is
 never called, so that it equals sequential training bit for bit. In the order of a stage:
 
-    begin_stage -> (begin_step -> edit_batch, loss_term for every micro-batch -> edit_gradients -> end_step)* -> end_stage
+    begin_stage
+      for every step: begin_step; for every micro-batch: edit_batch, loss_term; edit_gradients; end_step
+    end_stage
 """
 
 from __future__ import annotations

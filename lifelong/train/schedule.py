@@ -5,7 +5,7 @@
 | rewarm | warms up, and decays along a cosine to the floor |
 | continue | is a part of one cosine over the tokens of all stages; only the first warms up |
 | wsd | warms up, stays, and decays in a straight line over its last part |
-| infinite | stays; only the first warms up and cools down; a branch is annealed for release, the next stage goes on before it |
+| infinite | stays; only the first warms up and cools down; its end is annealed, the next goes on from before that |
 | autoregressive | is a cosine from a peak that falls from stage to stage |
 
 Sources: Ibrahim et al. 2024 (arXiv 2403.08763), sections 3 and 7: rewarm and infinite; Hu et al. 2024, MiniCPM (arXiv
@@ -78,7 +78,7 @@ def _constant(policy: LrPolicy, span: StageSpan, progress: float) -> float:
 
 
 def peak_of(policy: LrPolicy, span: StageSpan) -> float:
-    """Peak of a stage over that of the first: for autoregressive, where a cosine up to the end of this stage would be."""
+    """Peak of a stage over the first: for autoregressive, where a cosine up to the end of this stage would be."""
     if policy.policy != "autoregressive":
         return 1.0
     return _cosine(policy.floor, span.before / (span.before + span.own))

@@ -132,7 +132,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         """The learning rate of the phase's policy, where it has one."""
         if self.phase.lr_level is None:
             return super().create_scheduler(num_training_steps, optimizer)
-        if self.lr_scheduler is None:
+        if getattr(self, "lr_scheduler", None) is None:
             level = self.phase.lr_level
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or self.optimizer, lambda step: level(step / num_training_steps)

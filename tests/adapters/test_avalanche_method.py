@@ -11,7 +11,7 @@ from lifelong.adapters import avalanche as library
 from lifelong.adapters.avalanche_method import BROKEN, AvalancheMethod
 from lifelong.errors import InputError
 from lifelong.train.method import make_methods
-from tests.laws.stages import LENGTH, STEPS, Run, same
+from tests.laws.stages import LENGTH, Run, same
 
 PLUGINS = {
     "EWCPlugin": {"ewc_lambda": 5.0},
@@ -80,7 +80,7 @@ def test_its_ewc_is_ours(tmp_path):
 
 
 def test_growth_is_refused_where_shapes_are_kept_and_fine_where_not(tmp_path):
-    with pytest.raises(InputError, match="knows nothing of growth.*use ewc"):
+    with pytest.raises(InputError, match=r"knows nothing of growth.*use ewc"):
         Run(tmp_path / "ewc", section("EWCPlugin"))
     run = Run(tmp_path / "a-gem", section("AGEMPlugin"))
     assert all(torch.isfinite(value).all() for value in run.weights.values())
@@ -102,7 +102,7 @@ def test_wrong_names_and_settings_are_refused():
         make_methods([("avalanche:EWCPlugin", {})])
     with pytest.raises(InputError, match="decay_factor"):
         make_methods([("avalanche:EWCPlugin", {"ewc_lambda": 1.0, "mode": "online"})])
-    with pytest.raises(InputError, match="works through .* which only Avalanche's own training loop has"):
+    with pytest.raises(InputError, match=r"works through .* which only Avalanche's own training loop has"):
         make_methods([("avalanche:LRSchedulerPlugin", {"scheduler": "none"})])
 
 

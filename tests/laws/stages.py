@@ -71,7 +71,9 @@ class Run:
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        config = new_config("llama", vocab_size=32, max_positions=64, layers=2, hidden_size=16, heads=2, intermediate_size=24)
+        config = new_config(
+            "llama", vocab_size=32, max_positions=64, layers=2, hidden_size=16, heads=2, intermediate_size=24
+        )
         self.model = transformers.AutoModelForCausalLM.from_config(config)
         for index, domain in enumerate(DOMAINS):
             self._stage(index, domain)
@@ -99,14 +101,27 @@ class Run:
             method.extra_tokens = 0.0
             method.begin_stage(context)
         section = {
-            "learning_rate": 3e-3, "per_device_train_batch_size": ROWS // self.accumulation, "logging_steps": 1,
-            "gradient_accumulation_steps": self.accumulation, "use_cpu": True, "max_grad_norm": 0.0, **self.train,
+            "learning_rate": 3e-3,
+            "per_device_train_batch_size": ROWS // self.accumulation,
+            "logging_steps": 1,
+            "gradient_accumulation_steps": self.accumulation,
+            "use_cpu": True,
+            "max_grad_norm": 0.0,
+            **self.train,
         }
-        arguments = training_arguments(section, output_dir=self.folder / f"checkpoints-{index}", max_steps=STEPS, seed=self.seed)
+        arguments = training_arguments(
+            section, output_dir=self.folder / f"checkpoints-{index}", max_steps=STEPS, seed=self.seed
+        )
         request = StopRequest()
         dataset = StageDataset(
-            blocks_of(domain), None, num_steps=STEPS, blocks_per_step=ROWS, domain=domain, seed=self.seed,
-            stage_index=index, domain_ids={name: i for i, name in enumerate(DOMAINS)},
+            blocks_of(domain),
+            None,
+            num_steps=STEPS,
+            blocks_per_step=ROWS,
+            domain=domain,
+            seed=self.seed,
+            stage_index=index,
+            domain_ids={name: i for i, name in enumerate(DOMAINS)},
         )
 
         def probe(step: int, _: int) -> tuple[()]:
@@ -131,11 +146,22 @@ class Run:
 
         def own_batches(count: int) -> Any:
             for place in range(count):
-                yield collator()([{"block": own[place % len(own)], "domain_id": index, "is_replay": False, "mask_key": 0}])
+                yield collator()(
+                    [{"block": own[place % len(own)], "domain_id": index, "is_replay": False, "mask_key": 0}]
+                )
 
         return StageContext(
-            index, domain, self.model, self.seed, has_learned=index > 0, columns=DOMAINS, mapping=mapping,
-            sequence_length=LENGTH, memory=rows if index else None, own_batches=own_batches, loss=loss,
+            index,
+            domain,
+            self.model,
+            self.seed,
+            has_learned=index > 0,
+            columns=DOMAINS,
+            mapping=mapping,
+            sequence_length=LENGTH,
+            memory=rows if index else None,
+            own_batches=own_batches,
+            loss=loss,
         )
 
     @property
@@ -145,7 +171,9 @@ class Run:
 
     def state(self) -> dict[str, torch.Tensor]:
         """State of all methods after the last stage."""
-        return {f"{i}.{name}": value for i, method in enumerate(self.made) for name, value in method.state_dict().items()}
+        return {
+            f"{i}.{name}": value for i, method in enumerate(self.made) for name, value in method.state_dict().items()
+        }
 
 
 def collator() -> Collator:

@@ -64,12 +64,12 @@ def test_ewc_penalty_by_hand(run, settings, count):
     for shift in (0.0, 0.01):
         with torch.no_grad():
             for parameter in parameters.values():
-                parameter += shift
+                parameter.add_(shift)
         method.end_stage(context)
         anchors.append(({n: p.detach().clone() for n, p in parameters.items()}, by_hand_fisher(run.model, rows)))
     with torch.no_grad():
         for parameter in parameters.values():
-            parameter += 0.02
+            parameter.add_(0.02)
     if count == 1:
         (_, old), (weights, new) = anchors
         anchors = [(weights, {name: 0.5 * old[name] + new[name] for name in new})]
@@ -253,7 +253,7 @@ def test_a_prompt_stands_behind_the_first_token_of_every_text():
 def test_prompts_of_both_domains_are_laid_beside_the_model_and_grow_with_it(tmp_path):
     run = Run(tmp_path, [{"name": "domain-prompts", "tokens": 2}])
     prompts = run.made[0].exports()["prompts.safetensors"]
-    assert {name: tuple(value.shape) for name, value in prompts.items()} == {name: (2, 24) for name in DOMAINS}
+    assert {name: tuple(value.shape) for name, value in prompts.items()} == dict.fromkeys(DOMAINS, (2, 24))
 
 
 def test_a_grown_prompt_does_what_it_did(tmp_path):
