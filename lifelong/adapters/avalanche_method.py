@@ -3,8 +3,8 @@
 Avalanche's training loop has no accumulation, clipping, mixed precision or distribution, so its plugins are driven from
 ours, through the callbacks that they have in public. A plugin is handed tensors: x is `[B, 4, T]` (ids, labels,
 positions, segments), y the labels `[B, T]`; the model it sees makes logits `[N, V]` of the N predicted tokens of x.
-Its penalty enters the loss of the whole optimizer step, its gradients are taken while no others are there, and what it draws
-at random is a function of the step, so that it does not depend on accumulation and is resumed to the same bits.
+Its penalty enters the loss of the whole optimizer step, its gradients are taken while no others are there, and what it
+draws at random is a function of the step, so that it does not depend on accumulation and is resumed to the same bits.
 
 Letters: B rows, T tokens, N predicted tokens, V vocabulary.
 """
