@@ -32,9 +32,10 @@ def check_methods(recipe: Recipe) -> None:
     """
     sections: list[tuple[str, Mapping[str, Any]]] = [(method.name, method.settings()) for method in recipe.methods]
     memory = bool(recipe.replay and recipe.replay.memory_tokens)
+    trunk = recipe.lr is not None and recipe.lr.policy == "infinite"
     for section in sections:
         for method in make_methods([section]):
-            check_method(method, section[0], memory=memory, sharded=is_sharded(recipe.train))
+            check_method(method, section[0], memory=memory, sharded=is_sharded(recipe.train), trunk=trunk)
     make_methods(sections)
 
 

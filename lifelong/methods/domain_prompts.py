@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ PROMPTS_FILE = "prompts.safetensors"
 @dataclass
 class Plugin(Method):
     """Settings: `tokens` of a prompt, `trained` or not; the strength multiplies the embeddings."""
+
+    adds_parameters: ClassVar[bool] = True
 
     tokens: int = 1
     trained: bool = True

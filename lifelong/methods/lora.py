@@ -26,6 +26,7 @@ class Plugin(Method):
     """Settings: `rank`, and `alpha` over it the factor of the additions, which the strength multiplies."""
 
     alone: ClassVar[bool] = True
+    adds_parameters: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float = 16.0

@@ -73,7 +73,8 @@ class Method:
 
     Of the class: `needs_memory` says whether there must be a replay memory; `sharded` whether the method is right when
     every device holds a part of each parameter only (FSDP, ZeRO-3), where others are refused; `alone` that it replaces
-    parameters, so that no other method can be beside it.
+    parameters, so that no other method can be beside it; `adds_parameters` that the model is no stock one while a stage
+    is trained.
     """
 
     strength: float = 1.0
@@ -85,6 +86,7 @@ class Method:
     needs_memory: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    adds_parameters: ClassVar[bool] = False
 
     def begin_stage(self, context: StageContext) -> None:
         """The model has its size and its starting weights; nothing is trained yet."""
@@ -192,7 +194,7 @@ def _is_like(value: object, default: object) -> bool:
     return isinstance(value, type(default))
 
 
-def check_method(method: Method, name: str, *, memory: bool, sharded: bool) -> None:
+def check_method(method: Method, name: str, *, memory: bool, sharded: bool, trunk: bool = False) -> None:
     """Refuse a method that cannot be right where it is asked for.
 
     Args:
@@ -200,9 +202,10 @@ def check_method(method: Method, name: str, *, memory: bool, sharded: bool) -> N
         name: in the recipe.
         memory: whether the run keeps a replay memory.
         sharded: whether parameters are sharded over devices.
+        trunk: whether weights are kept in the middle of a stage.
 
     Raises:
-        InputError: it needs a memory, or whole parameters.
+        InputError: it needs a memory, or whole parameters, or has no stock model to keep.
     """
     from lifelong.errors import InputError
 
@@ -215,4 +218,9 @@ def check_method(method: Method, name: str, *, memory: bool, sharded: bool) -> N
         raise InputError(
             f"methods.{name}: reads or changes whole parameters, but this run shards them over devices (FSDP or "
             "ZeRO-3); run it with plain data parallelism instead, or without the method"
+        )
+    if trunk and method.adds_parameters:
+        raise InputError(
+            f"methods.{name}: adds parameters to the model while a stage is trained, but lr.policy infinite keeps the model "
+            "in the middle of it; choose another policy, for example wsd"
         )

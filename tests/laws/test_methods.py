@@ -143,6 +143,16 @@ def test_a_method_that_needs_a_memory_says_so(name, cards):
         check_recipe(without)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_kept_in_the_middle_of_a_stage_is_a_stock_model(name, cards):
+    infinite = small_recipe(cards, name, lr={"policy": "infinite"})
+    if plugin(name).adds_parameters:
+        with pytest.raises(InputError, match=rf"methods\.{name}: adds parameters.*infinite"):
+            check_recipe(infinite)
+    else:
+        check_recipe(infinite)
+
+
 def test_what_can_be_combined_runs_through_the_whole_pipeline(cards, tmp_path):
     """Every hook is wired: all methods that can stand together, at once; their cost is in the ledger."""
     together = [name for name in METHODS if not plugin(name).alone]

@@ -1,10 +1,20 @@
 """The learning rate over a stream: continuous where it should be, and at the levels that the policies promise."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifelong.checkpoint import load_model, read_json
+from lifelong.errors import InputError
+from lifelong.initial import last_model
+from lifelong.learning_rates import stage_span
+from lifelong.ledger import Ledger, check_run
+from lifelong.pipeline import run_recipe
+from lifelong.plan import plan_recipe
+from lifelong.recipe import parse_recipe
 from lifelong.train.schedule import LrPolicy, StageSpan, curve, level, peak_of, sparkline, trunk_step
+from tests.pipeline_runs import recipe_data, write_domain
 
 POLICIES = ("rewarm", "continue", "wsd", "infinite", "autoregressive")
 SPANS = [StageSpan(0, 100, 400), StageSpan(100, 100, 400), StageSpan(200, 200, 400)]
@@ -60,3 +70,65 @@ def test_a_curve_can_be_printed():
     assert len(drawn) == 8
     assert drawn[2] == "█"
     assert drawn[-1] == "▁"
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cards")
+    for name in ("sea", "farm"):
+        write_domain(folder, name, documents=12)
+    return folder
+
+
+def short_run(cards, out, **changes):
+    data = recipe_data(cards, inherit=None, replay=None, evaluate={"tokens": 100, "samples": 0}, **changes)
+    data["stages"] = [{"domain": stage["domain"], "tokens": 1280} for stage in data["stages"]]
+    data["train"] = {**data["train"], "logging_steps": 1}
+    recipe = parse_recipe({key: value for key, value in data.items() if value is not None})
+    run_recipe(recipe, out)
+    return recipe
+
+
+def rates(out, stage):
+    points = read_json(out / "stages" / stage / "history.json")["train"]
+    return [point["learning_rate"] / 3e-3 for point in points]
+
+
+def test_a_run_follows_its_policy_and_infinite_goes_on_from_before_the_annealing(cards, tmp_path):
+    out = tmp_path / "run"
+    recipe = short_run(cards, out, lr={"policy": "infinite", "warmup": 0.2, "decay": 0.4})
+    policy = LrPolicy("infinite", warmup=0.2, decay=0.4)
+    for index, stage in enumerate(("00-sea", "01-farm")):
+        span = stage_span(recipe, index)
+        assert rates(out, stage) == pytest.approx([level(policy, span, step / 5) for step in range(5)])
+    first, trunk = (dict(load_model(out / "stages/00-sea" / name, "clm").named_parameters()) for name in ("model", "trunk"))
+    assert any(not torch.equal(first[name], trunk[name]) for name in first)
+    assert not (out / "stages/01-farm/trunk/optimizer.pt").exists()
+    assert check_run(out) == []
+    # the second stage began with the trunk: a run that stops there and is continued from the folder ends in the same bits
+    start = dict(last_model_of(out, recipe).named_parameters())
+    kept = dict(load_model(out / "stages/01-farm/trunk", "clm").named_parameters())
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+
+
+def last_model_of(out, recipe):
+    with Ledger.open(out) as ledger:
+        return last_model(ledger, recipe)
+
+
+def test_the_plan_draws_the_curve_that_training_follows(cards, tmp_path):
+    data = recipe_data(cards, lr={"policy": "wsd", "warmup": 0.25, "decay": 0.25})
+    plan = plan_recipe(parse_recipe(data))
+    assert plan.stages[0].learning_rates[5] == pytest.approx(3e-3)
+    assert plan.stages[0].learning_rates[-1] < 1e-3
+    assert plan.stages[0].warmup_steps == 4
+    plain = plan_recipe(parse_recipe(recipe_data(cards))).stages[0]
+    assert max(plain.learning_rates) > 0.9 * 3e-3
+    assert plain.learning_rates[-1] < 0.2 * 3e-3
+
+
+def test_two_deciders_of_the_learning_rate_are_refused(cards):
+    data = recipe_data(cards, lr={"policy": "wsd"})
+    data["train"]["warmup_steps"] = 0.1
+    with pytest.raises(InputError, match=r"`lr:` decides .* take train.warmup_steps out"):
+        parse_recipe(data)
