@@ -62,6 +62,11 @@ def test_a_name_is_found_in_its_size_and_the_sizes_are_offered(folder):
         recipe_file("tiny/mor", folders)
 
 
+@pytest.fixture(autouse=True)
+def _data(monkeypatch):
+    monkeypatch.setenv("LIFELONG_DATA", "data")
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_is_whole_and_has_a_name_of_its_own(name):
     assert name in known_recipes()

@@ -74,7 +74,7 @@ def test_ewc_penalty_by_hand(run, settings, count):
         (_, old), (weights, new) = anchors
         anchors = [(weights, {name: 0.5 * old[name] + new[name] for name in new})]
     expected = sum(
-        1.5 * float((fisher[name] * (parameters[name] - weights[name]) ** 2).sum())
+        1.5 * float((fisher[name] * (parameters[name].detach() - weights[name]) ** 2).sum())
         for weights, fisher in anchors
         for name in parameters
     )
