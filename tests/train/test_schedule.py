@@ -101,7 +101,9 @@ def test_a_run_follows_its_policy_and_infinite_goes_on_from_before_the_annealing
     for index, stage in enumerate(("00-sea", "01-farm")):
         span = stage_span(recipe, index)
         assert rates(out, stage) == pytest.approx([level(policy, span, step / 5) for step in range(5)])
-    first, trunk = (dict(load_model(out / "stages/00-sea" / name, "clm").named_parameters()) for name in ("model", "trunk"))
+    first, trunk = (
+        dict(load_model(out / "stages/00-sea" / name, "clm").named_parameters()) for name in ("model", "trunk")
+    )
     assert any(not torch.equal(first[name], trunk[name]) for name in first)
     assert not (out / "stages/01-farm/trunk/optimizer.pt").exists()
     assert check_run(out) == []
