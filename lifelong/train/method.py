@@ -221,6 +221,6 @@ def check_method(method: Method, name: str, *, memory: bool, sharded: bool, trun
         )
     if trunk and method.adds_parameters:
         raise InputError(
-            f"methods.{name}: adds parameters to the model while a stage is trained, but lr.policy infinite keeps the model "
-            "in the middle of it; choose another policy, for example wsd"
+            f"methods.{name}: adds parameters to the model while a stage is trained, but lr.policy infinite keeps the "
+            "model in the middle of it; choose another policy, for example wsd"
         )
