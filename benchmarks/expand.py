@@ -17,6 +17,7 @@ import contextlib
 import copy
 import gc
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -85,7 +86,8 @@ def compare_speed(case: str, folder: Path, rounds: int) -> dict[str, float]:
 
     def run(kind: str) -> dict[str, float]:
         command = [sys.executable, __file__, "--measure", kind, case, str(folder)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        settings = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as `lifelong expand` does
+        output = subprocess.run(command, check=True, capture_output=True, text=True, env=settings).stdout
         return json.loads(output.splitlines()[-1])
 
     whole = run("whole")  # once to the end, with the verification

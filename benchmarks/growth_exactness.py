@@ -85,7 +85,8 @@ def alive_after_two_steps(family: str) -> tuple[int, int]:
     model = tiny(family).double()
     grown, mapping, _ = grow(model, plan_expansion(model.config, **shape))
     parameters: dict[str, Any] = dict(grown.named_parameters())
-    new = {name: mask for name, mask in mapping.masks() if name in parameters and "embed" not in name}
+    rows = {name for name, tensor in mapping.tensors.items() if {"vocab", "positions"} & set(tensor.axes)}
+    new = {name: mask for name, mask in mapping.masks() if name in parameters and name not in rows}
     alive = {name: torch.zeros_like(mask) for name, mask in new.items()}
     optimizer = torch.optim.SGD(grown.parameters(), lr=0.01)
     for seed in range(3):

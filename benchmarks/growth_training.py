@@ -37,7 +37,7 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }  # fmt: skip
 LARGE = SHAPES["all, to 1.4M"]
-LENGTH, BATCH = 128, 16
+LENGTH, BATCH = 128, 8
 LEARNING_RATE = 5e-4
 LOOKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
 
@@ -119,6 +119,7 @@ def train_arms(
             if number in LOOKS:
                 curve[number] = loss_of(arm, valid)
         curves[name] = curve
+        print(f"seed {seed}, {name}: {curve}", flush=True)
     return curves
 
 

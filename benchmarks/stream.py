@@ -1,6 +1,7 @@
 """Speed and memory of the stream: tokenising against raw encode_batch, resident memory against corpus size.
 
     python benchmarks/stream.py [--megabytes 1 10 100] [--repeat 3] [--vocab 8192] [--out stream.json]
+        [--only throughput|memory] [--throughput-megabytes 20]
 
 The text is the source of the standard library, repeated with variation (every repetition swaps words, so
 that no two documents are equal). Each size runs in a process of its own. `anonymous` is memory that the
@@ -69,21 +70,30 @@ def measure_throughput(card: Path, tokenizer: Any, repeat: int) -> dict[str, flo
     size = sum(len(text.encode()) for text in texts) / 1e6
     raw, whole = [], []
     for number in range(repeat + 1):
-        started = time.perf_counter()
+        started = _clocks()
         for batch in _batches(texts):
             tokenizer.backend_tokenizer.encode_batch(batch, add_special_tokens=False)
-        middle = time.perf_counter()
+        middle = _clocks()
         with tempfile.TemporaryDirectory() as cache:
             tokenize_domain(domain, "train", tokenizer, sequence_length=SEQUENCE_LENGTH, cache_dir=Path(cache))
         if number:  # the first round warms the caches of the tokenizer and of the files
-            raw.append(middle - started)
-            whole.append(time.perf_counter() - middle)
+            raw.append([b - a for a, b in zip(started, middle, strict=True)])
+            whole.append([b - a for a, b in zip(middle, _clocks(), strict=True)])
+    wall, cpu = ([one[i] / other[i] for one, other in zip(raw, whole, strict=True)] for i in (0, 1))
     return {
         "megabytes": size,
-        "encode_batch_mb_per_second": size / statistics.median(raw),
-        "tokenize_domain_mb_per_second": size / statistics.median(whole),
-        "ratio": statistics.median(raw) / statistics.median(whole),
+        "encode_batch_mb_per_second": size / statistics.median(seconds for seconds, _ in raw),
+        "tokenize_domain_mb_per_second": size / statistics.median(seconds for seconds, _ in whole),
+        "ratio": statistics.median(wall),
+        "lowest_ratio": min(wall),
+        "highest_ratio": max(wall),
+        "cpu_ratio": statistics.median(cpu),
     }
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds that passed, and seconds that all threads of this process worked."""
+    return time.perf_counter(), time.process_time()
 
 
 def measure_memory(card: Path, tokenizer_dir: Path) -> dict[str, float]:
@@ -151,12 +161,48 @@ def _resident() -> tuple[float, float]:
     return tuple(int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "VmRSS"))  # type: ignore[return-value]
 
 
+def show_throughput(folder: Path, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, float]:
+    speed = measure_throughput(write_corpus(folder, arguments.throughput_megabytes), tokenizer, arguments.repeat)
+    print(f"{os.cpu_count()} cores, vocabulary {arguments.vocab}, {speed['megabytes']:.0f} MB")
+    print(f"  encode_batch     {speed['encode_batch_mb_per_second']:7.2f} MB/s")
+    print(
+        f"  tokenize_domain  {speed['tokenize_domain_mb_per_second']:7.2f} MB/s, ratio {speed['ratio']:.3f} "
+        f"({speed['lowest_ratio']:.3f} to {speed['highest_ratio']:.3f}), of processor seconds {speed['cpu_ratio']:.3f}",
+        flush=True,
+    )
+    return speed
+
+
+def show_memory(folder: Path, sizes: list[float]) -> dict[str, Any]:
+    heads = ("corpus MB", "tokens", "seconds", "tokenising MB", "reading MB", "rows/s")
+    print("".join(f"{head:>14}" for head in heads), flush=True)
+    memory = {}
+    for megabytes in sizes:
+        card = write_corpus(folder, megabytes)
+        command = [sys.executable, __file__, "--memory-of", str(card), str(folder / "tokenizer")]
+        row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        memory[f"{megabytes:g}"] = row
+        cells = (
+            f"{megabytes:g}",
+            f"{row['tokens']:,}",
+            f"{row['seconds']:.1f}",
+            f"{row['tokenising_anonymous_mb']:.0f}",
+            f"{row['reading_anonymous_mb']:.0f}",
+            f"{row['rows_per_second']:.0f}",
+        )
+        print("".join(f"{cell:>14}" for cell in cells), flush=True)
+        card.with_suffix(".jsonl").unlink()
+    return memory
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, nargs="+", default=[1, 10, 100])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--throughput-megabytes", type=float, default=20)
+    parser.add_argument("--only", choices=("throughput", "memory"))
     parser.add_argument("--memory-of", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
@@ -170,30 +216,13 @@ def main() -> None:
         domain = Domain(name="stdlib", source={"python_text": "stdlib_code"})  # type: ignore[arg-type]
         tokenizer = train_tokenizer([domain], vocab_size=arguments.vocab, max_bytes=8_000_000)
         tokenizer.save_pretrained(folder / "tokenizer")
-        speed = measure_throughput(write_corpus(folder, 20), tokenizer, arguments.repeat)
-        print(f"{os.cpu_count()} cores, vocabulary {arguments.vocab}, {speed['megabytes']:.0f} MB")
-        print(f"  encode_batch     {speed['encode_batch_mb_per_second']:7.2f} MB/s")
-        print(f"  tokenize_domain  {speed['tokenize_domain_mb_per_second']:7.2f} MB/s, ratio {speed['ratio']:.3f}")
-        heads = ("corpus MB", "tokens", "seconds", "tokenising MB", "reading MB", "rows/s")
-        print("".join(f"{head:>14}" for head in heads))
-        memory = {}
-        for megabytes in arguments.megabytes:
-            card = write_corpus(folder, megabytes)
-            command = [sys.executable, __file__, "--memory-of", str(card), str(folder / "tokenizer")]
-            row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            memory[f"{megabytes:g}"] = row
-            cells = (
-                f"{megabytes:g}",
-                f"{row['tokens']:,}",
-                f"{row['seconds']:.1f}",
-                f"{row['tokenising_anonymous_mb']:.0f}",
-                f"{row['reading_anonymous_mb']:.0f}",
-                f"{row['rows_per_second']:.0f}",
-            )
-            print("".join(f"{cell:>14}" for cell in cells), flush=True)
-            card.with_suffix(".jsonl").unlink()
+        found = {}
+        if arguments.only != "memory":
+            found["throughput"] = show_throughput(folder, tokenizer, arguments)
+        if arguments.only != "throughput":
+            found["memory"] = show_memory(folder, arguments.megabytes)
     if arguments.out:
-        arguments.out.write_text(json.dumps({"throughput": speed, "memory": memory}, indent=1), encoding="utf-8")
+        arguments.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

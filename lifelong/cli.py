@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -158,6 +159,8 @@ def expand(
         raise InputError("expand: name at least one larger size, for example --layers 12 --hidden-size 768")
     if out.exists() and not explain:
         raise InputError(f"{str(out)!r} exists already; name a new folder")
+    # large pages: fresh memory costs a third of the time otherwise; torch reads this when it is imported
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     quiet_libraries()
     from lifelong.expand import expand_checkpoint, explain_expansion
 
@@ -207,25 +210,63 @@ def evaluate(
         str,
         typer.Argument(metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage)."),
     ],
-    domain: CardsOption,
+    domain: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="Name or path of a domain card; may be repeated.")
+    ] = None,
     tokens: Annotated[str, typer.Option(help="Held-out tokens per domain.")] = "100k",
     sequence_length: Annotated[int, typer.Option()] = 256,
     objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
     split: Annotated[str, typer.Option(help="valid or test.")] = "valid",
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="Fine-tune a copy on this task; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Tasks: fine-tuned copies of each.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Tasks: at most so many.")] = 10,
+    patience: Annotated[int, typer.Option(help="Tasks: epochs without a better dev score.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Tasks: small models want a larger one.")] = 2e-5,
+    examples: Annotated[int | None, typer.Option(help="Tasks: at most so many of every split.")] = None,
+    harness: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="A task of lm-evaluation-harness, if installed.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Tasks: safetensors, domain to token embeddings.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Held-out loss per domain."""
+    """Held-out loss per domain; --task: scores of fine-tuned copies; --harness: tasks of lm-evaluation-harness."""
+    if sum(map(bool, (domain, task, harness))) != 1:
+        raise InputError("evaluate: name one of domains (--domain CARD), tasks (--task CARD), or --harness TASK")
     quiet_libraries()
+    if harness:
+        from lifelong.adapters.lm_eval import evaluate_with_harness
+
+        typer.echo(json.dumps(evaluate_with_harness(model, harness, limit=examples), indent=1))
+        return
+    if task:
+        from lifelong.evaluate.downstream import FineTuning, evaluate_tasks
+        from lifelong.evaluate.task import load_task
+        from lifelong.report.downstream import tasks_table
+
+        cards = [load_task(card) for card in task]
+        settings = FineTuning(learning_rate, epochs, patience, seeds=seeds, examples=examples, length=sequence_length)
+        scores = evaluate_tasks(model, cards, settings, objective=objective, prompts=prompts)
+        if as_json:
+            typer.echo(json.dumps([item.to_json() for item in scores], indent=1))
+        else:
+            _print(tasks_table(scores))
+        return
     from lifelong.pipeline import evaluate_cards
     from lifelong.report.table import losses_table
+    from lifelong.report.uncertainty import loss_interval
 
     losses = evaluate_cards(
-        model, domain, tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
+        model, domain or [], tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
     )
     if as_json:
         figures = [
             {"domain": loss.domain, "nats_per_token": loss.nats_per_token, "perplexity": loss.perplexity,
-             "bits_per_byte": loss.bits_per_byte, "tokens": loss.tokens}
+             "bits_per_byte": loss.bits_per_byte, "tokens": loss.tokens,
+             "interval": [bounds.low, bounds.high] if (bounds := loss_interval(loss)) else None}
             for loss in losses
         ]  # fmt: skip
         typer.echo(json.dumps(figures, indent=1))
@@ -234,11 +275,59 @@ def evaluate(
 
 
 @app.command()
+def cache(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The teacher: checkpoint folder, hub id, or run folder (last stage).")
+    ],
+    domain: CardsOption,
+    out: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of the cache.")],
+    tau: Annotated[float | None, typer.Option(help="Keep p >= tau, sample the rest unbiased; default 0.05.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the K most probable tokens instead.")] = None,
+    renormalise: Annotated[bool, typer.Option("--renormalise", help="Scale the K to sum to one.")] = False,
+    draws: Annotated[int | None, typer.Option(help="Draw so many tokens at random instead.")] = None,
+    temperature: Annotated[float, typer.Option(help="As in the recipe that will use it.")] = 2.0,
+    sequence_length: Annotated[int, typer.Option(help="As in the recipe.")] = 256,
+    objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
+    tokens: Annotated[str | None, typer.Option(help="Of each domain at most so many, for example 2M.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Default: the model's own.")] = None,
+    mask_seed: Annotated[int, typer.Option(help="mlm: seed of the masks.")] = 0,
+    mask_patterns: Annotated[int, typer.Option(help="mlm: masks of each block.")] = 1,
+    device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a teacher says about corpora as sparse targets; continues where an earlier call stopped."""
+    from lifelong.recipe import parse_count
+
+    count = parse_count(tokens)
+    if tokens is not None and not isinstance(count, int):
+        raise InputError(f"cache --tokens: a number like 2M, not {tokens!r}")
+    quiet_libraries()
+    from lifelong.caching import CacheRequest, default_device, make_scheme, write_cache
+    from lifelong.report.progress import cache_progress
+
+    request = CacheRequest(
+        model, domain, make_scheme(tau=tau, top_k=top_k, draws=draws, renormalise=renormalise), temperature, objective,
+        sequence_length, count if isinstance(count, int) else None, tokenizer, mask_seed, mask_patterns,
+        device=device or default_device(),
+    )  # fmt: skip
+    with cache_progress(quiet=as_json) as progress:
+        written = write_cache(request, out, progress)
+    if as_json:
+        typer.echo(json.dumps(written.to_json(), indent=1))
+    else:
+        typer.echo(
+            f"{out}: {written.blocks:,} blocks, {written.tokens:,} predicted tokens, {written.num_bytes:,} bytes "
+            f"({written.bytes_per_token:.1f} a token)"
+        )
+
+
+@app.command()
 def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Every committed file against its hash; the ledger's chain."""
     from lifelong.ledger import check_run, read_records
+    from lifelong.report import altered_matrix
 
-    findings = check_run(run_folder)
+    findings = [*check_run(run_folder), *filter(None, [altered_matrix(run_folder / "report")])]
     if findings:
         raise InputError(
             f"{run_folder}: {len(findings)} finding{'s' * (len(findings) > 1)}\n  " + "\n  ".join(findings)
@@ -246,6 +335,43 @@ def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     records = read_records(run_folder)
     files = sum(len(record.files) for record in records)
     typer.echo(f"{run_folder}: {len(records) - 1} stages, {files} files, all as committed")
+
+
+@app.command()
+def merge(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    weight: Annotated[
+        float | None, typer.Option(metavar="A", help="Write this model: 0 before the stage, 1 trained.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the model.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Name or number of the stage; default the last.")] = None,
+    weights: Annotated[str, typer.Option(help="Without --weight: evaluate these.")] = "0,0.25,0.5,0.75,1",
+    as_json: JsonOption = False,
+) -> None:
+    """Between the model before a stage, at the new size, and the trained one: evaluate some weights, or write one."""
+    if (weight is None) != (out is None):
+        raise InputError("merge: --weight A --out DIR go together; without both, the front is evaluated")
+    quiet_libraries()
+    from lifelong.pipeline import read_recipe_file
+    from lifelong.report.table import front_table
+
+    if not (run_folder / "ledger.jsonl").is_file():
+        raise InputError(f"{str(run_folder)!r} is no run folder: it has no ledger.jsonl")
+    recipe = read_recipe_file(run_folder).to_plain()
+    if weight is not None and out is not None:
+        from lifelong.expand.interpolate import merge_stage
+
+        record = merge_stage(run_folder, recipe, weight, out, stage)
+        typer.echo(f"{out}: {weight:g} of the way through stage {record.name}; loads with from_pretrained")
+        return
+    from lifelong.evaluate.front import interpolation_front, parse_weights
+    from lifelong.history import read_history
+
+    front = interpolation_front(run_folder, recipe, parse_weights(weights), stage)
+    if as_json:
+        typer.echo(json.dumps(front.to_json(), indent=1))
+    else:
+        _print(front_table(front, read_history(run_folder).matrix))
 
 
 @app.command()
@@ -258,13 +384,15 @@ def report(
     from lifelong.history import read_history
 
     if len(runs) == 1:
-        from lifelong.report import write_report
+        from lifelong.report import altered_matrix, write_report
 
+        if finding := altered_matrix(out or runs[0] / "report"):
+            print(f"note: {finding}", file=sys.stderr)  # noqa: T201
         write_report(read_history(runs[0]), out or runs[0] / "report")
         _finish(runs[0], as_json, out or runs[0] / "report")
         return
     from lifelong.report.compare import compare_runs
-    from lifelong.report.compare_page import comparison_table, write_comparison
+    from lifelong.report.compare_page import comparison_table, comparison_verdict, write_comparison
 
     comparison = compare_runs([read_history(path) for path in runs])
     if out is not None:
@@ -273,6 +401,7 @@ def report(
         typer.echo(json.dumps(comparison.to_json(), indent=1))
     else:
         _print(comparison_table(comparison))
+        typer.echo(comparison_verdict(comparison))
 
 
 @domain_app.command("add")
@@ -285,7 +414,12 @@ def domain_add(
     config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the hub data set.")] = None,
     python_text: Annotated[str | None, typer.Option(metavar="KIND", help="Text installed with Python.")] = None,
+    split: Annotated[str | None, typer.Option(help="Training split of the hub data set.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read the hub data set as it arrives.")] = False,
     text_field: Annotated[str | None, typer.Option(help="Field that holds the text.")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share cut for each split not given.")] = None,
+    dedup: Annotated[str | None, typer.Option(help="Drop repeated documents: none, exact or near.")] = None,
+    on_bad_document: Annotated[str | None, typer.Option(help="error or skip.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the corpus.")] = None,
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the card goes.")] = Path("domains"),
@@ -295,7 +429,11 @@ def domain_add(
     from lifelong.stream.summary import add_domain
 
     quiet_libraries()
-    settings = {"config": config, "revision": revision, "text_field": text_field, "licence": licence}
+    settings = {
+        "config": config, "revision": revision, "split": split, "streaming": streaming or None,
+        "text_field": text_field, "held_out": held_out, "dedup": dedup,
+        "on_bad_document": on_bad_document, "licence": licence,
+    }  # fmt: skip
     card, summary = add_domain(
         name,
         files=files or (),
@@ -316,6 +454,7 @@ def domain_add(
 def domain_list() -> None:
     """Every known card."""
     from rich.table import Table
+    from rich.text import Text
 
     from lifelong.stream.summary import list_domains
 
@@ -325,7 +464,7 @@ def domain_list() -> None:
     for entry in list_domains():
         fault = entry.get("fault")
         described = f"broken: {fault}" if fault else str(entry.get("source") or entry.get("card") or "")
-        table.add_row(str(entry["name"]), str(entry.get("licence") or "not stated"), described)
+        table.add_row(str(entry["name"]), Text(str(entry.get("licence") or "not stated")), Text(described))
     _print(table)
 
 
@@ -355,6 +494,8 @@ def domain_check(cards: Annotated[list[str], typer.Argument(metavar="CARD...")])
         typer.echo(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
         for warning in summary.warnings:
             typer.echo(f"  ! {warning}")
+        if not summary.warnings:
+            typer.echo("  nothing unwise found")
 
 
 def _tokenizer(source: str | None) -> Any:
@@ -366,35 +507,20 @@ def _tokenizer(source: str | None) -> Any:
 
 
 def _show_summary(summary: Any, as_json: bool) -> None:
-    """A domain as a table for 80 columns, its samples and its warnings."""
+    """A domain as a table for 80 columns, and its warnings."""
     if as_json:
         typer.echo(json.dumps(summary.to_json(), indent=1))
         return
-    from rich.table import Table
-    from rich.text import Text
+    from lifelong.report.domain_table import summary_table
 
-    table = Table(title=summary.name, show_header=False)
-    for split, count in summary.documents.items():
-        table.add_row(split, f"{count:,} documents, {summary.bytes[split]:,} bytes")
-    table.add_row("licence", summary.licence or "not stated")
-    if summary.tokens is not None:
-        table.add_row(
-            "tokens", f"{summary.tokens:,}; {summary.fertility:.2f} a word, {summary.bytes_per_token:.2f} bytes each"
-        )
-    table.add_row("exact repeats", f"{summary.exact_duplicates:,} of {summary.compared:,} documents compared")
-    table.add_row("near repeats", f"{summary.near_duplicates:,} of {summary.compared:,} documents compared")
-    for overlap in summary.overlaps:
-        table.add_row("overlap", f"{overlap.share:.1%} with {overlap.domain} ({overlap.split})")
-    _print(table)
-    for sample in summary.samples:
-        _print(Text("  " + " ".join(str(sample).split())[:160], style="dim"))
+    _print(summary_table(summary))
     for warning in summary.warnings:
         typer.echo(f"! {warning}")
 
 
 LISTS = {
     "domains": "corpora", "families": "architectures that can grow", "methods": "continual-learning methods",
-    "metrics": "metrics of a run", "recipes": "experiments",
+    "metrics": "metrics of a run", "recipes": "experiments", "tasks": "labelled tasks",
 }  # fmt: skip
 
 
@@ -412,6 +538,10 @@ def list_names(
         from lifelong.stream.domain import known_domains
 
         names = known_domains()
+    elif what == "tasks":
+        from lifelong.evaluate.task import known_tasks
+
+        names = known_tasks()
     elif what == "recipes":
         from lifelong.recipe import known_recipes
 
@@ -441,7 +571,6 @@ def schema(what: Annotated[str, typer.Argument(help="recipe | domain")]) -> None
 def quiet_libraries() -> None:
     """Leave the terminal to our own messages."""
     import logging
-    import os
     import warnings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -94,9 +94,9 @@ def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:
 
 
 def replay_counts(curves: Sequence[PhaseCurve]) -> dict[str, int]:
-    """Replayed tokens by phase."""
+    """Replayed tokens by domain, over all phases of a stage."""
     counts: dict[str, int] = {}
     for curve in curves:
-        for point in curve.train:
-            counts[point.phase] = counts.get(point.phase, 0) + point.replay_tokens
+        for domain, tokens in curve.replayed.items():
+            counts[domain] = counts.get(domain, 0) + tokens
     return counts

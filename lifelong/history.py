@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.checkpoint import read_json, read_sealed, write_json
-from lifelong.errors import InputError
-from lifelong.ledger import INITIAL, is_run_folder, measured, read_records, stage_name
+from lifelong.checkpoint import file_hash, read_json, read_sealed, write_json
+from lifelong.errors import CorruptionError, InputError
+from lifelong.ledger import INITIAL, is_run_folder, measured, read_records, record_hash, stage_name
 from lifelong.records import (
     DomainLoss,
     ExpansionReport,
+    FactCurve,
+    FactPoint,
+    Front,
     LossMatrix,
     ProbePoint,
     RunHistory,
     Sample,
     StageRecord,
+    TaskScores,
     TrainPoint,
 )
 
 BEFORE = "before.json"
+REPORTED = ("losses.json", "history.json", "samples.json")
 
 
 def read_history(out: Path) -> RunHistory:
@@ -28,7 +33,7 @@ def read_history(out: Path) -> RunHistory:
 
     Raises:
         InputError: not a run folder, or nothing is committed yet.
-        CorruptionError: a committed file is damaged.
+        CorruptionError: a committed file is damaged, or is not what the ledger says it is.
     """
     import yaml
 
@@ -37,6 +42,7 @@ def read_history(out: Path) -> RunHistory:
     records = read_records(out)
     if not records:
         raise InputError(f"{str(out)!r}: nothing is committed yet, so there is nothing to report")
+    check_committed(out, records)
     recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
     stages = tuple(measured(out, record) for record in records if record.index >= 0)
     folders = [out / "stages" / record.name for record in stages]
@@ -71,7 +77,61 @@ def read_history(out: Path) -> RunHistory:
             ExpansionReport.from_json(record.expansion) if record.expansion else None for record in stages
         ),
         samples=tuple(Sample(**sample) for group in samples for sample in group),
+        head=record_hash(records[-1]),
+        facts=fact_curve(curves),
+        **read_afterwards(out, stages),
     )
+
+
+def fact_curve(curves: Sequence[Mapping[str, Any]]) -> FactCurve | None:
+    """Facts of all stages together; None in a run without any."""
+    asked = [(stage, curve["facts"]) for stage, curve in enumerate(curves) if curve.get("facts")]
+    if not asked:
+        return None
+    first, kept = asked[0]
+    return FactCurve(
+        texts=tuple(f"{fact['prompt']} {fact['target']}." for fact in kept["facts"]),
+        stage=first,
+        injected_at=tuple(kept["injected_at"]),
+        points=tuple(
+            tuple(FactPoint(**point) for point in (curve.get("facts") or {}).get("points", ())) for curve in curves
+        ),
+    )
+
+
+def read_afterwards(out: Path, stages: Sequence[StageRecord]) -> dict[str, Any]:
+    """What was measured on a run after it was committed; what belongs to other weights is left out and noted."""
+    lines = {record_hash(record) for record in stages}
+    notes: list[str] = []
+
+    def measured(folder: str, kind: type[Front] | type[TaskScores]) -> list[Any]:
+        found = []
+        for path in sorted((out / folder).glob("*.json")):
+            item = kind.from_json(read_json(path))
+            if item.record in lines:
+                found.append(item)
+            else:
+                notes.append(f"{path.relative_to(out)} was measured on other weights than those committed: left out")
+        return found
+
+    fronts, tasks = measured("front", Front), measured("downstream", TaskScores)
+    return {"fronts": tuple(fronts), "tasks": tuple(tasks), "notes": tuple(notes)}
+
+
+def check_committed(out: Path, records: Sequence[StageRecord]) -> None:
+    """Every file that a report reads against the hash in the ledger; weights are left to `lifelong check`.
+
+    Raises:
+        CorruptionError: names the file.
+    """
+    for record in records:
+        for name, digest in record.files.items():
+            path = out / name
+            if path.name in REPORTED and path.is_file() and file_hash(path) != digest:
+                raise CorruptionError(
+                    f"{path}: its content is not what was committed with {record.name}; restore it from a backup, "
+                    "`lifelong check` lists everything that was changed"
+                )
 
 
 def loss_matrix(

@@ -18,7 +18,10 @@ ENVIRONMENT = "environment.json"
 COMMITTED_FOLDERS = (INITIAL, "stages", "heldout", "memory")
 SHARED_FOLDERS = ("heldout", "memory")
 # everything else that we put into a run folder; none of it is committed
-OTHERS = ("ledger.jsonl", RECIPE, ENVIRONMENT, ".lock", ".work", ".cache", "report", "rejected")
+OTHERS = (
+    "ledger.jsonl", RECIPE, ENVIRONMENT, ".lock", ".work", ".cache", "report", "rejected", "trackers", "front",
+    "downstream", "harness",
+)  # fmt: skip
 # left by file managers and network file systems wherever they look
 NOT_OURS_NOR_THEIRS = (".DS_Store", "Thumbs.db", "desktop.ini", ".nfs*", ".fuse_hidden*", "lost+found")
 

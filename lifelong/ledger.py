@@ -56,7 +56,7 @@ from lifelong.lock import hold
 from lifelong.records import StageRecord
 from lifelong.storage import storage_faults
 
-__all__ = ["INITIAL", "Ledger", "check_run", "is_run_folder", "measured", "read_records", "stage_name"]
+__all__ = ["INITIAL", "Ledger", "check_run", "is_run_folder", "measured", "read_records", "record_hash", "stage_name"]
 
 LEDGER = "ledger.jsonl"
 LINE_START, HASH_SIZE = b'{"sha256":"', 64
@@ -99,12 +99,17 @@ class Line:
 def _body(record: StageRecord) -> bytes:
     """A record without what a clock measured."""
     data = record.to_json()
-    del data["committed_at"]
+    data.pop("committed_at", None)
     for cost in data["cost"].values():
-        del cost["seconds"]
+        cost.pop("seconds", None)
     if data["expansion"] is not None:
         data["expansion"].pop("seconds", None)
     return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def record_hash(record: StageRecord) -> str:
+    """SHA-256 of a ledger line: what the next line names as its parent."""
+    return Line.of(record).sha256
 
 
 def stage_name(index: int, domain: str) -> str:

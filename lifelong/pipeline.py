@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -34,13 +35,17 @@ from lifelong.ledger import Ledger, is_run_folder, read_records
 from lifelong.metrics import compute_all
 from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, parse_recipe
 from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult
+from lifelong.replay import check_steering
 from lifelong.report import write_report
+from lifelong.selection import check_selection
 from lifelong.stage import StageRun
 from lifelong.stage_methods import check_methods
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
 from lifelong.stream.heldout import write_heldout
+from lifelong.stream.injection import read_facts
 from lifelong.stream.tokenize import load_tokenizer
+from lifelong.teaching import check_teachers
 from lifelong.train.arguments import check_train_section
 from lifelong.train.stage_trainer import StopRequest
 
@@ -66,7 +71,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
         if not is_run_folder(Path(out)):
             check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
         with Ledger.open(Path(out)) as ledger:
-            claim(ledger.out, recipe)
+            claim(ledger, recipe)
             return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
@@ -135,13 +140,20 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
                 f"{str(ledger.out)!r} is not finished: stage {done} ({pending.name}) is not committed; "
                 "let its own command finish first"
             )
-        return read_recipe_file(ledger.out)
+        existing = read_recipe_file(ledger.out)
+        if tokens is not None:
+            plain["stages"][done]["tokens"] = tokens
+        for override in overrides:
+            apply_override(plain, override)
+        recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with these changes")
+        mend(ledger, existing, recipe)
+        return recipe
     named = str(Path(domain).resolve()) if Path(domain).is_file() else domain
     plain["stages"].append({"domain": named, "tokens": tokens or plain["stages"][-1]["tokens"]})
     for override in overrides:
         apply_override(plain, override)
     recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with a stage for {card.name}")
-    check_recipe(recipe, start=done, config=load_config(ledger.stage_folder(ledger.stages[-1]) / "model"))
+    check_recipe(recipe, start=done, config=last_config(ledger))
     return recipe
 
 
@@ -230,9 +242,17 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
         if recipe.model.checkpoint is not None and start == 0:
             config = load_config(recipe.model.checkpoint, recipe.model.revision)
         check_growth(recipe, start, config)
+    lines += check_selection(recipe, start)
+    names = []
     for card in dict.fromkeys(name for stage in recipe.stages[start:] for name in (stage.domain, *stage.together_with)):
         with collecting(lines):
-            load_domain(card)
+            names.append(load_domain(card).name)
+    with collecting(lines):
+        check_steering(recipe, names if start == 0 and not lines else ())
+    check_teachers(recipe, lines.append)
+    with collecting(lines):
+        if recipe.facts is not None and recipe.facts.file is not None and start <= recipe.facts.stage:
+            read_facts(Path(recipe.facts.file))
     if lines:
         raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
 
@@ -268,21 +288,54 @@ def check_growth(recipe: Recipe, start: int = 0, config: Any = None) -> None:
                 raise InputError(f"stages[{index}].expand: {error}") from None
 
 
-def claim(out: Path, recipe: Recipe) -> None:
-    """Bind a run folder to its recipe.
+def may_be_mended(ledger: Ledger, different: Sequence[str]) -> bool:
+    """Whether these keys may change: the next stage broke its budget, and they say how it is to be trained."""
+    done = len(ledger.stages)
+    if not done or not list(ledger.out.glob(f"rejected/{done:02d}-*")):
+        return False
+    sections = {"replay", "budget", "inherit", "recover", "methods", "train", "lr"}
+
+    def concerns_the_future(key: str) -> bool:
+        stage = re.match(r"stages\[(\d+)\]\.(tokens|train|select)", key)
+        return int(stage[1]) >= done if stage else re.split(r"[.\[]", key)[0] in sections
+
+    return all(concerns_the_future(key) for key in different)
+
+
+def mend(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
+    """Take another recipe for the stages to come, if it is another one and it may be.
+
+    Raises:
+        InputError: it says something else about what is committed; names the keys that differ.
+    """
+    if existing.fingerprint == recipe.fingerprint:
+        return
+    different = differing_keys(existing.to_plain(), recipe.to_plain())
+    if not may_be_mended(ledger, different):
+        raise InputError(
+            f"run folder {str(ledger.out)!r} belongs to another recipe; different: {', '.join(different)}. "
+            "Choose another --out, or undo the change"
+        )
+    check_recipe(recipe, start=len(ledger.stages), config=last_config(ledger))
+    ledger.forget_work()
+    ledger.replace_recipe(recipe.to_yaml())
+
+
+def last_config(ledger: Ledger) -> Any:
+    """Configuration of the model of the last committed stage."""
+    return load_config(ledger.stage_folder(ledger.stages[-1]) / "model")
+
+
+def claim(ledger: Ledger, recipe: Recipe) -> None:
+    """Bind a run folder to its recipe; after a broken budget, the recipe of the stages to come may be mended.
 
     Raises:
         InputError: the folder belongs to another recipe; names the keys that differ.
     """
+    out = ledger.out
     path = out / "recipe.yaml"
     if path.exists():
-        existing = read_recipe_file(out)
-        if existing.fingerprint != recipe.fingerprint:
-            raise InputError(
-                f"run folder {str(out)!r} belongs to another recipe; different: "
-                f"{', '.join(differing_keys(existing.to_plain(), recipe.to_plain()))}. "
-                "Choose another --out, or undo the change"
-            )
+        mend(ledger, read_recipe_file(out), recipe)
         return
     write_sealed(out / "environment.json", environment())
     write_text(path, recipe.to_yaml())

@@ -93,9 +93,11 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedSta
     recover = recipe.recover.tokens if recipe.recover and section.expand and index else 0
     model = meta_model(config, objective)
     teacher_tokens = 0.0
-    if recipe.inherit is not None and (index or recipe.model.checkpoint or recipe.inherit.teacher != "previous"):
+    if recipe.inherit is not None and (index or recipe.model.checkpoint or recipe.inherit.teacher.model != "previous"):
         teacher_tokens = plan.tokens * taught_share(recipe.inherit)
-    teacher_flops = teacher_tokens * forward_flops_per_token(meta_model(before, objective), length, objective)
+    teacher = recipe.inherit.teacher.model if recipe.inherit is not None else None
+    teacher_config = before if teacher in (None, "previous") else load_config(str(teacher))
+    teacher_flops = teacher_tokens * forward_flops_per_token(meta_model(teacher_config, objective), length, objective)
     parameters = num_parameters(model)
     trained = plan.tokens + (stage_plan(recover, length, plan.blocks_per_step).tokens if recover else 0)
     return PlannedStage(
@@ -127,7 +129,9 @@ def taught_share(inherit: InheritSection) -> float:
     """Share of a stage's tokens on which the teacher runs, where all tokens are taught."""
     if inherit.alpha == 0:
         return 0.0
-    span = 1.0 if inherit.schedule == "constant" else inherit.until
+    if all(leaf.cache for leaf in inherit.teacher.leaves()):
+        return 0.0
+    span = 1.0 if inherit.schedule == "constant" else inherit.last_progress
     if not inherit.bernoulli:
         return span
     mean = {"linear": 0.5, "cosine": 0.5, "step": 1.0, "constant": 1.0}[inherit.schedule]

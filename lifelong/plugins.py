@@ -38,8 +38,8 @@ def load_plugin(package: str, name: str, *, kind: str, where: str = "") -> Modul
     return importlib.import_module(f"{package}.{canonical.replace('-', '_')}")
 
 
-def shipped_folder(kind: Literal["domains", "recipes"]) -> Path:
-    """The folder of the cards or recipes that travel with the package.
+def shipped_folder(kind: Literal["domains", "recipes", "tasks"]) -> Path:
+    """The folder of the cards, recipes or tasks that travel with the package.
 
     In an installed package they are package data (`lifelong/_shipped/<kind>`); in an editable checkout they
     stand at the top of the repository, next to the package.

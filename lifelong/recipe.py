@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from lifelong.errors import InputError, UnknownNameError, nearest
 from lifelong.plugins import plugin_names, shipped_folder
@@ -173,35 +182,164 @@ class ExpandSection(Shape):
         return self
 
 
+class SelectSection(Section):
+    """Which documents of a corpus are trained on: `keep` of them, by bytes.
+
+    `difference` (MiniPLM): by how much better `teacher` knows a document than the smaller `reference`.
+    `challenge` (SALT): hard for the small `model`, but with the right tokens among its `top_k` guesses.
+    A model is a checkpoint, or `previous`, the model of the stage before.
+    """
+
+    by: Literal["difference", "challenge"]
+    keep: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1)] = 0.5
+    teacher: str | None = None
+    reference: str | None = None
+    model: str | None = None
+    top_k: Size = 10
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    sequence_length: Size | None = None
+
+    @field_validator("teacher", "reference", "model")
+    @classmethod
+    def _variables(cls, value: str | None) -> str | None:
+        return None if value is None else expand_variables(value)
+
+    @model_validator(mode="after")
+    def _its_models(self) -> SelectSection:
+        needed = {"difference": ("teacher", "reference"), "challenge": ("model",)}[self.by]
+        for name in ("teacher", "reference", "model"):
+            if (getattr(self, name) is not None) != (name in needed):
+                raise ValueError(f"`by: {self.by}` needs {' and '.join(needed)}, and no other model")
+        return self
+
+    def models(self) -> list[tuple[str, str]]:
+        """Role and source of each model."""
+        named = ((name, getattr(self, name)) for name in ("teacher", "reference", "model"))
+        return [(name, source) for name, source in named if source is not None]
+
+
 class StageSection(Section):
     """One domain of the stream; `together_with` are others that are trained on in equal parts (joint training)."""
 
     domain: str
     tokens: PositiveCount
     expand: ExpandSection | None = None
+    select: SelectSection | None = None
     together_with: tuple[str, ...] = ()
     train: dict[str, Any] = {}
 
 
-class InheritSection(Section):
-    """Knowledge inheritance; `on` says which tokens are taught."""
+class TeacherSection(Section):
+    """Who teaches: a `model` (`previous` or a checkpoint; also written as its name alone), or one of the others.
 
-    teacher: str = "previous"
+    `cache` is a folder of `lifelong cache`, `of` the model that it must have been written from; `by_domain` has a
+    teacher for each domain, others are not taught; `mixture` is mixed in probability space.
+    """
+
+    model: str | None = None
+    cache: str | None = None
+    of: str | None = None
+    by_domain: dict[str, TeacherSection] = {}
+    mixture: tuple[WeightedTeacher, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("model", "cache", "of")
+    @classmethod
+    def _variables(cls, value: str | None) -> str | None:
+        return None if value is None else expand_variables(value)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TeacherSection:
+        kinds = [key for key in ("model", "cache", "by_domain", "mixture") if getattr(self, key)]
+        if len(kinds) != 1:
+            found = ", ".join(kinds) or "none"
+            raise ValueError(f"is one of model, cache, by_domain and mixture, here: {found}")
+        if self.of is not None and self.cache is None:
+            raise ValueError("`of` says which model a `cache` is of; there is no cache")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, plain: Any) -> Any:
+        return self.model if self.model is not None else {key: value for key, value in plain(self).items() if value}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
+        """A name alone is a teacher too."""
+        return {"anyOf": [{"type": "string"}, handler(core)]}
+
+    def leaves(self) -> list[TeacherSection]:
+        """The models and caches in it."""
+        inner = [*self.by_domain.values(), *(part.teacher for part in self.mixture)]
+        return [leaf for teacher in inner for leaf in teacher.leaves()] if inner else [self]
+
+
+class WeightedTeacher(Section):
+    """A part of a mixture; `weight` is a number for all domains, or one for each that is named."""
+
+    teacher: TeacherSection
+    weight: Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] = 1.0
+
+
+def parse_until(value: object) -> object:
+    """`surpassed`, or a share of the stage in (0, 1]."""
+    if value == "surpassed":
+        return value
+    value = parse_fraction(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"is a share of the stage in (0, 1], or `surpassed`, not {value!r}")
+    return float(value)
+
+
+class InheritSection(Section):
+    """Knowledge inheritance; `on` says which tokens are taught, `looks` how often `until: surpassed` is checked."""
+
+    teacher: TeacherSection = TeacherSection(model="previous")
     on: Literal["all", "new", "replay"] = "all"
     alpha: Fraction = 1.0
     schedule: Literal["linear", "constant", "step", "cosine"] = "linear"
-    until: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1)] = 0.3
+    until: Annotated[float | str, BeforeValidator(parse_until)] = 0.3
     temperature: Annotated[float, Field(gt=0)] = 2.0
     bernoulli: bool = False
+    looks: Size = 20
+
+    @property
+    def last_progress(self) -> float:
+        """Share of the stage after which the rate is zero at the latest."""
+        return 1.0 if isinstance(self.until, str) else self.until
 
 
 class ReplaySection(Section):
-    """A bounded memory of earlier domains and its share of what is trained on, in tokens."""
+    """A bounded memory of earlier domains and its share of what is trained on, in tokens.
+
+    `mix` is `budget` where the recipe has a budget, else `adaptive`. `probes` are the small evaluations of a
+    stage by which those two steer; as many as cost a twentieth of the stage, twenty at most, where not given.
+    """
 
     memory_tokens: Count = 200_000
     share: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.1
-    mix: Literal["uniform", "proportional", "adaptive"] = "adaptive"
-    policy: str = "domain-balanced"
+    mix: Literal["uniform", "proportional", "adaptive", "budget"] | None = None
+    policy: Annotated[
+        Literal["reservoir", "experience-balanced", "domain-balanced", "loss-ranked", "diverse"],
+        BeforeValidator(lambda value: value.replace("_", "-") if isinstance(value, str) else value),
+    ] = "domain-balanced"
+    probes: Count | None = None
+    min_share: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)] = 0.01
+    max_share: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ReplaySection:
+        if self.min_share > self.max_share:
+            raise ValueError(f"min_share {self.min_share} is greater than max_share {self.max_share}")
+        if self.mix == "budget" and not self.min_share <= self.share <= self.max_share:
+            raise ValueError(
+                f"share {self.share} is outside min_share {self.min_share} and max_share {self.max_share}, "
+                "between which the budget moves it"
+            )
+        return self
 
 
 class RecoverSection(Section):
@@ -218,6 +356,22 @@ class EvaluateSection(Section):
     probes: Count = 0
     probe_tokens: PositiveCount = 4_000
     samples: Count = 1
+
+
+class FactsSection(Section):
+    """Invented facts put into the text of one stage at some shares of it, and asked for from then on."""
+
+    stage: Annotated[int, Field(ge=0)] = 0
+    at: Annotated[tuple[Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)], ...], Field(min_length=1)]
+    count: PositiveCount = 12
+    file: str | None = None
+    repeats: PositiveCount = 1
+    probes: PositiveCount = 12
+
+    @field_validator("file")
+    @classmethod
+    def _variables(cls, value: str | None) -> str | None:
+        return None if value is None else expand_variables(value)
 
 
 class MethodSection(BaseModel):
@@ -280,10 +434,11 @@ class Recipe(Section):
     replay: ReplaySection | None = None
     recover: RecoverSection | None = None
     methods: tuple[MethodSection, ...] = ()
-    budget: dict[str, Fraction] = {}
+    budget: dict[str, Annotated[Fraction, Field(gt=0)]] = {}
     train: dict[str, Any] = {}
     lr: LrSection | None = None
     evaluate: EvaluateSection = EvaluateSection()
+    facts: FactsSection | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     expect: dict[str, Expectation] = {}
 
@@ -294,8 +449,9 @@ class Recipe(Section):
                 "`tokenizer` is missing: a model from random weights brings none; use "
                 "{train: {kind: bpe, vocab_size: 8192}} or {checkpoint: ...}"
             )
-        named = {stage.domain for stage in self.stages}
-        for domain in self.budget:
+        # a card named by its path: its name is known when it is read, and checked there
+        named = {Path(stage.domain).stem for stage in self.stages}
+        for domain in self.budget if not any("/" in stage.domain for stage in self.stages) else ():
             if domain not in named:
                 raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
         for key in ("lr_scheduler_type", "warmup_steps") if self.lr is not None else ():
@@ -303,9 +459,19 @@ class Recipe(Section):
                 raise ValueError(f"`lr:` decides the learning rate of every stage; take train.{key} out")
         if self.replay and any(stage.together_with for stage in self.stages):
             raise ValueError("`stages[].together_with` trains on several domains at once; take `replay:` out")
+        if self.facts and self.facts.stage >= len(self.stages):
+            raise ValueError(f"`facts.stage` is {self.facts.stage}; the stages are 0 to {len(self.stages) - 1}")
         if self.inherit and self.inherit.on == "replay" and not self.replay:
             raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
+        if self.replay and self.replay.mix == "budget" and not self.budget:
+            raise ValueError("`replay.mix: budget` needs a budget, for example `budget: {wiki: 2%}`")
         return self
+
+    @property
+    def replay_mix(self) -> str:
+        """How replay is divided among earlier domains."""
+        chosen = self.replay.mix if self.replay else None
+        return chosen or ("budget" if self.budget else "adaptive")
 
     def to_plain(self) -> dict[str, Any]:
         """Plain YAML values; what was not written in the recipe is written out with its default."""

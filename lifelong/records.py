@@ -41,8 +41,11 @@ class DomainLoss:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the nats per token."""
-        return math.exp(self.nats_per_token)
+        """Exp of the nats per token; infinite where a diverged loss has no finite one."""
+        try:
+            return math.exp(self.nats_per_token)
+        except OverflowError:
+            return math.inf
 
 
 Row = tuple["float | None", ...]
@@ -181,17 +184,44 @@ class TrainPoint:
 
 @dataclass(frozen=True)
 class ProbePoint:
-    """A small held-out evaluation during a stage. `tokens` counts from the start of the stage."""
+    """A small held-out evaluation during a stage. `tokens` counts from the start of its training phase.
+
+    `evaluated_tokens` is how many held-out tokens it looked at.
+    """
 
     step: int
     tokens: int
     domain: str
     nats_per_token: float
+    evaluated_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class FactPoint:
+    """Log-probability in nats of the missing part of fact number `fact`; `tokens` as in `ProbePoint`."""
+
+    step: int
+    tokens: int
+    fact: int
+    log_probability: float
+
+
+@dataclass(frozen=True)
+class FactCurve:
+    """Facts that were put into a run's text: sentences, tokens at which (of which stage), and what was seen after.
+
+    `points[t]` are those of stage t.
+    """
+
+    texts: tuple[str, ...]
+    stage: int
+    injected_at: tuple[int, ...]
+    points: tuple[tuple[FactPoint, ...], ...]
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One committed stage, one line of the ledger. Hashes are SHA-256 in hex."""
+    """One committed stage, one line of the ledger. Hashes are SHA-256 in hex; `replay` counts tokens by domain."""
 
     index: int
     name: str
@@ -233,11 +263,77 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class TaskRun:
+    """Test scores of one fine-tuned copy. `prompt` is none, right or wrong; `epochs` until it was stopped."""
+
+    prompt: str
+    seed: int
+    macro_f1: float
+    micro_f1: float
+    accuracy: float
+    dev_macro_f1: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """A model on a downstream task; `examples` holds (used, available) by split, `record` the stage's hash."""
+
+    task: str
+    domain: str
+    num_classes: int
+    examples: Mapping[str, tuple[int, int]]
+    settings: Mapping[str, Any]
+    runs: tuple[TaskRun, ...]
+    stage: str = ""
+    record: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TaskScores:
+        """Inverse of `to_json`."""
+        examples = {name: (int(used), int(available)) for name, (used, available) in data["examples"].items()}
+        return cls(**{**data, "examples": examples, "runs": tuple(TaskRun(**run) for run in data["runs"])})
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """Held-out losses, in nats per token by domain, of the model at `weight` from the old (0) to the trained (1)."""
+
+    weight: float
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Front:
+    """Models between the ones before and after a stage; `record` is the hash of the stage's line in the ledger."""
+
+    stage: str
+    domain: str
+    record: str
+    points: tuple[FrontPoint, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Front:
+        """Inverse of `to_json`."""
+        return cls(**{**data, "points": tuple(FrontPoint(**point) for point in data["points"])})
+
+
+@dataclass(frozen=True)
 class RunHistory:
     """Everything a report needs, read from a run folder; the sequences run over committed stages.
 
     `unfinished` names the stages of the recipe that are not committed yet. `losses[t]` holds the
-    held-out losses after stage t with their per-document sums, `initial_losses` those of row -1.
+    held-out losses after stage t with their per-document sums, `initial_losses` those of row -1. `head` is the
+    hash of the ledger's last line, which fixes everything above it. `fronts` (models between two stages)
+    and `tasks` (downstream) were measured after the run; `notes` say what could not be used.
     """
 
     name: str
@@ -253,6 +349,11 @@ class RunHistory:
     probes: tuple[tuple[ProbePoint, ...], ...]
     expansions: tuple[ExpansionReport | None, ...]
     samples: tuple[Sample, ...] = ()
+    head: str = ""
+    fronts: tuple[Front, ...] = ()
+    tasks: tuple[TaskScores, ...] = ()
+    facts: FactCurve | None = None
+    notes: tuple[str, ...] = ()
 
 
 class RunObserver:

@@ -7,7 +7,7 @@ and its held-out documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from lifelong.checkpoint import (
     free_name,
     json_fingerprint,
-    load_config,
     load_model,
     read_json,
     save_model,
@@ -27,15 +26,14 @@ from lifelong.checkpoint import (
     whole_folder,
     write_json,
 )
-from lifelong.context import RunContext, loss_row, meta_model, replay_counts
-from lifelong.errors import BrokenPromiseError, InputError
+from lifelong.context import RunContext, loss_row, replay_counts
+from lifelong.errors import BrokenPromiseError
 from lifelong.evaluate.probes import probe_steps
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import grow, model_shape, plan_expansion
+from lifelong.fact_probes import stage_facts, stage_facts_json
 from lifelong.history import BEFORE, read_losses, write_losses
 from lifelong.inherit.inheritor import Inheritor
-from lifelong.inherit.schedule import make_schedule
-from lifelong.inherit.teachers import OnlineTeacher
 from lifelong.learning_rates import TRUNK, keep_trunk, stage_level, stage_trunk
 from lifelong.ledger import stage_name
 from lifelong.recipe import ExpandSection, StageSection
@@ -47,12 +45,16 @@ from lifelong.records import (
     ProbePoint,
     StageRecord,
 )
+from lifelong.replay import Adjustment, ReplaySteering, first_weights, make_steering, memory_scores
+from lifelong.selection import select_corpus
 from lifelong.stage_methods import method_tokens, stage_context, write_exports
+from lifelong.stream.blocks import BlockStore
 from lifelong.stream.domain import Domain, load_domain
 from lifelong.stream.joint import JointBlocks
 from lifelong.stream.memory import ReplayMemory, write_generation
-from lifelong.stream.mixing import StageDataset, replay_weights, stage_plan
+from lifelong.stream.mixing import StageDataset, stage_plan
 from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
+from lifelong.teaching import Lesson, stage_collator, stage_inheritor
 from lifelong.train.arguments import blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.train.method import Method, StageContext, make_methods
@@ -88,28 +90,22 @@ class StageRun:
 
     def run(self, previous_model: PreTrainedModel) -> tuple[StageRecord, PreTrainedModel]:
         """The whole stage; hands back its record and its model."""
-        context, observer = self.context, self.context.observer
+        observer = self.context.observer
         observer.phase_started("prepare", 0)
-        corpus = tokenize_domain(
-            self.domain,
-            "train",
-            context.tokenizer,
-            sequence_length=self.recipe.sequence_length,
-            cache_dir=context.out / ".cache",
-        )
+        corpus = self._corpus(previous_model)
         if self.section.together_with:
             corpus = JointBlocks([corpus, *map(self._tokenized, self.section.together_with)])  # type: ignore[assignment]
         self._evaluate_before(previous_model)
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
         model = self._recover(model)
-        model = self._train(model, previous_model, corpus)
+        model = self._train(model, corpus)
         observer.phase_started("evaluate", 0)
         losses = self._evaluate(model)
         self._check_budget(losses)
         observer.phase_started("commit", 0)
         record = self._commit(model, losses, corpus)
-        trunk = context.ledger.stage_folder(record) / TRUNK
+        trunk = self.context.ledger.stage_folder(record) / TRUNK
         return record, load_model(trunk, self.recipe.objective) if trunk.is_dir() else model
 
     def _tokenized(self, card: str) -> Any:
@@ -125,6 +121,28 @@ class StageRun:
         if joined and not (self.work / BEFORE).exists():
             self.context.observer.phase_started("evaluate", 0)
             write_losses(self.work / BEFORE, [self.context.evaluate_one(model, heldout) for heldout in joined])
+
+    def _corpus(self, previous: PreTrainedModel) -> BlockStore:
+        """What the stage trains on: its domain, or what `select:` chooses of it."""
+        context, select = self.context, self.section.select
+        corpus = tokenize_domain(
+            self.domain,
+            "train",
+            context.tokenizer,
+            sequence_length=self.recipe.sequence_length,
+            cache_dir=context.out / ".cache",
+        )
+        if select is None:
+            return corpus
+        return select_corpus(
+            context,
+            self.domain,
+            select,
+            corpus,
+            tokens=self.section.tokens,
+            previous=previous,
+            folder=self.work / "selected",
+        )
 
     # --- grow -----------------------------------------------------------------------------------------------
 
@@ -170,7 +188,7 @@ class StageRun:
             self._train_phase("recover", model, folder, recover.tokens, memory=memory, share=1.0, seed=self.seed + 1)
         return load_model(folder / "model", self.recipe.objective)
 
-    def _train(self, model: PreTrainedModel, previous: PreTrainedModel, corpus: Any) -> PreTrainedModel:
+    def _train(self, model: PreTrainedModel, corpus: Any) -> PreTrainedModel:
         folder = self.work / "trained"
         if folder.exists():
             return load_model(folder / "model", self.recipe.objective)
@@ -188,7 +206,7 @@ class StageRun:
             memory=self._memory(),
             share=replay.share if replay else 0.0,
             seed=self.seed + 2,
-            inheritor=self._inheritor(previous),
+            inheritor=self._inheritor(model),
             context=context,
         )
         return model
@@ -234,34 +252,46 @@ class StageRun:
             domain_ids={name: column for column, name in enumerate(run.columns)},
             domain=self.domain.name,
         )
+        steering = make_steering(run, dataset, self._adjustment(context)) if context is not None else None
+        facts = stage_facts(run, self.index) if context is not None else None
+        if facts is not None:
+            dataset = facts.injected(dataset)
         run.observer.phase_started(name, plan.num_steps * plan.tokens_per_step)
         phase = Phase(
             name,
             dataset,
-            run.collator(seed),
+            stage_collator(run, seed),
             self.recipe.objective,
             plan.tokens_per_step,
             inheritor,
             methods=self.methods if context is not None else (),
-            probe=self._probe(model, plan.num_steps) if context is not None else None,
+            probe=self._probe(model, plan.num_steps, steering) if context is not None else None,
             observer=run.observer,
             stop=run.stop,
             lr_level=stage_level(self.recipe, self.index) if context is not None else None,
             trunk=stage_trunk(self.recipe, plan.num_steps, model, run.tokenizer, self.work) if context else None,
+            domains=run.columns,
+            tokens_before=sum(record.tokens for record in run.ledger.stages),
+            tracker_dir=run.out / "trackers" / f"{self.name}-{name}",
+            fact_probe=facts.probe(model, plan.num_steps) if facts is not None else None,
+            steering=steering,
         )
         curve = train_phase(model, arguments, phase)
         if context is not None:
             for method in reversed(self.methods):  # what was put around the model last comes off first
                 method.end_stage(context)
         # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
-        write_json(self.work / f"{name}-seconds.json", curve.seconds)
+        times = {"seconds": curve.seconds, "probe_seconds": curve.probe_seconds}
+        write_json(self.work / f"{name}-seconds.json", times)
         with whole_folder(folder) as partial:
             save_model(model, run.tokenizer, partial / "model")
-            write_json(partial / "curve.json", {**curve.to_json(), "seconds": 0.0})
+            write_json(partial / "curve.json", curve.to_json() | dict.fromkeys(times, 0.0))
             save_methods(self.methods if context is not None else (), partial / "methods.safetensors")
             write_exports(self.methods if context is not None else (), partial)
             if context is not None:
                 keep_trunk(self.work, partial)
+            if steering is not None:
+                write_json(partial / "mix.json", steering.mixes)
         run.stop.obey()  # asked for in the last step, when there was nothing left to save
 
     def _blocks_per_step(self) -> int:
@@ -273,46 +303,38 @@ class StageRun:
         return ReplayMemory.open(folder) if folder is not None and self.recipe.replay is not None else None
 
     def _replay_weights(self, memory: ReplayMemory | None, context: StageContext | None) -> dict[str, float]:
-        """How replay is spread over the earlier domains."""
+        """How replay is spread over the earlier domains when the phase begins."""
         if memory is None or self.recipe.replay is None:
             return {}
-        records = self.context.ledger.stages
-        losses = [read_losses(self.context.ledger.stage_folder(record) / "losses.json") for record in records]
-        history = {
-            domain: [loss.nats_per_token for row in losses for loss in row if loss.domain == domain]
-            for domain in memory.domains
-        }
-        weights = replay_weights(self.recipe.replay.mix, memory, history)
-        if context is not None:
-            for method in self.methods:
-                weights = dict(method.mix(weights, context))
-        return weights
+        return dict(self._adjustment(context)(first_weights(self.context, memory)))
 
-    def _inheritor(self, previous: PreTrainedModel) -> Inheritor | None:
+    def _adjustment(self, context: StageContext | None) -> Adjustment:
+        """What the methods make of the weights by which earlier domains are replayed."""
+
+        def adjust(weights: Mapping[str, float]) -> Mapping[str, float]:
+            if context is not None:
+                for method in self.methods:
+                    weights = dict(method.mix(weights, context))
+            return weights
+
+        return adjust
+
+    def _inheritor(self, student: PreTrainedModel) -> Inheritor | None:
         """The teacher of this stage; a model from random weights has nothing to hand down to its first stage."""
-        inherit = self.recipe.inherit
-        if inherit is None or inherit.alpha == 0:
+        if self.recipe.inherit is None:
             return None
-        if inherit.teacher == "previous":
-            if self.index == 0 and self.recipe.model.checkpoint is None:
-                return None
-            source = self._previous_source()
-            teacher_model = load_model(source, self.recipe.objective)
-        else:
-            teacher_model = load_model(inherit.teacher, self.recipe.objective)
-        if teacher_model.config.vocab_size != previous.config.vocab_size:
-            raise InputError(
-                f"inherit.teacher: {inherit.teacher!r} has a vocabulary of {teacher_model.config.vocab_size} tokens, "
-                f"the student of {previous.config.vocab_size}; a teacher must use the student's tokenizer"
+        learned = self.index > 0 or self.recipe.model.checkpoint is not None
+        plan = stage_plan(self.section.tokens, self.recipe.sequence_length, self._blocks_per_step())
+        return stage_inheritor(
+            Lesson(
+                self.context,
+                self.domain.name,
+                student,
+                self._previous_source() if learned else None,
+                self.previous.fingerprints.get("model") if learned else None,
+                self.seed,
+                plan.num_steps,
             )
-        schedule = make_schedule(inherit.schedule, alpha=inherit.alpha, until=inherit.until)
-        return Inheritor(
-            OnlineTeacher(teacher_model, self.recipe.objective),
-            schedule,
-            on=inherit.on,
-            temperature=inherit.temperature,
-            bernoulli=inherit.bernoulli,
-            seed=self.seed,
         )
 
     def _previous_source(self) -> str | Path:
@@ -320,29 +342,21 @@ class StageRun:
             return str(self.recipe.model.checkpoint)
         return self.context.ledger.stage_folder(self.previous) / "model"
 
-    def _probe(self, model: PreTrainedModel, num_steps: int) -> Any:
-        """Small held-out evaluations of the domains seen so far, on a log-spaced schedule."""
+    def _probe(self, model: PreTrainedModel, num_steps: int, steering: ReplaySteering | None) -> Any:
+        """Small held-out evaluations of the domains seen so far, on a log-spaced schedule and where steering asks."""
         evaluate = self.recipe.evaluate
-        if not evaluate.probes:
-            return None
-        due = set(probe_steps(num_steps, evaluate.probes))
-        columns = [*self._seen_columns(), *self._own_column()]
+        due = {0, *probe_steps(num_steps, evaluate.probes)} if evaluate.probes else set()
+        steered = steering.steps if steering is not None else frozenset()
+        seen, own = self._seen_columns(), self._own_column()
 
         def probe(step: int, tokens: int) -> Sequence[ProbePoint]:
-            if step not in due:
-                return ()
+            columns = [*seen, *own] if step in due else seen if step in steered else []
             training = model.training
-            points = [
-                ProbePoint(
-                    step,
-                    tokens,
-                    self.context.columns[k],
-                    self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens).nats_per_token,
-                )
-                for k in columns
+            losses = [
+                self.context.evaluate_one(model, self.context.heldouts[k], evaluate.probe_tokens) for k in columns
             ]
             model.train(training)
-            return points
+            return [ProbePoint(step, tokens, loss.domain, loss.nats_per_token, loss.tokens) for loss in losses]
 
         return probe
 
@@ -399,13 +413,17 @@ class StageRun:
             raise BrokenPromiseError(
                 f"stage {self.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
                 + "\n  ".join(broken)
-                + "\n  raise replay.share or replay.memory_tokens, lower train.learning_rate, or train on fewer tokens"
+                + "\n  raise replay.share, max_share or memory_tokens, lower train.learning_rate or tokens,"
+                "\n  and give the same command with such a --set: it goes on from the last committed stage"
             )
 
     def _commit(self, model: PreTrainedModel, losses: Sequence[DomainLoss], corpus: Any) -> StageRecord:
         context, trained = self.context, self.work / "trained"
         curves = self._gather_curves(trained)
-        memory_folders = self._remember(corpus)
+        memory_folders = self._remember(model, corpus)
+        if self.section.select:
+            selected = read_json(self.work / "selected" / "selection.json")
+            write_json(trained / "selection.json", {key: selected[key] for key in selected if key != "seconds"})
         cost = self._cost(model, curves, losses)
         if (self.work / BEFORE).exists():
             write_losses(trained / BEFORE, read_losses(self.work / BEFORE))
@@ -456,11 +474,12 @@ class StageRun:
             {
                 "train": [asdict(point) for curve in curves for point in curve.train],
                 "probes": [asdict(point) for curve in curves for point in curve.probes],
+                "facts": stage_facts_json(self.context, self.index, curves),
             },
         )
         return curves
 
-    def _remember(self, corpus: Any) -> list[Path]:
+    def _remember(self, model: PreTrainedModel, corpus: BlockStore) -> list[Path]:
         """Write the next generation of the memory beside the last one, which stays until this stage is committed."""
         replay = self.recipe.replay
         if replay is None or not replay.memory_tokens:
@@ -477,6 +496,7 @@ class StageRun:
                     seed=self.recipe.seed,
                     out=partial,
                     stage=self.index,
+                    scores=memory_scores(self.context, model, corpus, self.index),
                 )
         return [folder]
 
@@ -487,13 +507,20 @@ class StageRun:
         length, objective = self.recipe.sequence_length, self.recipe.objective
         step_flops = training_flops_per_token(model, length, objective)
         forward_flops = forward_flops_per_token(model, length, objective)
-        teacher_flops = self._teacher_flops_per_token() if any(c.teacher_tokens for c in curves) else 0.0
         cost = ComputeLedger()
         for curve in curves:
             phase = "train" if curve is curves[-1] else "recover"
-            taught = curve.teacher_tokens * teacher_flops
+            taught = curve.teacher_flops
             seconds = read_json(self.work / f"{phase}-seconds.json")
-            cost = cost.adding(phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, seconds))
+            cost = cost.adding(
+                phase, Cost(curve.tokens, curve.tokens * step_flops + taught, taught, seconds["seconds"])
+            )
+            if curve.probe_tokens:
+                probed = Cost(flops=curve.probe_tokens * forward_flops, seconds=seconds["probe_seconds"])
+                cost = cost.adding("probe", probed)
+        if self.section.select:
+            selected = read_json(self.work / "selected" / "selection.json")
+            cost = cost.adding("select", Cost(0, selected["flops"], selected["flops"], selected["seconds"]))
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))
@@ -502,10 +529,3 @@ class StageRun:
         evaluated = sum(loss.tokens for loss in losses)
         seconds = read_json(self.work / "evaluate-seconds.json")
         return cost.adding("evaluate", Cost(0, evaluated * forward_flops, 0.0, seconds))
-
-    def _teacher_flops_per_token(self) -> float:
-        inherit = self.recipe.inherit
-        own = inherit is None or inherit.teacher == "previous"
-        source = self._previous_source() if own else str(inherit.teacher)  # type: ignore[union-attr]
-        teacher = meta_model(load_config(source), self.recipe.objective)
-        return forward_flops_per_token(teacher, self.recipe.sequence_length, self.recipe.objective)

@@ -1,8 +1,9 @@
 """The bridge to Avalanche, and the only file that imports it.
 
 A stream becomes an Avalanche benchmark whose experiences are the stages, so that third-party strategies and
-metrics can be tried on the very same packed blocks; and Avalanche's storage policies choose replay blocks, to
-check our own against. Importing Avalanche takes some ten seconds: import this module inside a function.
+metrics can be tried on the very same packed blocks; Avalanche's storage policies choose replay blocks, to check
+our own against; and its forgetting is a second opinion on ours. Importing Avalanche takes some ten seconds: import
+this module inside a function.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from avalanche.training.storage_policy import (
 from avalanche.training.utils import ParamData
 
 from lifelong.errors import InputError, UnknownNameError
+from lifelong.records import LossMatrix
 from lifelong.stream.collator import Collator, PackedRow
 from lifelong.stream.mixing import Blocks
 from lifelong.stream.ordering import key_of
@@ -131,6 +133,26 @@ def stored_rows(
         for experience in benchmark_from_datasets(train=datasets).train_stream:
             buffer.post_adapt(None, experience)
     return [(int(item[0]), int(item[1])) for item in buffer.buffer]
+
+
+def forgetting_since_learned(matrix: LossMatrix) -> dict[str, float]:
+    """Avalanche's own forgetting of every domain met before the last stage, from our loss matrix.
+
+    Avalanche speaks of accuracies, where more is better: it is given negated losses, and its boundary of a domain is
+    the last stage that trained on it. Its code subtracts the later value from the earlier one (the formula in its
+    docstring has the opposite sign), so that the result is positive where a loss rose, as everywhere here.
+    """
+    from avalanche.evaluation.functional import forgetting
+
+    last = len(matrix.stages) - 1
+    learned = {column: stage for stage, column in enumerate(matrix.stage_domains)}
+    columns = [column for column, stage in learned.items() if stage < last]
+    if not columns:
+        return {}
+    # as floats: of integers Avalanche makes an integer result
+    scores = [[-float("nan" if row[k] is None else row[k]) for k in columns] for row in matrix.nats_per_token]  # type: ignore[arg-type]
+    found = forgetting(scores, boundary_indices=[learned[k] for k in columns])[last]
+    return {matrix.domains[k]: float(value) for k, value in zip(columns, found, strict=True)}
 
 
 # --- plugins: see avalanche_method.py -----------------------------------------------------------------------

@@ -94,7 +94,7 @@ def evaluate_domain(
     nats = np.zeros(len(parts))
     training = model.training
     model.eval()
-    for batch in _batches(order, parts, batch_tokens):
+    for batch in window_batches(order, parts, batch_tokens):
         nats[batch] = _window_nats(model, [parts[number] for number in batch], objective, pad_id)
     model.train(training)
     document_nats, document_tokens = np.zeros(len(heldout)), np.zeros(len(heldout), dtype=np.int64)
@@ -116,7 +116,8 @@ def evaluate_domain(
     )
 
 
-def _batches(order: Sequence[int], parts: Sequence[Window], batch_tokens: int) -> Iterator[list[int]]:
+def window_batches(order: Sequence[int], parts: Sequence[Window], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of windows, in the given order, cut so that no batch holds more than `batch_tokens`, filling included."""
     batch: list[int] = []
     for number in order:
         if batch and (len(batch) + 1) * len(parts[number].ids) > batch_tokens:
@@ -129,6 +130,13 @@ def _batches(order: Sequence[int], parts: Sequence[Window], batch_tokens: int) -
 
 def _window_nats(model: Any, batch: Sequence[Window], objective: str, pad_id: int) -> NDArray[np.float64]:
     """Summed nats of each window."""
+    nats_BT = predicted_nats(model, window_tensors(batch, pad_id, next(model.parameters()).device), objective)
+    sums: NDArray[np.float64] = nats_BT.double().sum(1).cpu().numpy()
+    return sums
+
+
+def window_tensors(batch: Sequence[Window], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Windows as the tensors that a packed row has, `[B, T]`; each one is a single segment."""
     length = max(len(window.ids) for window in batch)
     shape = (len(batch), length)
     ids_BT, labels_BT = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
@@ -137,13 +145,9 @@ def _window_nats(model: Any, batch: Sequence[Window], objective: str, pad_id: in
         ids_BT[row, : len(window.ids)] = window.ids
         labels_BT[row, : len(window.ids)] = window.labels
         segments_BT[row, : len(window.ids)] = 1
-    device = next(model.parameters()).device
-    tensors = {
+    return {
         "input_ids": torch.from_numpy(ids_BT).to(device),
         "labels": torch.from_numpy(labels_BT).to(device),
         "segment_ids": torch.from_numpy(segments_BT).to(device),
         "position_ids": torch.arange(length, device=device).expand(len(batch), length),
     }
-    nats_BT = predicted_nats(model, tensors, objective)
-    sums: NDArray[np.float64] = nats_BT.double().sum(1).cpu().numpy()
-    return sums

@@ -6,7 +6,8 @@ from __future__ import annotations
 def probe_steps(num_steps: int, count: int) -> list[int]:
     """`count` steps between 1 and `num_steps`, evenly spaced on a log scale, the last step included.
 
-    Fewer where a stage is too short for distinct steps.
+    Fewer where a stage is too short for distinct steps. Step 0, the model as the stage finds it, is not counted
+    here: it is always probed, so that a rise is measured on the documents of the later probes.
 
     Source: De Lange et al. 2023 (arXiv 2205.13452), continual evaluation for the stability gap.
     """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,6 +40,8 @@ from lifelong.expand.width import Strategy
 from lifelong.records import ExpansionReport
 
 MAX_SHARD_BYTES = 5 * 10**9
+MAKERS = 2
+"""Parameters that are made at the same time while one is written."""
 COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json",
@@ -205,7 +210,7 @@ def _open_source(folder: Path, family: Family, config: Any) -> Source:
 def _write_model(
     plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path, max_shard_bytes: int, tell: Progress
 ) -> None:
-    """Configuration and weights; the next parameter is made while one is written."""
+    """Configuration and weights; the next parameters are made while one is written."""
     large = grown_class(plan, old.model_class)
     shapes = parameter_shapes(empty_model(large, plan.target_config))
     first = next(iter(t.sources[0] for t in mapping.tensors.values() if t.sources))
@@ -232,24 +237,23 @@ def _write_shards(mapping: ExpansionMap, old: Source, shards: list[tuple[Path, l
         sources = {source: old.fetch(source) for source in mapping.tensors[name].sources}
         return mapping.weight(name, sources)
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(MAKERS) as pool:
         upcoming = iter(order)
-        waiting = pool.submit(make, next(upcoming))
+        waiting = deque(pool.submit(make, name) for name in itertools.islice(upcoming, MAKERS))
         held, value = "", torch.empty(0)
-        for path, slots in shards:
-            writer = ShardWriter(path, slots)
-            try:
-                for slot in slots:
-                    if slot.parameter != held:
-                        held, value = slot.parameter, waiting.result()
-                        following = next(upcoming, None)
-                        if following is not None:
-                            waiting = pool.submit(make, following)
-                    writer.write(slot, value)
-                    done += slot.size
-                    tell(f"grow {slot.parameter}", done / total)
-            finally:
-                writer.close()
+        try:
+            for path, slots in shards:
+                with contextlib.closing(ShardWriter(path, slots)) as writer:
+                    for slot in slots:
+                        if slot.parameter != held:
+                            held, value = slot.parameter, waiting.popleft().result()
+                            waiting.extend(pool.submit(make, name) for name in itertools.islice(upcoming, 1))
+                        writer.write(slot, value)
+                        done += slot.size
+                        tell(f"grow {slot.parameter}", done / total)
+        finally:
+            for left in waiting:
+                left.cancel()
 
 
 def _write_companions(source: Path, out: Path) -> None:

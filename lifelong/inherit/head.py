@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from lifelong.inherit.loss import IGNORED, Target, ki_loss_parts, token_nats
-from lifelong.inherit.packed import packed_inputs
+from lifelong.inherit.packed import packed_inputs, packing_of
 
 BATCH_ONLY = ("domain_ids", "is_replay")
 
@@ -85,8 +85,9 @@ def hidden_states(model: Any, batch: Mapping[str, Any], objective: str) -> Tenso
         kept.append(hidden_BTD)
         return hidden_BTD[..., :0]
 
+    inputs = packed_inputs(model, batch, objective)
     with instance_forward(model.get_output_embeddings(), keep):
-        model(**packed_inputs(model, batch, objective))
+        model(**inputs)
     return kept[0]
 
 
@@ -95,7 +96,11 @@ def loss_head(model: Any, objective: str) -> Iterator[None]:
     """While open, `model(**batch, inheritance=, num_items=)` returns a `LossOutput` and forms no full logits.
 
     Without `labels` the model behaves as always.
+
+    Raises:
+        InputError: the model cannot be kept from seeing one packed document from another.
     """
+    packing_of(model, objective)
     head = model.get_output_embeddings()
     stock_forward, stock_head = model.forward, head.forward
     step: dict[str, Any] = {}

@@ -6,16 +6,51 @@ Letters: B sequences.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lifelong.errors import UnknownNameError
+from lifelong.errors import InputError, UnknownNameError
 from lifelong.inherit.head import Inheritance
 from lifelong.inherit.schedule import Schedule
-from lifelong.inherit.teachers import Teacher
+from lifelong.inherit.teachers import Teacher, TeacherCost
+
+
+class Surpassed:
+    """Whether the student has become better than its teacher on held-out text; looked at every few steps.
+
+    Args:
+        teacher_nats: held-out loss of the teacher, nats per token.
+        student_nats: computes the student's on the same text.
+        every: optimizer steps between two looks. There is none at step 0, where a student may still be its teacher.
+
+    Source: the rule behind the teacher phase of Qin et al. 2022 (arXiv 2105.13880).
+    """
+
+    def __init__(self, teacher_nats: float, student_nats: Callable[[], float], every: int) -> None:
+        if every < 1:
+            raise InputError(f"steps between two looks at the student: at least 1, not {every}")
+        self.teacher_nats, self.student_nats, self.every = teacher_nats, student_nats, every
+        self.reached = False
+        self.last_step = 0
+
+    def check(self, step: int) -> bool:
+        """True from the first look on at which the student was better."""
+        if not self.reached and step % self.every == 0 and step > self.last_step:
+            self.last_step = step
+            self.reached = self.student_nats() < self.teacher_nats
+        return self.reached
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed stage continues with."""
+        return {"reached": self.reached, "last_step": self.last_step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.reached, self.last_step = bool(state["reached"]), int(state["last_step"])
+
 
 TAUGHT = ("all", "new", "replay")
 
@@ -31,6 +66,7 @@ class Inheritor:
         bernoulli: a sequence is taught fully with probability alpha and not at all otherwise: the same
             gradient in expectation, at alpha times the teacher's cost.
         seed: of those draws.
+        surpassed: ends the inheritance when the student has become better than its teacher.
 
     Raises:
         UnknownNameError: `on` is none of the three.
@@ -45,30 +81,45 @@ class Inheritor:
         temperature: float = 1.0,
         bernoulli: bool = False,
         seed: int = 0,
+        surpassed: Surpassed | None = None,
     ) -> None:
         if on not in TAUGHT:
             raise UnknownNameError("kind of tokens to teach", on, TAUGHT, "inherit.on")
         self.teacher: Teacher | None = teacher
         self.schedule, self.on, self.temperature = schedule, on, temperature
         self.bernoulli, self.seed = bernoulli, seed
-        self.teacher_tokens = 0
+        self.surpassed = surpassed
+        self._before = TeacherCost()
+
+    @property
+    def cost(self) -> TeacherCost:
+        """What the teacher has cost in this stage, before a resumption included."""
+        now = self.teacher.cost if self.teacher is not None else TeacherCost()
+        return TeacherCost(self._before.tokens + now.tokens, self._before.flops + now.flops)
+
+    @property
+    def teacher_tokens(self) -> int:
+        """Tokens that a teacher was run on."""
+        return self.cost.tokens
 
     def alpha(self, progress: float) -> float:
         """The rate at `progress` in [0, 1] of the stage."""
-        return self.schedule.alpha(progress)
+        return 0.0 if self.surpassed is not None and self.surpassed.reached else self.schedule.alpha(progress)
 
     def for_batch(self, batch: Mapping[str, Tensor], *, progress: float, step: int) -> Inheritance | None:
         """Inheritance of one batch, or None when nothing in it is taught."""
-        if self.schedule.over(progress):
+        over = self.schedule.over(progress)
+        if self.teacher is not None and not over and self.surpassed is not None:
+            over = self.surpassed.check(step)
+        if over:
             self.close()
         if self.teacher is None:
             return None
-        alpha_B = self._rates(batch, self.schedule.alpha(progress), step)
+        alpha_B = self._rates(batch, self.schedule.alpha(progress), step) * self.teacher.teaches(batch)
         taught = alpha_B > 0
         if not bool(taught.any()):
             return None
         shown = {name: tensor[taught] for name, tensor in batch.items()}
-        self.teacher_tokens += shown["input_ids"].numel()
         return Inheritance(self.teacher.targets(shown), alpha_B, self.temperature)
 
     def _rates(self, batch: Mapping[str, Tensor], alpha: float, step: int) -> Tensor:
@@ -89,13 +140,21 @@ class Inheritor:
     def close(self) -> None:
         """Free the teacher."""
         if self.teacher is not None:
+            self._before = self.cost
             self.teacher.close()
             self.teacher = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed stage continues with."""
-        return {"teacher_tokens": self.teacher_tokens}
+        state = {"teacher_tokens": self.cost.tokens, "teacher_flops": self.cost.flops}
+        if self.surpassed is not None:
+            state["surpassed"] = self.surpassed.state_dict()  # type: ignore[assignment]
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.teacher_tokens = int(state["teacher_tokens"])
+        self._before = TeacherCost(int(state["teacher_tokens"]), float(state.get("teacher_flops", 0.0)))
+        if self.surpassed is not None and "surpassed" in state:
+            self.surpassed.load_state_dict(state["surpassed"])
+            if self.surpassed.reached:
+                self.close()

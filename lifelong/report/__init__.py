@@ -1,5 +1,5 @@
 """Tables, figures and the HTML page of a run."""
 
-from lifelong.report.write import matrix_json, write_report
+from lifelong.report.write import altered_matrix, matrix_json, write_report
 
-__all__ = ["matrix_json", "write_report"]
+__all__ = ["altered_matrix", "matrix_json", "write_report"]

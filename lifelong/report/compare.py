@@ -15,8 +15,10 @@ from typing import Any
 
 from lifelong.metrics import compute_run, metric_info, metric_names
 from lifelong.records import RunHistory
+from lifelong.report.equal_cost import NAMES, PREFIX, equal_cost_values, info_of
 from lifelong.report.uncertainty import (
     bootstrap_p_value,
+    document_tokens,
     documents_match,
     holm,
     percentile_interval,
@@ -84,7 +86,7 @@ def compare_runs(histories: Sequence[RunHistory]) -> Comparison:
     groups.sort(key=lambda group: _order(_mean([values[id(run)]["ap"] for run in group])))
     labels = _labels([group[0].recipe for group in groups])
     same_stream = len({_stream(history) for history in histories}) == 1
-    same_tokenizer = len({_tokenizer(history) for history in histories}) == 1
+    same_tokenizer = _paired(groups, [_tokenizer(history) for history in histories], histories)
     drawn = _draw(groups)
     metrics = {}
     for name in _metric_order():
@@ -93,14 +95,36 @@ def compare_runs(histories: Sequence[RunHistory]) -> Comparison:
             across_tokenizers = same_tokenizer or metric_info(name).unit == "bits/byte"
             comparable = name in COST_METRICS or (same_stream and across_tokenizers)
             metrics[name] = _estimates(name, by_group, [group.get(name, []) for group in drawn], comparable)
+    for name in NAMES if len(groups) > 1 else ():
+        found = equal_cost_values(groups, name.removeprefix(PREFIX))
+        if any(value is not None for group in found for value in group):
+            by_group = [
+                dict(zip(map(_seed, group), row, strict=True)) for group, row in zip(groups, found, strict=True)
+            ]
+            metrics[name] = _estimates(name, by_group, [[] for _ in groups], same_stream)
     return Comparison(
         tuple(
             Group(label, tuple(run.path for run in group), tuple(_seed(run) for run in group))
             for label, group in zip(labels, groups, strict=True)
         ),
         metrics,
-        tuple(_limits(histories, labels, metrics)),
+        tuple(_limits(histories, labels, metrics, groups)),
     )
+
+
+def _paired(groups: Sequence[Sequence[RunHistory]], values: Sequence[Any], histories: Sequence[RunHistory]) -> bool:
+    """Whether runs agree in something: all of them, or those of one seed where every group has the same seeds.
+
+    A tokenizer trained anew for every seed differs between seeds and not between the methods of a seed: paired
+    differences over seeds are as valid as with one tokenizer.
+    """
+    if len(set(values)) == 1:
+        return True
+    by_seed: dict[int, set[Any]] = {}
+    for history, value in zip(histories, values, strict=True):
+        by_seed.setdefault(_seed(history), set()).add(value)
+    same_seeds = len({frozenset(_seed(run) for run in group) for group in groups}) == 1
+    return same_seeds and all(len(found) == 1 for found in by_seed.values())
 
 
 def _grouped(histories: Sequence[RunHistory]) -> list[list[RunHistory]]:
@@ -151,7 +175,7 @@ def _estimates(
     known = [{seed: value for seed, value in group.items() if value is not None} for group in by_group]
     means = [_mean(list(group.values())) for group in known]
     finite = [mean for mean in means if mean is not None]
-    best_mean = (min if metric_info(name).lower_is_better else max)(finite) if finite and comparable else None
+    best_mean = (min if info_of(name).lower_is_better else max)(finite) if finite and comparable else None
     best = means.index(best_mean) if best_mean is not None else None
     tests: list[tuple[float, str] | None] = []
     for index, group in enumerate(known):
@@ -189,11 +213,14 @@ def _document_test(one: Sequence[float | None], best: Sequence[float | None]) ->
 
 
 def _limits(
-    histories: Sequence[RunHistory], labels: Sequence[str], metrics: Mapping[str, tuple[Estimate, ...]]
+    histories: Sequence[RunHistory],
+    labels: Sequence[str],
+    metrics: Mapping[str, tuple[Estimate, ...]],
+    groups: Sequence[Sequence[RunHistory]],
 ) -> list[str]:
     """What keeps the runs from being compared at face value, and what still compares."""
     found = []
-    if len({_tokenizer(history) for history in histories}) > 1:
+    if not _paired(groups, [_tokenizer(history) for history in histories], histories):
         found.append(
             "the runs differ in their tokenizers: losses per token and perplexities do not compare and no best is "
             "marked; bits per byte do, where the domains are the same"
@@ -212,7 +239,8 @@ def _limits(
         for history in histories
         if history.unfinished
     ]
-    if len(streams) == 1 and not all(documents_match(histories[0], history) for history in histories[1:]):
+    documents = [tuple(sorted(document_tokens(history).items())) for history in histories]
+    if len(streams) == 1 and not _paired(groups, documents, histories):
         found.append("the runs differ in their held-out documents: compare only large differences")
     for name in COST_METRICS:
         means = [(estimate.mean, label) for estimate, label in zip(metrics.get(name, ()), labels, strict=False)]

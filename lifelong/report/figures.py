@@ -1,46 +1,177 @@
-"""PNG figures of a run for papers and slides; the page draws its own."""
+"""PNG and SVG figures of a run for papers and slides; the page draws its own."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lifelong.records import RunHistory
+from lifelong.records import RunHistory, TrainPoint
+from lifelong.report.curves import Point, life_curves, stage_spans
+from lifelong.report.facts import facts_figure
+from lifelong.report.tradeoff import front_figure
+from lifelong.report.verdict import cells
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7D5FB0", "#6B6B6B")
+DASHES = ("-", "--", ":")
+LEGEND_LINES = len(OKABE_ITO) * len(DASHES)
+TICK_LABELS = 26
+NAMED_STAGES = 12
+MILLION = 1e6
+GAP = TrainPoint("train", 0, 0, math.nan, alpha=math.nan)
 
 
 def write_figures(history: RunHistory, out: Path) -> None:
-    """`domains.png`: held-out loss of every domain over the whole life; `training.png`: loss and alpha."""
+    """`domains`: every domain over the whole life; `training`: loss and alpha; `matrix`: rises as a heat map."""
+    figures = {
+        "domains": domains_figure(history),
+        "training": training_figure(history),
+        "matrix": matrix_figure(history),
+        "front": front_figure(history),
+        "facts": facts_figure(history),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            save_figure(figure, out / name)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """As PNG for slides and as SVG for print."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "lifelong", "svg.fonttype": "none"}):
+        figure.savefig(path.with_suffix(".png"), dpi=150)
+        figure.set_layout_engine("none")  # placed by the first drawing
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure that belongs to no window system."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour and dash of a line, different for each of `LEGEND_LINES`."""
+    return {"color": OKABE_ITO[index % len(OKABE_ITO)], "linestyle": DASHES[index // len(OKABE_ITO)]}
+
+
+def columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    """Millions of tokens and losses of the points that can be drawn."""
+    known = [(x / MILLION, y) for x, y in points if math.isfinite(y)]
+    return [x for x, _ in known], [y for _, y in known]
+
+
+def domains_figure(history: RunHistory) -> Figure:
+    """Held-out loss of every domain over the whole life."""
+    curves = life_curves(history)
+    figure = new_figure(8, 4.4)
     axes = figure.subplots()
-    ends = stage_ends(history)
-    for column, name in enumerate(history.matrix.domains):
-        values = [history.matrix.initial[column], *(row[column] for row in history.matrix.nats_per_token)]
-        known = [(x, y) for x, y in zip([0, *ends], values, strict=True) if y is not None]
-        axes.plot([x / 1e6 for x, _ in known], [y for _, y in known], marker="o", label=name)
-    for end in ends:
-        axes.axvline(end / 1e6, color="0.8", linewidth=0.8, zorder=0)
-    axes.set(xlabel="tokens of training (millions)", ylabel="held-out loss (nats per token)", title=history.name)
-    axes.legend(frameon=False)
-    figure.savefig(out / "domains.png", dpi=150)
+    if len(curves) <= LEGEND_LINES:
+        for index, (name, curve) in enumerate(curves.items()):
+            style = line_style(index)
+            axes.plot(*columns(curve.points), label=plain(name), **style)
+            axes.plot(*columns(curve.ends), "o", color=style["color"], markersize=3.5)
+    else:
+        from matplotlib.collections import LineCollection
 
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+        lines = [list(zip(*columns(curve.points), strict=True)) for curve in curves.values()]
+        axes.add_collection(LineCollection(lines, array=list(range(len(lines))), cmap="turbo", linewidths=0.7))
+        axes.autoscale()
+    mark_stages(axes, history)
+    axes.set(xlabel="tokens of training (millions)", ylabel="held-out loss (nats per token)")
+    axes.set_title(plain(history.name), fontsize=10)
+    if 0 < len(curves) <= LEGEND_LINES:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    elif curves:
+        _colour_bar(figure, axes, list(curves))
+    return figure
+
+
+def _colour_bar(figure: Figure, axes: Axes, names: list[str]) -> None:
+    """Lines too many for a legend are told apart by their order in the stream."""
+    import matplotlib as mpl
+
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, len(names) - 1), "turbo")
+    bar = figure.colorbar(scale, ax=axes, ticks=[0, len(names) - 1])
+    bar.ax.set_yticklabels([plain(names[0]), plain(names[-1])])
+    bar.set_label("domains in stream order")
+
+
+def training_figure(history: RunHistory) -> Figure:
+    """Cross-entropy of the training text, and the inheritance rate below it where there was one."""
+    taught = any(point.alpha > 0 for points in history.train for point in points)
+    figure = new_figure(8, 4.6 if taught else 3.4)
+    panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1)) if taught else [figure.subplots()]
+    for parity in (0, 1):  # neighbouring stages differ in colour; one gap between two stages of a colour
+        drawn = list(zip(stage_spans(history), history.train, strict=True))[parity::2]
+        points = [
+            ((span.trained_from + p.tokens) / MILLION, p.ce if p.ce is not None else p.loss, p.alpha)
+            for span, part in drawn
+            for p in (*(point for point in part if point.phase == "train"), GAP)
+        ]
+        panels[0].plot([x for x, _, _ in points], [y for _, y, _ in points], color=OKABE_ITO[parity])
+        if taught:
+            panels[1].plot([x for x, _, _ in points], [alpha for _, _, alpha in points], color=OKABE_ITO[3])
+    for panel in panels:
+        mark_stages(panel, history, names=panel is panels[0])
+    panels[0].set(ylabel="cross-entropy\n(nats per token)")
+    if taught:
+        panels[1].set(ylabel="α", ylim=(0, None))
+    panels[-1].set(xlabel="tokens of training (millions)")
+    return figure
+
+
+def mark_stages(axes: Axes, history: RunHistory, *, names: bool = True) -> None:
+    """A line where each stage begins, with its name while there are few."""
+    spans = stage_spans(history)
+    starts, ground = [span.start / MILLION for span in spans], axes.get_xaxis_transform()
+    axes.vlines(starts, 0, 1, transform=ground, color="0.85", linewidth=0.8, zorder=0)
+    if names and len(spans) <= NAMED_STAGES:
+        for span in spans:
+            label = plain(span.domain) + (" ▲" if span.grown else "")
+            axes.annotate(
+                label[:14], (span.start / MILLION, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -9),
+                textcoords="offset points", fontsize=7, color="0.35", annotation_clip=False,
+            )  # fmt: skip
+
+
+def matrix_figure(history: RunHistory) -> Figure | None:
+    """Rise of every domain over its best so far, after every stage; None before the first."""
+    if not history.stages:
+        return None
+    import matplotlib as mpl
+    import numpy as np
+
+    matrix = history.matrix
+    rises = np.array(
+        [[np.nan if cell.rise is None else cell.rise for cell in row] for row in cells(matrix)[1:]], dtype=float
+    ).reshape(len(matrix.stages), len(matrix.domains))
+    finite = np.abs(rises[np.isfinite(rises)])
+    limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    side = max(4.2, min(12.0, 0.45 * max(len(matrix.domains), len(matrix.stages))))
+    figure = new_figure(side + 1.6, side)
     axes = figure.subplots()
-    start = 0
-    for record, points in zip(history.stages, history.train, strict=True):
-        train = [point for point in points if point.phase == "train"]
-        axes.plot([(start + p.tokens) / 1e6 for p in train], [p.ce or p.loss for p in train], label=record.name)
-        start += record.tokens
-    axes.set(xlabel="tokens of training (millions)", ylabel="cross-entropy (nats per token)", title="training")
-    if history.stages:
-        axes.legend(frameon=False)
-    figure.savefig(out / "training.png", dpi=150)
+    colours = mpl.colormaps["PuOr_r"].with_extremes(bad="#f2f2f2")
+    image = axes.imshow(rises, cmap=colours, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    own = [(column, stage) for stage, column in enumerate(matrix.stage_domains)]
+    axes.plot([x for x, _ in own], [y for _, y in own], "o", color="0.2", markersize=4 if len(own) <= 30 else 1.5)
+    for axis, labels in ((axes.xaxis, matrix.domains), (axes.yaxis, matrix.stages)):
+        step = -(-len(labels) // TICK_LABELS) if labels else 1
+        places = list(range(0, len(labels), step))
+        axis.set_ticks(places, [plain(labels[i])[:18] for i in places], fontsize=7)
+    axes.tick_params(axis="x", rotation=60)
+    axes.set_title("rise over the domain's best so far", fontsize=10)
+    figure.colorbar(image, ax=axes, label="nats per token (orange: forgotten)")
+    return figure
 
 
-def stage_ends(history: RunHistory) -> list[int]:
-    """Tokens trained on when each stage ended."""
-    ends, total = [], 0
-    for record in history.stages:
-        total += record.tokens
-        ends.append(total)
-    return ends
+def plain(text: str) -> str:
+    """Text in which matplotlib sees no formula."""
+    return text.replace("$", r"\$")

@@ -1,248 +1,150 @@
-"""One self-contained page: no network, every string escaped, light and dark, readable on a phone."""
+"""The page of one run: no network, no scripts, every string escaped, light and dark, readable on a phone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 from lifelong.metrics import compute_run
-from lifelong.records import RunHistory
-from lifelong.report.figures import stage_ends
-from lifelong.report.verdict import cells, check_expectations, metric_rows, phase_costs, verdict
+from lifelong.records import ComputeLedger, RunHistory
+from lifelong.report.charts import alpha_chart, life_chart, training_chart
+from lifelong.report.downstream import tasks_section
+from lifelong.report.facts import facts_section
+from lifelong.report.heatmap import fits_figures, heat_map, replay_map
+from lifelong.report.style import document, folded, table
+from lifelong.report.tradeoff import front_sections
+from lifelong.report.uncertainty import Interval, entry_intervals, metric_intervals
+from lifelong.report.verdict import budget_rows, check_expectations, metric_rows, phase_costs, verdict
 
-# Okabe-Ito colours: distinguishable with every common colour vision
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 300, 52, 36, 14, 14
-
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d8dee4;--page:#fbfbfa;--card:#fff;--rise:213,94,0;--fall:0,158,115}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#9aa4af;--line:#33393f;--page:#14171a;--card:#1c2024;--rise:255,130,60;--fall:50,200,150}}
-*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:900px;margin:0 auto;padding:28px 18px 60px}h1{font-size:26px;margin:0 0 2px}h2{font-size:17px;margin:34px 0 8px}
-.soft{color:var(--soft)}.verdict{font-size:18px;line-height:1.45;margin:14px 0 0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:10px;margin:20px 0 0}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px}.tile b{display:block;font-size:21px;font-variant-numeric:tabular-nums}
-.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:7px 12px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-tr:last-child>*{border-bottom:0}th:first-child,td:first-child,td.left,th.left{text-align:left}th{font-weight:600;color:var(--soft);font-size:13px}
-td.left{white-space:normal;min-width:7em}td.left:last-child:not(:first-child){min-width:17em}td small{color:var(--soft);margin-left:6px}td.own{font-weight:700;box-shadow:inset 3px 0 0 var(--ink)}
-svg{display:block;width:100%;min-width:540px;height:auto;font:12px system-ui,sans-serif}svg text{fill:var(--soft)}svg .grid{stroke:var(--line)}svg .mark{stroke:var(--soft);stroke-dasharray:3 3}
-.legend{display:flex;flex-wrap:wrap;gap:4px 16px;padding:8px 12px;font-size:13px}.legend i{display:inline-block;width:18px;height:3px;margin-right:6px;vertical-align:middle}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px;font-size:12.5px;margin:6px 0}
-details{margin:8px 0}summary{cursor:pointer}code{font-size:12.5px;overflow-wrap:anywhere}
-"""
+TILES = 5
+SAMPLED_DOMAINS = 12
 
 
 def page(history: RunHistory) -> str:
     """The whole page."""
     metrics = compute_run(history)
-    sections = [
-        f"<h1>{escape(history.name)}</h1><div class=soft>{escape(str(history.recipe.get('description', '')))}</div>",
-        f"<p class=verdict>{escape(verdict(history))}</p>",
-        unfinished(history),
-        tiles(metrics),
-        "<h2>Held-out perplexity after every stage</h2>",
-        "<p class=soft>Bold: the domain of the stage. The small number is the rise over the domain's best so far in nats per "
-        "token: orange is forgotten, green is improved since it was learned.</p>",
-        heat_map(history),
-        "<h2>Every domain over the whole life</h2>",
-        life_chart(history),
-        "<h2>Training</h2>",
-        training_chart(history),
-        "<h2>Metrics</h2>",
-        table(("metric", "value", "unit", "meaning"), metric_rows(metrics), left=(0, 2, 3)),
-        expectation_table(history, metrics),
-        "<h2>Growth</h2>",
-        growth_table(history),
-        "<h2>Cost</h2>",
-        cost_table(history),
-        "<h2>Lineage</h2>",
-        lineage_table(history),
-        samples(history),
-        environment(history),
-    ]
-    title = escape(history.name)
-    return (
-        f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">'
-        f'<title>{title}</title><link rel=icon href="data:,"><style>{STYLE}</style></head><body><main>'
-        + "\n".join(part for part in sections if part)
-        + "</main></body></html>\n"
+    sections = {
+        "Held-out perplexity": matrix_section(history),
+        "Life of every domain": life_chart(history),
+        "Metrics": metrics_section(history, metrics),
+        "Training": training_chart(history) + alpha_chart(history) + training_table(history),
+        "Replay": replay_map(history),
+        "Growth": growth_table(history),
+        "Cost": cost_section(history),
+        "Facts": facts_section(history),
+        "Old against new": front_sections(history),
+        "Downstream": tasks_section(history.tasks),
+        "Samples": samples(history),
+        "Lineage": lineage_table(history),
+        "Environment": environment(history),
+    }
+    shown = {title: body for title, body in sections.items() if body}
+    links = "".join(f'<a href="#{anchor(title)}">{escape(title)}</a>' for title in shown)
+    return document(
+        history.name,
+        [
+            f"<h1>{escape(history.name)}</h1>",
+            f"<div class=soft>{escape(str(history.recipe.get('description', '')))}</div>",
+            f"<p class=verdict>{escape(verdict(history))}</p>",
+            unfinished(history),
+            "".join(f"<p class=warn>{escape(note)}</p>" for note in history.notes),
+            tiles(metrics, metric_intervals(history)),
+            f"<nav>{links}</nav>",
+            *(f'<h2 id="{anchor(title)}">{escape(title)}</h2>{body}' for title, body in shown.items()),
+        ],
     )
+
+
+def matrix_section(history: RunHistory) -> str:
+    """The heat map and how to read it."""
+    figures = fits_figures(history.matrix)
+    return MATRIX_NOTE + heat_map(history.matrix, entry_intervals(history) if figures else ())
+
+
+MATRIX_NOTE = (
+    "<p class=soft>A row is the model after a stage, a column a domain. ● is the domain of the stage. The small number is "
+    "the rise over the domain's best since it was learned, in nats per token: orange is forgotten, green is better than "
+    "ever. The 95 % interval over documents is under the pointer.</p>"
+)
+
+
+def anchor(title: str) -> str:
+    """The id of a section."""
+    return "".join(letter if letter.isalnum() else "-" for letter in title.lower())
 
 
 def unfinished(history: RunHistory) -> str:
     """A line for a run that goes on."""
     if not history.unfinished:
         return ""
-    return f"<p><b>Unfinished.</b> Not committed yet: {escape(', '.join(history.unfinished))}.</p>"
+    names = ", ".join(history.unfinished[:8]) + (f" and {len(history.unfinished) - 8} more" if len(history.unfinished) > 8 else "")  # fmt: skip
+    return f"<p class=warn><b>Unfinished.</b> Not committed yet: {escape(names)}.</p>"
 
 
-def tiles(metrics: dict[str, float | None]) -> str:
-    """The headline figures."""
-    boxes = [
-        f'<div class=tile title="{escape(meaning)}"><span class=soft>{escape(title)}</span><b>{value}</b><span class=soft>{escape(unit)}</span></div>'
-        for title, value, unit, meaning in metric_rows(metrics)[:5]
-    ]
+def tiles(metrics: Mapping[str, float | None], intervals: Mapping[str, Interval]) -> str:
+    """The headline figures with their intervals over documents."""
+    boxes = []
+    for row in metric_rows(metrics)[:TILES]:
+        bounds = intervals.get(row.name)
+        room = f"<small>95 %: {bounds.low:.3g} to {bounds.high:.3g}</small>" if bounds else ""
+        boxes.append(
+            f'<div class=tile title="{escape(row.meaning)}"><span class=soft>{escape(row.title)}</span><b>{row.value}</b>'
+            f"<span class=soft>{escape(row.unit)}</span>{room}</div>"
+        )
     return f"<div class=tiles>{''.join(boxes)}</div>"
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,)) -> str:
-    """A plain table; every value is escaped."""
-
-    def side(index: int) -> str:
-        return " class=left" if index in left else ""
-
-    head = "".join(f"<th{side(i)}>{escape(text)}</th>" for i, text in enumerate(headings))
-    body = "".join(
-        "<tr>" + "".join(f"<td{side(i)}>{escape(str(value))}</td>" for i, value in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f"<div class=scroll><table><tr>{head}</tr>{body}</table></div>"
+def metrics_section(history: RunHistory, metrics: Mapping[str, float | None]) -> str:
+    """Every metric with its interval, what the recipe promised, and what the budget allows."""
+    intervals = metric_intervals(history)
+    rows = []
+    for row in metric_rows(metrics):
+        bounds = intervals.get(row.name)
+        between = f"{bounds.low:.4g} to {bounds.high:.4g}" if bounds else "–"
+        rows.append((row.title, row.value, between, row.unit, row.meaning))
+    text = table(("metric", "value", "95 % over documents", "unit", "meaning"), rows, left=(0, 3, 4), long=4)
+    return text + expectation_table(history, metrics) + budget_table(history)
 
 
-def heat_map(history: RunHistory) -> str:
-    """The loss matrix; colour by the rise over the best so far."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in history.matrix.domains)
-    lines = []
-    for label, row in zip(("initial", *history.matrix.stages), cells(history.matrix), strict=True):
-        line = f"<td>{escape(label)}</td>"
-        for cell in row:
-            style = ""
-            if cell.rise is not None:
-                strength = min(abs(cell.rise) / 0.5, 1.0) * 0.65
-                style = f' style="background:rgba(var(--{"rise" if cell.rise > 0 else "fall"}),{strength:.2f})"'
-            small = f"<small>{cell.rise:+.2f}</small>" if cell.rise is not None else ""
-            line += f"<td{' class=own' if cell.trained else ''}{style}>{escape(cell.text)}{small}</td>"
-        lines.append(f"<tr>{line}</tr>")
-    return f"<div class=scroll><table><tr><th>after</th>{head}</tr>{''.join(lines)}</table></div>"
-
-
-class Chart:
-    """A line chart as inline SVG; x in tokens, y in nats."""
-
-    def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
-        self.x_max = max([*xs, 1.0])
-        low, high = min(ys, default=0.0), max(ys, default=1.0)
-        margin = 0.05 * (high - low) or 0.5
-        self.low, self.high = low - margin, high + margin
-        self.parts: list[str] = []
-        for step in range(5):
-            value = self.low + (self.high - self.low) * step / 4
-            y = self.y(value)
-            self.parts.append(f"<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y:.1f} y2={y:.1f} />")
-            self.parts.append(f"<text x={LEFT - 8} y={y + 4:.1f} text-anchor=end>{value:.2f}</text>")
-            x = LEFT + (WIDTH - LEFT - RIGHT) * step / 4
-            anchor = "end" if step == 4 else "middle"
-            self.parts.append(
-                f"<text x={x:.1f} y={HEIGHT - 12} text-anchor={anchor}>{self.x_max * step / 4 / 1e6:.2f}M</text>"
-            )
-
-    def x(self, tokens: float) -> float:
-        """Pixel of a token count."""
-        return LEFT + (WIDTH - LEFT - RIGHT) * tokens / self.x_max
-
-    def y(self, nats: float) -> float:
-        """Pixel of a loss."""
-        return TOP + (HEIGHT - TOP - BOTTOM) * (self.high - nats) / (self.high - self.low)
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, *, dots: bool, label: str) -> None:
-        """One curve; dots carry their value for the pointer."""
-        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
-        self.parts.append(f'<polyline points="{path}" fill=none stroke="{colour}" stroke-width=2 />')
-        if dots:
-            for x, y in points:
-                title = f"<title>{escape(label)}: {y:.4f} nats after {int(x):,} tokens</title>"
-                self.parts.append(
-                    f'<circle cx={self.x(x):.1f} cy={self.y(y):.1f} r=3.5 fill="{colour}">{title}</circle>'
-                )
-
-    def mark(self, tokens: float, label: str) -> None:
-        """A vertical line with a word at its top."""
-        x = self.x(tokens)
-        self.parts.append(f"<line class=mark x1={x:.1f} x2={x:.1f} y1={TOP} y2={HEIGHT - BOTTOM} />")
-        if label:
-            self.parts.append(f"<text x={x + 4:.1f} y={TOP + 10}>{escape(label)}</text>")
-
-    def svg(self, legend: Sequence[tuple[str, str]]) -> str:
-        """The drawing and its legend."""
-        names = "".join(f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in legend)
-        return (
-            f'<div class=scroll><svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img>{"".join(self.parts)}</svg>'
-            f"<div class=legend>{names}<span class=soft>nats per token over tokens of training</span></div></div>"
+def expectation_table(history: RunHistory, metrics: Mapping[str, float | None]) -> str:
+    """What the recipe promised."""
+    rows = [
+        (
+            item.metric,
+            f"{item.expected:g} ± {item.tolerance}",
+            "–" if item.value is None else f"{item.value:.4g}",
+            item.deviation,
+            "met" if item.met else "NOT met",
         )
+        for item in check_expectations(history, metrics)
+    ]
+    heads = ("metric", "expected", "value", "deviation", "")
+    return "<h3>Expected by the recipe</h3>" + table(heads, rows) if rows else ""
 
 
-def life_chart(history: RunHistory) -> str:
-    """Held-out loss of every domain, stages and growths marked, probes between them."""
-    ends = stage_ends(history)
-    starts = [0, *ends[:-1]] if ends else []
-    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in history.matrix.domains}
-    for column, name in enumerate(history.matrix.domains):
-        values = [history.matrix.initial[column], *(row[column] for row in history.matrix.nats_per_token)]
-        curves[name] += [(x, y) for x, y in zip([0, *ends], values, strict=True) if y is not None]
-    for start, probes in zip(starts, history.probes, strict=True):
-        for probe in probes:
-            curves[probe.domain].append((start + probe.tokens, probe.nats_per_token))
-    chart = Chart([x for c in curves.values() for x, _ in c], [y for c in curves.values() for _, y in c])
-    for start, record, expansion in zip(starts, history.stages, history.expansions, strict=True):
-        chart.mark(start, record.domain + (" (grown)" if expansion else ""))
-    legend = [(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(curves)]
-    for (name, colour), points in zip(legend, curves.values(), strict=True):
-        chart.line(sorted(points), colour, dots=True, label=name)
-    return chart.svg(legend)
+def budget_table(history: RunHistory) -> str:
+    """How much of its forgetting budget every domain has used."""
+    rows = [
+        (row.domain, f"{row.allowed:.1%}", "–" if row.rise is None else f"{row.rise:+.1%}", row.state)
+        for row in budget_rows(history)
+    ]
+    heads = ("domain", "allowed rise of perplexity", "now above its best", "")
+    return "<h3>Forgetting budget</h3>" + table(heads, rows, left=(0, 3)) if rows else ""
 
 
-def training_chart(history: RunHistory) -> str:
-    """Cross-entropy of every stage; what inheritance adds is in the table below it."""
-    curves = []
-    start = 0
-    for record, points in zip(history.stages, history.train, strict=True):
-        offset = start
-        for phase in ("recover", "train"):
-            part = [point for point in points if point.phase == phase]
-            if part:
-                curves.append(
-                    (
-                        f"{record.name}{'' if phase == 'train' else ' (recovery)'}",
-                        [(offset + p.tokens, p.ce or p.loss) for p in part],
-                    )
-                )
-                offset += part[-1].tokens
-        start += record.tokens
-    chart = Chart([x for _, c in curves for x, _ in c], [y for _, c in curves for _, y in c])
-    legend = [(name, COLOURS[i % len(COLOURS)]) for i, (name, _) in enumerate(curves)]
-    for (name, colour), (_, drawn) in zip(legend, curves, strict=True):
-        chart.line(drawn, colour, dots=False, label=name)
+def training_table(history: RunHistory) -> str:
+    """What each stage trained on and how long it was taught."""
     rows = []
     for record, points in zip(history.stages, history.train, strict=True):
         train = [point for point in points if point.phase == "train"]
         taught = [point for point in train if point.alpha > 0]
-        replayed = sum(point.replay_tokens for point in train)
-        total = train[-1].tokens if train else 0
         rows.append((
-            record.name, f"{total:,}", f"{replayed:,} ({replayed / total:.1%})" if total else "0",
-            f"{taught[-1].tokens:,}" if taught else "–", f"{max(p.alpha for p in taught):.2f}" if taught else "–",
+            record.name, f"{record.tokens:,}", f"{record.parameters / 1e6:.2f}M",
+            f"{train[0].ce or train[0].loss:.3f} → {train[-1].ce or train[-1].loss:.3f}" if train else "–",
+            f"{taught[-1].tokens:,}" if taught else "–",
         ))  # fmt: skip
-    heads = ("stage", "tokens trained on", "of them replayed", "taught until token", "highest alpha logged")
-    return chart.svg(legend) + "<div style='height:10px'></div>" + table(heads, rows)
-
-
-def expectation_table(history: RunHistory, metrics: dict[str, float | None]) -> str:
-    """What the recipe promised."""
-    items = check_expectations(history, metrics)
-    if not items:
-        return ""
-    rows = [
-        (
-            i.metric,
-            f"{i.expected:g} ± {i.tolerance}",
-            "–" if i.value is None else f"{i.value:.4g}",
-            "met" if i.met else "not met",
-        )
-        for i in items
-    ]
-    return "<h2>Expected by the recipe</h2>" + table(("metric", "expected", "value", ""), rows)
+    heads = ("stage", "tokens", "parameters", "cross-entropy, first → last logged", "taught until token")
+    return "<div style='height:10px'></div>" + table(heads, rows)
 
 
 def growth_table(history: RunHistory) -> str:
@@ -262,35 +164,50 @@ def growth_table(history: RunHistory) -> str:
     if not rows:
         return "<p class=soft>The model kept its size.</p>"
     heads = ("stage", "sizes", "parameters", "max |Δ logit| float64", "float32", "Δ held-out loss")
-    return table(heads, rows, left=(0, 1))
+    return table(heads, rows, left=(0, 1), long=1)
 
 
-def cost_table(history: RunHistory) -> str:
-    """Tokens, FLOPs and seconds by phase, with shares."""
+def cost_section(history: RunHistory) -> str:
+    """Tokens, FLOPs and seconds by phase with their shares, then by stage."""
     phases = phase_costs(history)
     flops = sum(cost.flops for cost in phases.values()) or 1.0
-    rows = [
-        (
-            phase,
-            f"{c.tokens:,}",
-            f"{c.flops:.2e}",
-            f"{c.flops / flops:.1%}",
-            f"{c.teacher_flops:.2e}",
-            f"{c.seconds:.1f}",
+    seconds = sum(cost.seconds for cost in phases.values()) or 1.0
+    lines = []
+    for phase, cost in phases.items():
+        share = cost.flops / flops
+        figures = (f"{cost.tokens:,}", f"{cost.flops:.2e}", f"{cost.teacher_flops:.2e}", f"{cost.seconds:.1f}")
+        lines.append(
+            f"<tr><td>{escape(phase)}</td>"
+            + "".join(f"<td>{value}</td>" for value in figures)
+            + f"<td>{cost.seconds / seconds:.1%}</td><td>{share:.1%}</td>"
+            + f'<td class=bar><i style="width:{100 * share:.2f}%"></i></td></tr>'
         )
-        for phase, c in phases.items()
-    ]
-    return table(("phase", "tokens", "FLOPs", "share", "of it teacher", "seconds"), rows)
+    heads = ("phase", "tokens", "FLOPs", "of it teacher", "seconds", "share of time", "share of FLOPs", "")
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    text = f"<div class=scroll><table><tr>{head}</tr>{''.join(lines)}</table></div>"
+    if len(history.stages) < 2:
+        return text
+    rows = []
+    for record in history.stages:
+        total = ComputeLedger.from_json(record.cost).total
+        rows.append((record.name, f"{total.tokens:,}", f"{total.flops:.2e}", f"{total.teacher_flops:.2e}", f"{total.seconds:.1f}", f"{total.flops / flops:.1%}"))  # fmt: skip
+    by_stage = table(("stage", "tokens", "FLOPs", "of it teacher", "seconds", "share of FLOPs"), rows)
+    return f"{text}<details><summary>by stage</summary>{by_stage}</details>"
 
 
 def lineage_table(history: RunHistory) -> str:
     """The ledger: which stage follows which, with hashes."""
     rows = [
         (r.name, f"{r.parameters / 1e6:.2f}M", f"{r.tokens:,}", r.parent[:12], r.fingerprints.get("model", "")[:12],
-         r.fingerprints.get("corpus", "")[:12], r.committed_at)
+         r.fingerprints.get("corpus", "")[:12], r.committed_at[:16].replace("T", " "))
         for r in history.stages
     ]  # fmt: skip
-    return table(("stage", "parameters", "tokens", "parent", "model", "corpus", "committed"), rows)
+    heads = ("stage", "parameters", "tokens", "parent", "model", "corpus", "committed")
+    note = (
+        "<p class=soft>SHA-256, the first twelve digits. Every line of the ledger carries the hash of the one before; "
+        "<code>lifelong check RUN</code> compares every file with it.</p>"
+    )
+    return note + table(heads, rows)
 
 
 def samples(history: RunHistory) -> str:
@@ -298,16 +215,22 @@ def samples(history: RunHistory) -> str:
     if not history.samples:
         return ""
     last = max(sample.stage for sample in history.samples)
-    parts = ["<h2>Samples</h2>"]
+    parts: list[str] = []
     for domain in history.matrix.domains:
         shown = [s for s in history.samples if s.domain == domain and s.stage in (-1, last)]
         if shown:
             body = "".join(
-                f"<div class=soft>{'initial model' if s.stage < 0 else f'after stage {s.stage}'}</div><pre><b>{escape(s.prompt)}</b>{escape(s.text)}</pre>"
+                f"<div class=soft>{'initial model' if s.stage < 0 else escape(f'after {history.stages[s.stage].name}')}</div>"
+                f"<pre><b>{escape(s.prompt)}</b>{escape(s.text)}</pre>"
                 for s in shown
             )
-            parts.append(f"<details><summary>{escape(domain)}</summary>{body}</details>")
-    return "".join(parts)
+            parts.append(f"<details{' open' if not parts else ''}><summary>{escape(domain)}</summary>{body}</details>")
+    note = (
+        "<p class=soft>Greedy continuations of the opening (bold) of a held-out document, "
+        "before and after the stream.</p>"
+    )
+    text = "".join(parts)
+    return note + (folded(text, len(parts), "domains") if len(parts) > SAMPLED_DOMAINS else text)
 
 
 def environment(history: RunHistory) -> str:
@@ -319,9 +242,7 @@ def environment(history: RunHistory) -> str:
         ("packages", packages),
         ("recipe", history.stages[-1].recipe_hash if history.stages else ""),
     ]
-    return "<h2>Environment</h2>" + table(("", ""), rows, left=(0, 1)).replace(
-        "<tr><th class=left></th><th class=left></th></tr>", ""
-    )
+    return table(("", ""), rows, left=(0, 1), long=1)
 
 
 def _scientific(value: float | None) -> str:

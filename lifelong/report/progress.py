@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from lifelong.records import DomainLoss, ExpansionReport, RunObserver, RunResult, StageRecord, TrainPoint
-from lifelong.report.verdict import format_perplexity
+from lifelong.report.verdict import perplexity_of
 
 PLAIN_SECONDS = 10.0
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
     """A bar on standard error for one piece of work; yields what tells it a text and the fraction done."""
     bar = Progress(
@@ -116,7 +115,7 @@ class RichObserver(RunObserver):
         """One line of perplexities."""
         if stage >= 0:
             self.trained_seconds += time.monotonic() - self.phase_started_at
-        values = ", ".join(f"{loss.domain} {format_perplexity(math.exp(loss.nats_per_token))}" for loss in losses)
+        values = ", ".join(f"{loss.domain} {perplexity_of(loss.nats_per_token)}" for loss in losses)
         self.say(f"  held-out perplexity: {values}")
 
     def noted(self, text: str) -> None:
@@ -146,3 +145,32 @@ def clock(seconds: float) -> str:
     """Minutes and seconds, or hours and minutes."""
     seconds = max(0, int(seconds))
     return f"{seconds // 60}:{seconds % 60:02d}" if seconds < 3600 else f"{seconds // 3600}h{seconds % 3600 // 60:02d}"
+
+
+@contextlib.contextmanager
+def cache_progress(*, quiet: bool = False, console: Console | None = None) -> Iterator[Callable[[int, int, int], None]]:
+    """Progress of a cache that is written: a bar on a terminal, a line every few seconds anywhere else.
+
+    Yields:
+        What to call with blocks and tokens that are done, and all blocks.
+    """
+    console = console or Console(stderr=True)
+    if quiet:
+        yield lambda *_: None
+        return
+    columns = (TextColumn("cache"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"))
+    started = last = time.monotonic()
+    with Progress(*columns, TextColumn("{task.fields[detail]}"), console=console, transient=True) as progress:
+        task = progress.add_task("cache", total=None, detail="") if console.is_terminal else None
+
+        def show(blocks: int, tokens: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            detail = f"{tokens:,} tokens, {tokens / max(now - started, 1e-9) / 1e3:.1f}k/s"
+            if task is not None:
+                progress.update(task, completed=blocks, total=total, detail=detail)
+            elif now - last > PLAIN_SECONDS:
+                last = now
+                console.print(f"cache: {blocks:,} of {total:,} blocks, {detail}")
+
+        yield show

@@ -2,58 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from lifelong.metrics import compute_run
-from lifelong.records import DomainLoss, ExpansionReport, RunHistory
-from lifelong.report.verdict import cells, check_expectations, metric_rows, phase_costs, verdict
+from lifelong.records import NATS_PER_BIT, DomainLoss, ExpansionReport, Front, LossMatrix, RunHistory
+from lifelong.report.tradeoff import tradeoffs
+from lifelong.report.uncertainty import loss_interval
+from lifelong.report.verdict import (
+    Cell,
+    budget_rows,
+    cells,
+    check_expectations,
+    metric_rows,
+    perplexity_of,
+    phase_costs,
+    verdict,
+)
 
 NOTICEABLE_NATS = 0.02
+DOMAIN_ROWS = 30
 
 
 def run_tables(history: RunHistory) -> list[RenderableType]:
     """Matrix, metrics, cost and verdict of a run."""
     metrics = compute_run(history)
-    parts: list[RenderableType] = [matrix_table(history), metrics_table(metrics), cost_table(history)]
-    expectations = check_expectations(history, metrics)
-    for item in expectations:
+    parts: list[RenderableType] = [MatrixView(history), metrics_table(metrics), cost_table(history)]
+    for item in check_expectations(history, metrics):
         mark = "met" if item.met else "NOT met"
-        parts.append(f"expected {item.metric} = {item.expected:g} ± {item.tolerance}: {item.value!r}, {mark}")
+        value = "not measured" if item.value is None else f"{item.value:.4g}, {item.deviation}"
+        parts.append(f"expected {item.metric} = {item.expected:g} ± {item.tolerance}: {value}, {mark}")
+    for row in budget_rows(history):
+        rise = "not measured" if row.rise is None else f"{row.rise:+.1%}"
+        parts.append(f"budget {row.domain} {row.allowed:.1%}: {rise}, {row.state}")
     parts.append(Text(verdict(history)))
     if history.unfinished:
-        parts.append(Text(f"unfinished: {', '.join(history.unfinished)} not committed yet", style="yellow"))
+        parts.append(Text(f"unfinished: {_listed(history.unfinished)} not committed yet", style="yellow"))
     return parts
 
 
-def matrix_table(history: RunHistory) -> Table:
+class MatrixView:
+    """The loss matrix as wide as the terminal allows: with rises, without them, or one row a domain."""
+
+    def __init__(self, history: RunHistory) -> None:
+        self.history = history
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Choose by the width at hand."""
+        matrix = self.history.matrix
+        forms = (True, False) if max(len(matrix.stages), len(matrix.domains)) <= DOMAIN_ROWS else ()
+        for with_rises in forms:
+            table = matrix_table(self.history, with_rises=with_rises)
+            if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
+                yield table
+                return
+        yield domains_table(self.history)
+
+
+def matrix_table(history: RunHistory, *, with_rises: bool = True) -> Table:
     """Held-out perplexity after every stage; red: above the domain's best, green: at or below it."""
-    table = Table(title=f"{history.name}: held-out perplexity", caption="(rise over the domain's best so far, in nats)")
+    caption = "(rise over the domain's best so far, in nats)" if with_rises else "red: above the domain's best so far"
+    table = Table(title=f"{history.name}: held-out perplexity", caption=caption)
     table.add_column("after")
     for name in history.matrix.domains:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right")
     for label, row in zip(("initial", *history.matrix.stages), cells(history.matrix), strict=True):
         line = []
         for cell in row:
             text = Text(cell.text, style="bold" if cell.trained else "")
             if cell.rise is not None:
                 style = "red" if cell.rise > NOTICEABLE_NATS else "green"
-                text.append(f" ({cell.rise:+.2f})", style=style)
+                if with_rises:
+                    text.append(f" ({cell.rise:+.2f})", style=style)
+                else:
+                    text.stylize(style)
             line.append(text)
         table.add_row(label, *line)
     return table
 
 
-def metrics_table(metrics: dict[str, float | None]) -> Table:
+def domains_table(history: RunHistory) -> Table:
+    """One row a domain: initial, right after it was learned, now; of many domains those that rose most."""
+    matrix = history.matrix
+    last = cells(matrix)[-1]
+    order = list(range(len(matrix.domains)))
+    caption = "perplexity; rise over the domain's best so far, in nats"
+    if len(order) > DOMAIN_ROWS:
+        order.sort(key=lambda k: -(last[k].rise if last[k].rise is not None else -math.inf))  # type: ignore[operator]
+        caption += f"; {len(order) - DOMAIN_ROWS} of {len(order)} domains, those that rose least, are in report.md"
+    table = Table(title=f"{history.name}: held-out perplexity after {len(matrix.stages)} stages", caption=caption)
+    for heading in ("domain", "learned in", "initial", "learned", "now", "rise"):
+        table.add_column(heading, justify="left" if heading == "domain" else "right", overflow="fold")
+    for column in order[:DOMAIN_ROWS]:
+        stages = [t for t, k in enumerate(matrix.stage_domains) if k == column]
+        learned = Cell(matrix.nats_per_token[stages[-1]][column] if stages else None, None, False)
+        rise = last[column].rise
+        table.add_row(
+            matrix.domains[column],
+            str(stages[-1]) if stages else "–",
+            Cell(matrix.initial[column], None, False).text,
+            learned.text,
+            last[column].text,
+            "–" if rise is None else Text(f"{rise:+.2f}", style="red" if rise > NOTICEABLE_NATS else "green"),
+        )
+    return table
+
+
+def _listed(names: Sequence[str], limit: int = 6) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def metrics_table(metrics: Mapping[str, float | None]) -> Table:
     """Metrics of the run."""
     table = Table(title="metrics")
     for heading in ("metric", "value", "unit"):
         table.add_column(heading, justify="right" if heading == "value" else "left")
-    for title, value, unit, _ in metric_rows(metrics):
-        table.add_row(title, value, unit)
+    for row in metric_rows(metrics):
+        table.add_row(row.title, row.value, row.unit)
     return table
 
 
@@ -74,19 +144,25 @@ def cost_table(history: RunHistory) -> Table:
 
 
 def losses_table(losses: Sequence[DomainLoss]) -> Table:
-    """Held-out losses of one model."""
-    table = Table(title="held-out loss")
+    """Held-out losses of one model, with their 95 % intervals over documents."""
+    table = Table(title="held-out loss", caption="below each figure: 95 % over documents")
     for heading in ("domain", "perplexity", "nats/token", "bits/byte", "tokens"):
         table.add_column(heading, justify="left" if heading == "domain" else "right")
     for loss in losses:
-        table.add_row(
-            loss.domain,
-            f"{loss.perplexity:.4g}",
-            f"{loss.nats_per_token:.4f}",
-            f"{loss.bits_per_byte:.4f}",
-            f"{loss.tokens:,}",
-        )
+        bounds = loss_interval(loss)
+        low, high = (bounds.low, bounds.high) if bounds else (None, None)
+        rows = zip(*(_three_scales(loss, nats) for nats in (loss.nats_per_token, low, high)), strict=True)
+        cells_of = [mean + (f"\n{least} to {most}" if bounds else "") for mean, least, most in rows]
+        table.add_row(loss.domain, *cells_of, f"{loss.tokens:,}")
     return table
+
+
+def _three_scales(loss: DomainLoss, nats: float | None) -> tuple[str, str, str]:
+    """Nats per token as perplexity, as they are, and as bits per byte of the documents of `loss`."""
+    if nats is None:
+        return "", "", ""
+    bits = nats * loss.tokens / NATS_PER_BIT / loss.bytes
+    return perplexity_of(nats), f"{nats:.4f}", f"{bits:.4f}"
 
 
 def expansion_table(report: ExpansionReport) -> Table:
@@ -107,4 +183,15 @@ def expansion_table(report: ExpansionReport) -> Table:
     for note in report.notes:
         table.add_row("note", note)
     table.add_row("seconds", f"{report.seconds:.1f}")
+    return table
+
+
+def front_table(front: Front, matrix: LossMatrix) -> Table:
+    """Forgetting and gain at some weights between the models before and after a stage."""
+    table = Table(title=f"between the models before and after {front.stage}", caption="nats per token")
+    for heading in ("weight", "forgetting", "gain"):
+        table.add_column(heading, justify="right")
+    for point in tradeoffs(front, matrix):
+        kept = "–" if point.forgetting is None else f"{point.forgetting:+.4f}"
+        table.add_row(f"{point.weight:g}", kept, f"{point.gain:+.4f}")
     return table

@@ -109,6 +109,18 @@ def entry_intervals(history: RunHistory, resamples: int = RESAMPLES) -> list[lis
     return [[entry(name, t) for name in history.matrix.domains] for t in range(len(history.matrix.stages) + 1)]
 
 
+def loss_interval(loss: DomainLoss, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
+    """Interval of one held-out loss in nats per token; None without per-document sums.
+
+    Perplexity is its exponential and bits per byte a multiple of it: their intervals follow from this one.
+    """
+    if not loss.document_tokens or not sum(loss.document_tokens):
+        return None
+    weights_SN = _draws(loss.domain, len(loss.document_tokens), resamples, seed)
+    tokens_S = np.maximum(weights_SN @ np.asarray(loss.document_tokens, dtype=np.float64), 1.0)
+    return percentile_interval((_sums(loss, loss.document_tokens, weights_SN) / tokens_S).tolist())
+
+
 def percentile_interval(values: Sequence[float | None]) -> Interval | None:
     """The middle `LEVEL` of the values; None without values, or where one is missing or not finite."""
     known = [value for value in values if value is not None and math.isfinite(value)]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lifelong.metrics import metric_info
 from lifelong.records import ComputeLedger, Cost, LossMatrix, RunHistory
 
+PHASES = ("grow", "recover", "train", "probe", "evaluate")
+NAMED_DOMAINS = 8  # of a longer stream the verdict counts and names the extremes
+LARGEST_EXPONENT = 700.0  # exp of more is no finite number; a diverged model must be reported all the same
 HEADLINE_METRICS = ("ap", "ap_plus", "forgetting", "bwt", "fwt")
 
 
@@ -22,7 +27,14 @@ class Cell:
     @property
     def text(self) -> str:
         """Perplexity, short."""
-        return "–" if self.nats is None else format_perplexity(math.exp(min(self.nats, 700.0)))
+        return "–" if self.nats is None else perplexity_of(self.nats)
+
+
+def perplexity_of(nats: float) -> str:
+    """Perplexity of a loss, also where it is no finite number."""
+    if math.isnan(nats):
+        return "nan"
+    return format_perplexity(math.exp(nats)) if nats < LARGEST_EXPONENT else "> 1e304"
 
 
 def format_perplexity(value: float) -> str:
@@ -60,34 +72,62 @@ def verdict(history: RunHistory) -> str:
     if not matrix.stages:
         return "Nothing was learned yet: only the initial model has been evaluated."
     learned = [
-        (matrix.domains[column], before, row[column])
+        (matrix.domains[column], before, after)
         for stage, (column, row) in enumerate(zip(matrix.stage_domains, matrix.nats_per_token, strict=True))
         if (before := (matrix.nats_per_token[stage - 1] if stage else matrix.initial)[column]) is not None
+        and (after := row[column]) is not None
     ]
-    gains = ", ".join(
-        f"{name} {format_perplexity(math.exp(before))} → {format_perplexity(math.exp(after))}"
-        for name, before, after in learned
-        if after is not None
-    )
-    last = cells(matrix)[-1]
     rises = [
-        (matrix.domains[k], cell.rise) for k, cell in enumerate(last) if cell.rise is not None and not cell.trained
+        (matrix.domains[k], cell.rise)
+        for k, cell in enumerate(cells(matrix)[-1])
+        if cell.rise is not None and not cell.trained
     ]
-    text = f"Perplexity on each domain as it was learned: {gains}."
+    return f"{_learned(learned)} {_forgotten(rises)}".strip()
+
+
+def _learned(learned: list[tuple[str, float, float]]) -> str:
+    """What each domain gained while it was learned; the extremes of a long stream."""
+    if not learned:
+        return ""
+    if len(learned) <= NAMED_DOMAINS:
+        gains = ", ".join(f"{name} {perplexity_of(old)} → {perplexity_of(new)}" for name, old, new in learned)
+        return f"Perplexity on each domain as it was learned: {gains}."
+    fell = sum(new < old for _, old, new in learned)
+    most, least = (choose(learned, key=lambda item: item[1] - item[2]) for choose in (max, min))
+    parts = [f"{name} ({perplexity_of(old)} → {perplexity_of(new)})" for name, old, new in (most, least)]
+    return (
+        f"Perplexity fell in {fell} of {len(learned)} stages on their own domain, most on {parts[0]}, "
+        f"least on {parts[1]}."
+    )
+
+
+def _forgotten(rises: list[tuple[str, float]]) -> str:
+    """How far earlier domains ended from their best."""
     if not rises:
-        return text
+        return ""
     worst, rise = max(rises, key=lambda item: item[1])
     if rise <= 0:
-        return f"{text} Nothing was forgotten: every earlier domain ended at or below its best so far."
+        return "Nothing was forgotten: every earlier domain ended at or below its best so far."
     mean = sum(rise for _, rise in rises) / len(rises)
+    ratio = f"{math.expm1(rise):+.1%}" if rise < math.log(100) else "more than hundredfold"
     return (
-        f"{text} Earlier domains ended {mean:+.3f} nats from their best on average; the worst is {worst} "
-        f"({rise:+.3f} nats, perplexity {math.expm1(rise):+.1%})."
+        f"Earlier domains ended {mean:+.3f} nats from their best on average; the worst is {worst} "
+        f"({rise:+.3f} nats, perplexity {ratio})."
     )
 
 
-def metric_rows(metrics: dict[str, float | None]) -> list[tuple[str, str, str, str]]:
-    """Title, value, unit and description of every metric that is defined, headline ones first."""
+class MetricRow(NamedTuple):
+    """One metric as tables show it."""
+
+    name: str
+    title: str
+    value: str
+    unit: str
+    meaning: str
+
+
+def metric_rows(metrics: Mapping[str, float | None]) -> list[MetricRow]:
+    """Every metric that is defined, headline ones first."""
     order = [name for name in HEADLINE_METRICS if name in metrics] + [
         name for name in metrics if name not in HEADLINE_METRICS
     ]
@@ -97,17 +137,44 @@ def metric_rows(metrics: dict[str, float | None]) -> list[tuple[str, str, str, s
         if value is not None:
             info = metric_info(name)
             shown = f"{value:.3e}" if abs(value) >= 1e6 else f"{value:.4g}"
-            rows.append((info.title, shown, info.unit, info.description))
+            rows.append(MetricRow(name, info.title, shown, info.unit, info.description))
     return rows
 
 
 def phase_costs(history: RunHistory) -> dict[str, Cost]:
-    """Cost of every phase over all stages."""
+    """Cost of every phase over all stages, in the order in which a stage goes through them."""
     phases: dict[str, Cost] = {}
     for record in history.stages:
         for phase, cost in ComputeLedger.from_json(record.cost).phases.items():
             phases[phase] = phases.get(phase, Cost()) + cost
-    return phases
+    order = [*(phase for phase in PHASES if phase in phases), *(phase for phase in phases if phase not in PHASES)]
+    return {phase: phases[phase] for phase in order}
+
+
+class BudgetRow(NamedTuple):
+    """A forgetting budget and how much of it is used; `rise` is relative, of perplexity over the domain's best."""
+
+    domain: str
+    allowed: float
+    rise: float | None
+    state: str
+
+
+def budget_rows(history: RunHistory) -> list[BudgetRow]:
+    """The recipe's `budget:` against the last committed stage."""
+    budget = history.recipe.get("budget") or {}
+    if not budget or not history.matrix.stages:
+        return []
+    last = cells(history.matrix)[-1]
+    rows = []
+    for domain, allowed in budget.items():
+        cell = last[history.matrix.domains.index(domain)] if domain in history.matrix.domains else None
+        if cell is None or cell.rise is None:
+            rows.append(BudgetRow(domain, float(allowed), None, "not learned before the last stage"))
+            continue
+        rise = math.expm1(min(cell.rise, LARGEST_EXPONENT))
+        rows.append(BudgetRow(domain, float(allowed), rise, "kept" if rise <= float(allowed) else "BROKEN"))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -120,8 +187,17 @@ class Expectation:
     value: float | None
     met: bool
 
+    @property
+    def deviation(self) -> str:
+        """How far the value is from what was promised, absolute and relative."""
+        if self.value is None:
+            return "not measured"
+        difference = self.value - self.expected
+        relative = f" ({difference / abs(self.expected):+.1%})" if self.expected else ""
+        return f"{difference:+.4g}{relative}"
 
-def check_expectations(history: RunHistory, metrics: dict[str, float | None]) -> list[Expectation]:
+
+def check_expectations(history: RunHistory, metrics: Mapping[str, float | None]) -> list[Expectation]:
     """The recipe's `expect:` against the run; a tolerance that ends in % is relative."""
     found = []
     for name, entry in (history.recipe.get("expect") or {}).items():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lifelong.checkpoint import write_json, write_text
+from lifelong.checkpoint import read_json, write_json, write_text
+from lifelong.errors import CorruptionError
 from lifelong.metrics import compute_run
 from lifelong.records import Cost, RunHistory
 from lifelong.report.figures import write_figures
 from lifelong.report.html import page
-from lifelong.report.verdict import cells, check_expectations, metric_rows, phase_costs, verdict
+from lifelong.report.uncertainty import metric_intervals
+from lifelong.report.verdict import budget_rows, cells, check_expectations, metric_rows, phase_costs, verdict
 
 
 def write_report(history: RunHistory, out: Path) -> Path:
@@ -27,7 +33,46 @@ def write_report(history: RunHistory, out: Path) -> Path:
 def matrix_json(history: RunHistory) -> dict[str, Any]:
     """The matrix with its metrics and cost, as `matrix.json` holds them."""
     total = sum(phase_costs(history).values(), Cost())
-    return {**history.matrix.to_json(), "metrics": compute_run(history), "cost": asdict(total)}
+    data = {
+        **history.matrix.to_json(),
+        "metrics": compute_run(history),
+        "intervals": {name: [bounds.low, bounds.high] for name, bounds in metric_intervals(history).items()},
+        "cost": asdict(total),
+        "replay": [dict(record.replay) for record in history.stages],
+        "unfinished": list(history.unfinished),
+        "ledger": history.head,
+    }
+    cleaned: dict[str, Any] = _finite(data)
+    return {**cleaned, "sha256": matrix_digest(cleaned)}
+
+
+def matrix_digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 over everything in a `matrix.json` but its own digest."""
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def altered_matrix(out: Path) -> str:
+    """What is wrong with the `matrix.json` in a report folder; empty where it is as it was written, or absent."""
+    path = out / "matrix.json"
+    if not path.is_file():
+        return ""
+    try:
+        data = read_json(path)
+    except CorruptionError as error:
+        return str(error)
+    if not isinstance(data, dict) or data.get("sha256") != matrix_digest(data):
+        return f"{path}: its content is not what was written; `lifelong report` makes it again from the ledger"
+    return ""
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither infinity nor nan: both become null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown(history: RunHistory) -> str:
@@ -42,14 +87,18 @@ def markdown(history: RunHistory) -> str:
         shown = [f"{cell.text}" + (f" ({cell.rise:+.2f})" if cell.rise is not None else "") for cell in row]
         lines.append(f"| {label} | " + " | ".join(shown) + " |")
     lines += ["", "| metric | value | unit |", "|---|---:|---|"]
-    lines += [f"| {title} | {value} | {unit} |" for title, value, unit, _ in metric_rows(metrics)]
+    lines += [f"| {row.title} | {row.value} | {row.unit} |" for row in metric_rows(metrics)]
     lines += ["", "| phase | tokens | FLOPs | of it teacher | seconds |", "|---|---:|---:|---:|---:|"]
     for phase, cost in phase_costs(history).items():
         lines.append(f"| {phase} | {cost.tokens} | {cost.flops:.3e} | {cost.teacher_flops:.3e} | {cost.seconds:.1f} |")
     for item in check_expectations(history, metrics):
         lines += [
             "",
-            f"Expected {item.metric} = {item.expected:g} ± {item.tolerance}: {item.value}, "
-            f"{'met' if item.met else 'not met'}.",
+            f"Expected {item.metric} = {item.expected:g} ± {item.tolerance}: "
+            f"{'–' if item.value is None else f'{item.value:.4g}'}, {item.deviation}, "
+            f"{'met' if item.met else 'NOT met'}.",
         ]
+    for used in budget_rows(history):
+        rise = "–" if used.rise is None else f"{used.rise:+.1%}"
+        lines += ["", f"Budget of {used.domain}: {used.allowed:.1%}; now {rise}, {used.state}."]
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ Legend: B rows, T tokens (`sequence_length`).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -49,6 +50,8 @@ class Collator:
         special_ids: tokens that are never masked nor drawn as a random replacement.
         seed: of the masks, beside the `mask_key` of each row.
         mask_rate: share of positions that MLM predicts.
+        mask_patterns: 0: masks follow `mask_key`, new ones in every epoch. Otherwise a block has this many masks,
+            which depend on nothing but the seed and its tokens: those that a cache of targets knows.
     """
 
     objective: Literal["clm", "mlm"]
@@ -59,6 +62,7 @@ class Collator:
     special_ids: tuple[int, ...] = ()
     seed: int = 0
     mask_rate: float = MASK_RATE
+    mask_patterns: int = 0
 
     def __post_init__(self) -> None:
         if self.objective not in ("clm", "mlm"):
@@ -116,13 +120,19 @@ class Collator:
         special = np.array(self.special_ids, dtype=np.int64)
         replaced, chosen = training_mask(
             ids,
-            key_of(self.seed, mask_key),
+            self._mask_key(block, mask_key),
             mask_id=self.mask_id,
             ordinary_ids=np.setdiff1d(np.arange(self.vocab_size), special),
             protected=np.isin(ids, special),
             rate=self.mask_rate,
         )
         return replaced, np.where(chosen, ids, IGNORED)
+
+    def _mask_key(self, block: Block, mask_key: int) -> int:
+        if not self.mask_patterns:
+            return key_of(self.seed, mask_key)
+        content = hashlib.blake2b(block.ids.tobytes(), digest_size=16).hexdigest()
+        return key_of(self.seed, "pattern", mask_key % self.mask_patterns, content)
 
 
 def segments_and_positions(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,22 +59,27 @@ def stage_plan(tokens: int, sequence_length: int, blocks_per_step: int) -> Stage
 
 @dataclass(frozen=True)
 class _Segment:
-    """Steps from `first_step` on with one share and one set of weights; what was drawn before it."""
+    """Steps from `first_step` on with one share and one set of weights; what was drawn before it.
+
+    What an earlier share or weight still owes is carried over, in rows: `owed` in [0, 1) of replay, `credit`
+    of each domain. Without it, a mix that changes every few steps would never draw a small share at all.
+    """
 
     first_step: int
     share: float
     weights: tuple[float, ...]
     new_before: int
-    replay_before: int
     drawn_before: tuple[int, ...]
+    owed: float
+    credit: tuple[float, ...]
 
 
 class StageDataset:
     """Rows of a stage, `num_steps * blocks_per_step` of them: row i belongs to step i // blocks_per_step.
 
-    After n steps of a share, floor(n * share * blocks_per_step) rows were replayed, to one row: no step is
-    more than one block away from the share, and neither is their sum. Among the replayed rows every domain
-    is at most about one block away from its weight at any time. New text and each domain of the memory are
+    After n steps, floor(sum of share * blocks_per_step over them) rows were replayed: no step is a whole block
+    away from its share, and neither is their sum, however often the share changes. Among the replayed rows
+    every domain is at most about one block away from its weight at any time. New text and each domain of the memory are
     walked through in a fresh permutation per epoch, so within an epoch nothing comes twice.
 
     Args:
@@ -120,8 +125,7 @@ class StageDataset:
         columns = domain_ids or {name: column for column, name in enumerate(names)}
         self._new_column = columns.get(domain, -1) if replay_only else columns[domain]
         self._replay_columns = [columns[name] for name in self.replay_domains]
-        first = _Segment(0, 0.0, (), 0, 0, (0,) * len(self._replay))
-        self._segments = [self._changed(first, 0, share, weights)]
+        self._segments = [self._changed(self._beginning, 0, share, weights)]
         self._step_shuffled = -1
         self._places = np.zeros(0, dtype=np.int64)
         self._draws: dict[int, tuple[NDArray[np.int16], NDArray[np.int64]]] = {}
@@ -197,13 +201,18 @@ class StageDataset:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Repeats the changes of a saved stage."""
         saved = state["segments"]
-        start = _Segment(0, 0.0, (), 0, 0, (0,) * len(self._replay))
         self._draws.clear()
         self._segments = []
         for first_step, share, weights in saved:
-            named = dict(zip(self.replay_domains, weights, strict=True))
-            previous = self._segments[-1] if self._segments else start
-            self._segments.append(self._changed(previous, int(first_step), float(share), named))
+            previous = self._segments[-1] if self._segments else self._beginning
+            changed = self._changed(previous, int(first_step), float(share), None)
+            # as they were, to the last bit: dividing by their sum again could move a row
+            self._segments.append(replace(changed, weights=tuple(float(value) for value in weights)))
+
+    @property
+    def _beginning(self) -> _Segment:
+        none = (0,) * len(self._replay)
+        return _Segment(0, 0.0, tuple(float(value) for value in none), 0, none, 0.0, (0.0,) * len(none))
 
     def _changed(self, last: _Segment, step: int, share: float, weights: Mapping[str, float] | None) -> _Segment:
         if self._replay_only:
@@ -212,17 +221,21 @@ class StageDataset:
             raise InputError(f"replay.share: {share!r} is not in [0, 1)")
         share = share if self._replay else 0.0
         steps = step - last.first_step
-        replayed = _floor(steps * last.share * self.blocks_per_step)
-        drawn = np.array(last.drawn_before, dtype=np.int64)
+        owed = last.owed + steps * last.share * self.blocks_per_step
+        replayed = _floor(owed)
+        drawn, credit = np.array(last.drawn_before, dtype=np.int64), np.array(last.credit)
         if replayed:
-            drawn += np.bincount(_interleaved(last.weights, replayed), minlength=len(drawn))
+            counts = np.bincount(_interleaved(last.weights, replayed, last.credit), minlength=len(drawn))
+            drawn += counts
+            credit += np.array(last.weights) * replayed - counts
         return _Segment(
             first_step=step,
             share=share,
             weights=self._normalised(weights),
             new_before=last.new_before + steps * self.blocks_per_step - replayed,
-            replay_before=last.replay_before + replayed,
             drawn_before=tuple(int(count) for count in drawn),
+            owed=max(0.0, owed - replayed),
+            credit=tuple(float(value) for value in credit),
         )
 
     def _normalised(self, weights: Mapping[str, float] | None) -> tuple[float, ...]:
@@ -239,8 +252,8 @@ class StageDataset:
     def _replayed(self, segment: _Segment, step: int) -> tuple[int, int]:
         """Replayed rows of the segment before `step`, and in it."""
         per_step = segment.share * self.blocks_per_step
-        before = _floor((step - segment.first_step) * per_step)
-        return before, _floor((step + 1 - segment.first_step) * per_step) - before
+        before = _floor(segment.owed + (step - segment.first_step) * per_step)
+        return before, _floor(segment.owed + (step + 1 - segment.first_step) * per_step) - before
 
     def _shuffled(self, step: int) -> NDArray[np.int64]:
         """Places of the rows inside a step: replayed ones are spread over devices and micro-batches."""
@@ -254,7 +267,7 @@ class StageDataset:
             later = self._segments[number + 1 :]
             end = later[0].first_step if later else self.num_steps
             count = self._replayed(segment, max(end, segment.first_step))[0]
-            domains = _interleaved(segment.weights, count)
+            domains = _interleaved(segment.weights, count, segment.credit)
             cursors = np.zeros(count, dtype=np.int64)
             for i, before in enumerate(segment.drawn_before):
                 places = np.flatnonzero(domains == i)
@@ -289,18 +302,19 @@ def _floor(value: float) -> int:
     return math.floor(value + 1e-9)
 
 
-def _interleaved(weights: Sequence[float], count: int) -> NDArray[np.int64]:
+def _interleaved(weights: Sequence[float], count: int, credit: Sequence[float]) -> NDArray[np.int64]:
     """`count` domains in proportion to the weights, as evenly spread as whole numbers allow.
 
-    The k-th row of a domain of weight w is due at (k + 1/2) / w; rows are taken as they are due.
+    The k-th row of a domain of weight w is due at (k + 1/2 - credit) / w, where the credit is what earlier
+    weights still owe it, in rows; rows are taken as they are due.
     """
     if not count:
         return np.zeros(0, dtype=np.int64)
     owners, dues = [], []
-    for i, weight in enumerate(weights):
+    for i, (weight, owed) in enumerate(zip(weights, credit, strict=True)):
         if weight > 0:
-            own = np.arange(math.ceil(weight * count) + 1)
-            dues.append((own + 0.5) / weight)
+            own = np.arange(min(count, math.ceil(weight * count + max(0.0, owed)) + 1))
+            dues.append((own + 0.5 - owed) / weight)
             owners.append(np.full(len(own), i, dtype=np.int64))
     order = np.argsort(np.concatenate(dues), kind="stable")
     return np.concatenate(owners)[order][:count]

@@ -40,6 +40,9 @@ def expand_patterns(domain: Domain, patterns: Iterable[str], where: str) -> list
         # Path.glob takes no absolute pattern
         names = sorted(glob.glob(full, recursive=True))  # noqa: PTH207
         matches = [path for path in map(Path, names) if path.is_file()]
+        if not matches and names:
+            inside = f"{pattern.rstrip('/')}/*.jsonl.gz"
+            raise InputError(f"{place}: {pattern!r} is a folder; name its files, for example {inside}")
         if not matches:
             raise InputError(f"{place}: {pattern!r} matches no file{_nearest_file(Path(full))}")
         found.update(dict.fromkeys(matches))

@@ -1,7 +1,6 @@
-"""Which blocks of a corpus a stage trains on, from losses that somebody else measured.
+"""Which documents of a corpus a stage trains on, from losses that somebody else measured.
 
-Scores are computed elsewhere (they need models); here they become a choice of rows, and the choice becomes a
-sequence of blocks that a `StageDataset` takes like any other.
+Losses are computed elsewhere (they need models); here they become scores, and scores a choice of rows.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifelong.errors import InputError
-from lifelong.stream.blocks import Block, BlockStore
 from lifelong.stream.ordering import key_of, uniforms
 
 FloatArray = NDArray[np.floating]
@@ -114,20 +112,3 @@ def _checked(name: str, values: FloatArray) -> NDArray[np.float64]:
     if not np.all(np.isfinite(array)):
         raise InputError(f"{name}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite")
     return array
-
-
-class SelectedBlocks(Sequence[Block]):
-    """Some rows of a store, in order; nothing is copied."""
-
-    def __init__(self, store: BlockStore, rows: NDArray[np.integer]) -> None:
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(store):
-            raise InputError(f"selected rows must be in 0..{len(store) - 1}")
-        self.store = store
-        self.rows = np.asarray(rows, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Block:  # type: ignore[override]
-        block: Block = self.store[int(self.rows[index])]
-        return block

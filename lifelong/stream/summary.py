@@ -84,6 +84,8 @@ class DomainSummary:
         if self.exact_duplicates + self.near_duplicates > 0.05:
             rate = self.exact_duplicates + self.near_duplicates
             found.append(f"{rate:.0%} of its documents repeat others; `dedup: near` drops them")
+        if self.bytes["train"] > COMPARED_BYTES:
+            found.append(f"repeats and overlap were looked for in the first {COMPARED_BYTES // 10**6} MB only")
         if self.left_out["bad"]:
             found.append(f"{self.left_out['bad']} documents could not be read, the first: {self.bad_reasons[0]}")
         return found
@@ -221,7 +223,7 @@ def add_domain(
         python_text: kind of installed text, instead of files.
         out: folder of the card.
         tokenizer: for the summary.
-        **settings: other keys of the card (`text_field`, `licence`, `dedup`, ...); those of the source
+        **settings: other keys of the card (`text_field`, `held_out`, `dedup`, ...); those of the source
             (`config`, `revision`, `split`, `streaming`, `format`, `documents`) go there. None is left out.
 
     Raises:
@@ -250,7 +252,7 @@ def add_domain(
     try:
         text = yaml.safe_dump({"name": name, "source": source, **given}, sort_keys=False, allow_unicode=True)
         draft.write_text(text, encoding="utf-8")
-        domain = read_card(draft)
+        domain = _read_draft(draft, card)
         summary = describe_domain(domain.model_copy(update={"path": card.resolve()}), tokenizer)
         draft.replace(card)
     finally:
@@ -258,6 +260,14 @@ def add_domain(
         if made and not any(out.iterdir()):
             out.rmdir()
     return card, summary
+
+
+def _read_draft(draft: Path, card: Path) -> Domain:
+    """The card that is about to be written; what is wrong with it is said of the card, not of the draft."""
+    try:
+        return read_card(draft)
+    except InputError as error:
+        raise InputError(str(error).replace(str(draft), f"{card} (not written)")) from None
 
 
 def _portable(pattern: str, out: Path) -> str:

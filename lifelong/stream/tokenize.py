@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lifelong.checkpoint import sync_folder, write_json
 from lifelong.errors import InputError, UnknownNameError
@@ -155,6 +159,7 @@ def tokenize_domain(
     sequence_length: int,
     cache_dir: Path | None = None,
     num_proc: int | None = None,
+    chosen: NDArray[np.bool_] | None = None,
 ) -> BlockStore:
     """The blocks of a split; tokenised once, then opened from the cache.
 
@@ -168,6 +173,7 @@ def tokenize_domain(
         cache_dir: where the result is kept, by fingerprint of source, tokenizer and settings.
         num_proc: worker processes; without it the threads of `tokenizers` in this process. Worth it from
             about 16 cores on, where one process can no longer read fast enough.
+        chosen: whether each document of the split is taken, in the order of `read_documents`; all if absent.
 
     Raises:
         InputError: see `read_documents`.
@@ -180,10 +186,12 @@ def tokenize_domain(
         "tokenizer": encoder.fingerprint,
         "sequence_length": sequence_length,
     }
+    if chosen is not None:
+        settings["chosen"] = hashlib.sha256(chosen.tobytes()).hexdigest()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = cache / "blocks" / f"{domain.name}-{split}-{digest[:20]}"
     if not (folder / "manifest.json").is_file():
-        _tokenize_to(folder, domain, split, encoder, sequence_length, settings, num_proc)
+        _tokenize_to(folder, domain, split, encoder, settings, num_proc, chosen)
     return BlockStore(folder / "blocks.arrow")
 
 
@@ -198,18 +206,19 @@ def _tokenize_to(
     domain: Domain,
     split: str,
     encoder: Encoder,
-    sequence_length: int,
     settings: dict[str, Any],
     num_proc: int | None,
+    chosen: NDArray[np.bool_] | None,
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     tally = Tally()
     try:
         with BlockWriter(temporary / "blocks.arrow", encoder.vocab_size) as writer:
-            packer = Packer(sequence_length, writer.append)
-            documents = (document.text for document in read_documents(domain, split, tally))
-            for ids in encoder.encode_all(documents, num_proc=num_proc):
+            packer = Packer(settings["sequence_length"], writer.append)
+            documents = read_documents(domain, split, tally)
+            taken = documents if chosen is None else itertools.compress(documents, chosen)
+            for ids in encoder.encode_all((document.text for document in taken), num_proc=num_proc):
                 packer.add(ids)
             packer.finish()
         counts = {**tally.to_json(), "blocks": writer.num_blocks, "tokens": writer.num_tokens}

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
@@ -29,7 +30,7 @@ from lifelong.checkpoint import read_json, remove_tree, sync_tree, write_json
 from lifelong.errors import CorruptionError, Interrupted
 from lifelong.inherit.head import loss_head
 from lifelong.inherit.inheritor import Inheritor
-from lifelong.records import ProbePoint, RunObserver, TrainPoint
+from lifelong.records import FactPoint, ProbePoint, RunObserver, TrainPoint
 from lifelong.train.method import Method
 
 SECONDS_BETWEEN_SAVES = 120.0
@@ -56,13 +57,21 @@ class StopRequest:
 
 @dataclass
 class PhaseCurve:
-    """What a phase leaves behind besides its weights."""
+    """What a phase leaves behind besides its weights.
+
+    `replayed` counts replayed tokens by domain; `seconds` does not hold `probe_seconds`.
+    """
 
     train: list[TrainPoint] = field(default_factory=list)
     probes: list[ProbePoint] = field(default_factory=list)
     tokens: int = 0
     teacher_tokens: int = 0
     seconds: float = 0.0
+    teacher_flops: float = 0.0
+    replayed: dict[str, int] = field(default_factory=dict)
+    probe_tokens: int = 0
+    probe_seconds: float = 0.0
+    facts: list[FactPoint] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -77,14 +86,34 @@ class PhaseCurve:
             tokens=data["tokens"],
             teacher_tokens=data["teacher_tokens"],
             seconds=data["seconds"],
+            teacher_flops=data.get("teacher_flops", 0.0),
+            replayed=dict(data.get("replayed", {})),
+            probe_tokens=data.get("probe_tokens", 0),
+            probe_seconds=data.get("probe_seconds", 0.0),
+            facts=[FactPoint(**point) for point in data.get("facts", ())],
         )
+
+
+class Steering(Protocol):
+    """Changes what comes next by what a probe found."""
+
+    def observe(self, step: int, points: Sequence[ProbePoint]) -> None:
+        """After `step` optimizer steps these losses were measured."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed phase needs, in plain JSON values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
 
 
 @dataclass
 class Phase:
     """Everything one phase of training needs besides the model.
 
-    `probe(step)` gives held-out losses where a probe is due and None elsewhere.
+    `probe(step, tokens)` gives held-out losses where a probe is due and nothing elsewhere; step 0 is before the
+    first one. `domains` are the names behind the batches' `domain_ids`; `tokens_before` were trained on before this
+    phase; `tracker_dir` is where trackers that write files put them.
     """
 
     name: str
@@ -97,6 +126,11 @@ class Phase:
     probe: Callable[[int, int], Sequence[ProbePoint]] | None = None
     observer: RunObserver = field(default_factory=RunObserver)
     stop: StopRequest = field(default_factory=StopRequest)
+    domains: Sequence[str] = ()
+    tokens_before: int = 0
+    tracker_dir: Path | None = None
+    fact_probe: Callable[[int, int], Sequence[FactPoint]] | None = None
+    steering: Steering | None = None
     lr_level: Callable[[float], float] | None = None
     trunk: Trunk | None = None
 
@@ -120,12 +154,16 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.phase = phase
         self.curve = PhaseCurve()
         self.started = time.monotonic()
+        self.probed_before = 0.0
         # Trainer tells old checkpoints by their times, and would delete the newest after a clock was set back
         self.checkpoints_kept = args.save_total_limit or sys.maxsize
         args.save_total_limit = None
         self._sums: dict[str, Tensor] = {}
         self._replay_tokens = 0
         self.remove_callback(PrinterCallback)
+        for callback in self.callback_handler.callbacks:
+            if phase.tracker_dir is not None and getattr(callback, "logging_dir", "") is None:
+                callback.logging_dir = str(phase.tracker_dir)  # beside the stages: the checkpoints' folder is removed
         self.add_callback(_StageCallback(self))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -173,7 +211,12 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
                 self._sums[name] = self._sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
         self._sums["tokens"] = self._sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
         if "is_replay" in inputs:
-            self._replay_tokens += int((inputs["segment_ids"][inputs["is_replay"]] > 0).sum())
+            rows = inputs["is_replay"]
+            tokens_B = (inputs["segment_ids"][rows] > 0).sum(1)
+            self._replay_tokens += int(tokens_B.sum())
+            for column, tokens in zip(inputs["domain_ids"][rows].tolist(), tokens_B.tolist(), strict=True):
+                name = self.phase.domains[column] if self.phase.domains else str(column)
+                self.curve.replayed[name] = self.curve.replayed.get(name, 0) + tokens
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add CE, KL and alpha to what Trainer logs, and keep the point for the report."""
@@ -203,12 +246,41 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             self.curve.train.append(point)
             self.phase.observer.stepped(point)
             self._sums, self._replay_tokens = {}, 0
+        logs["stream_tokens"] = self.phase.tokens_before + self.state.global_step * self.tokens_per_step
         super().log(logs, start_time)
+
+    def run_probe(self) -> None:
+        """Held-out losses where a probe is due: for the report, the observer and every tracker, by domain."""
+        started = time.monotonic()
+        step = self.state.global_step
+        tokens = step * self.tokens_per_step
+        if self.phase.fact_probe is not None and (facts := self.phase.fact_probe(step, tokens)):
+            self.curve.facts += facts
+            self._log_beside({"eval_facts": sum(point.log_probability for point in facts) / len(facts)})
+        points = list(self.phase.probe(step, tokens)) if self.phase.probe is not None else []
+        if not points:
+            return
+        if self.args.world_size > 1:
+            broadcast_object_list(points)  # what steers replay has to be the same on every device
+        for point in points:
+            self.curve.probes.append(point)
+            self.phase.observer.probed(point)
+        if self.phase.steering is not None and step > 0:
+            self.phase.steering.observe(step, points)
+        self.curve.probe_tokens += sum(point.evaluated_tokens for point in points)
+        self.curve.probe_seconds += time.monotonic() - started
+        self._log_beside({f"eval_probe/{point.domain}": point.nats_per_token for point in points})
+
+    def _log_beside(self, logs: dict[str, float]) -> None:
+        """Log without taking the place of the step's own log: logging anything clears the request for it."""
+        due = self.control.should_log
+        self.log(logs)
+        self.control.should_log = due
 
     @property
     def seconds(self) -> float:
-        """Spent on this phase so far, by earlier processes too."""
-        return self.curve.seconds + time.monotonic() - self.started
+        """Spent on this phase so far, by earlier processes too; probes have their own."""
+        return self.curve.seconds + time.monotonic() - self.started - (self.curve.probe_seconds - self.probed_before)
 
     @property
     def tokens_per_step(self) -> int:
@@ -232,16 +304,17 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         for method in self.trainer.phase.methods:
             method.edit_gradients(self.trainer.model)
 
+    def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == 0:
+            self.trainer.run_probe()
+
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> Any:
         trainer = self.trainer
         for method in trainer.phase.methods:
             method.end_step(trainer.model)
         if trainer.phase.trunk is not None and trainer.phase.trunk.step == state.global_step:
             trainer.phase.trunk.save()
-        if trainer.phase.probe is not None:
-            for point in trainer.phase.probe(state.global_step, state.global_step * trainer.tokens_per_step):
-                trainer.curve.probes.append(point)
-                trainer.phase.observer.probed(point)
+        trainer.run_probe()
         if state.global_step < state.max_steps and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES:
             control.should_save = True
         if trainer.phase.stop.requested and state.global_step < state.max_steps:
@@ -268,6 +341,7 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
                 "replay_tokens": trainer._replay_tokens,
                 "inheritor": inheritor.state_dict() if inheritor is not None else None,
                 "teacher_tokens": inheritor.teacher_tokens if inheritor is not None else 0,
+                "steering": trainer.phase.steering.state_dict() if trainer.phase.steering is not None else None,
             },
         )
         for outdated in _checkpoints(folder.parent)[: -trainer.checkpoints_kept]:
@@ -285,6 +359,7 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     trainer = StageTrainer(model, args, phase)
     if checkpoint is not None:
         _restore(trainer, checkpoint)
+    trainer.probed_before = trainer.curve.probe_seconds
     phase.stop.deferred = True
     try:
         with loss_head(model, phase.objective):
@@ -303,7 +378,9 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     if phase.stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; saved")
     trainer.curve.tokens = trainer.state.global_step * trainer.tokens_per_step
-    trainer.curve.teacher_tokens = phase.inheritor.teacher_tokens if phase.inheritor is not None else 0
+    if phase.inheritor is not None:
+        cost = phase.inheritor.cost
+        trainer.curve.teacher_tokens, trainer.curve.teacher_flops = cost.tokens, cost.flops
     trainer.curve.seconds = trainer.seconds
     model.zero_grad(set_to_none=True)
     return trainer.curve
@@ -316,6 +393,8 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     trainer._replay_tokens = state["replay_tokens"]
     if trainer.phase.inheritor is not None and state["inheritor"] is not None:
         trainer.phase.inheritor.load_state_dict(state["inheritor"])
+    if trainer.phase.steering is not None and state["steering"] is not None:
+        trainer.phase.steering.load_state_dict(state["steering"])
     load_methods(trainer.phase.methods, checkpoint / METHODS_FILE)
 
 

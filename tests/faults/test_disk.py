@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lifelong import cli, stage
-from lifelong.errors import CorruptionError, InputError, StorageError
+from lifelong.errors import CorruptionError, InputError, Interrupted, StorageError
 from lifelong.ledger import Ledger, check_run, read_records
 from lifelong.lock import hold
 from lifelong.pipeline import extend_run, run_recipe
@@ -227,6 +227,27 @@ def test_the_lock_does_not_outlive_its_owner_in_a_worker(tmp_path):
         os.kill(worker, signal.SIGKILL)
 
 
+def test_a_stop_that_was_asked_for_in_the_last_step_is_not_forgotten(short, finished_short, tmp_path):
+    class AskLate(RunObserver):
+        asked = 0
+
+        def stepped(self, point):
+            if point.step == 10:
+                self.asked += 1
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def phase_started(self, phase, total_tokens):
+            assert not self.asked, f"{phase} was begun after the request"
+
+    asker = AskLate()
+    with pytest.raises(Interrupted, match="everything is saved"):
+        run_recipe(parse_recipe(short.recipe), tmp_path / "run", asker)
+    assert asker.asked == 1
+    assert (tmp_path / "run/.work/00-sea/trained/model/model.safetensors").exists()
+    short.run(tmp_path / "run")
+    assert comparable(tmp_path / "run") == comparable(finished_short)
+
+
 class StopAt(RunObserver):
     def __init__(self, step):
         self.step = step
@@ -239,7 +260,7 @@ class StopAt(RunObserver):
 def interrupted(stream, out):
     """A run that died in its first stage with two checkpoints behind it."""
     with pytest.raises(ZeroDivisionError):
-        run_recipe(parse_recipe(stream.recipe), out, StopAt(7))
+        run_recipe(parse_recipe(stream.recipe), out, StopAt(8))
     return sorted((out / ".work/00-sea/train-checkpoints").glob("checkpoint-*"))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,30 @@ def test_mix_changes_at_a_step_and_resumes_from_its_state(new: BlockStore, memor
     assert [_shown(resumed[i]) for i in range(len(resumed))] == rows
     with pytest.raises(InputError, match="step 5 is over"):
         dataset.set_mix(5, 0.1)
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.floats(0, 0.9), st.integers(1, 9)), min_size=1, max_size=25))
+def test_shares_are_exact_however_often_the_mix_changes(new, memory, changes) -> None:
+    """A share of a third of a row a step, changed every step, is replayed all the same; so is a small weight."""
+    dataset = _dataset(new, memory, num_steps=120, share=changes[0][1], weights={"old": 1, "older": changes[0][2]})
+    step = 0
+    for steps, share, weight in changes:
+        dataset.set_mix(step, share, {"old": 1, "older": weight})
+        step += steps
+    resumed = _dataset(new, memory, num_steps=120)
+    resumed.load_state_dict(json.loads(json.dumps(dataset.state_dict())))
+    due, older_due, replayed, older = 0.0, 0.0, 0, 0
+    segments = dataset.state_dict()["segments"]
+    for step in range(120):
+        _, share, weights = [segment for segment in segments if segment[0] <= step][-1]
+        domains = dataset.replay_domains_of_step(step)
+        assert domains == resumed.replay_domains_of_step(step)
+        due += share * 7
+        older_due += weights[1] * sum(domains.values())
+        replayed, older = replayed + sum(domains.values()), older + domains["older"]
+        assert -1e-6 < due - replayed < 1 + 1e-6
+        assert abs(older - older_due) < 2
+    assert _shown(dataset[500]) == _shown(resumed[500])
 
 
 def test_replay_alone(memory: ReplayMemory) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.packing import pack, write_blocks
-from lifelong.stream.selection import SelectedBlocks, challenge_scores, difference_scores, select_rows
-from lifelong.stream.steering import BudgetController, adaptive_weights, replay_weights
+from lifelong.stream.selection import challenge_scores, difference_scores, select_rows
+from lifelong.stream.steering import AdaptiveController, BudgetController, Mix, adaptive_weights, replay_weights
 
 
 @pytest.fixture
@@ -29,10 +30,38 @@ def test_replay_weights(memory: ReplayMemory) -> None:
     assert replay_weights("uniform", memory) == {"wiki": 0.5, "news": 0.5}
     assert replay_weights("proportional", memory) == {"wiki": 0.75, "news": 0.25}
     assert replay_weights("adaptive", memory) == {"wiki": 0.5, "news": 0.5}
-    forgotten = replay_weights("adaptive", memory, {"wiki": [5.0, 4.0, 4.4], "news": [6.0, 4.0, 4.1]})
-    assert forgotten["wiki"] == pytest.approx(0.5 * 0.5 + 0.5 * 0.8)
+    assert replay_weights("adaptive", memory, {"wiki": [4.0, 4.4], "news": [6.0, 4.1]}) == {"wiki": 0.5, "news": 0.5}
     with pytest.raises(UnknownNameError, match="did you mean 'uniform'"):
         replay_weights("uniformly", memory)
+
+
+def test_the_domain_learned_last_begins_with_the_most_that_another_one_lost(memory, tmp_path: Path) -> None:
+    store = write_blocks(tmp_path / "2.arrow", pack([np.arange(40)], 4), 1000)
+    memory = write_generation(
+        memory.path, "bio", store, capacity_tokens=80, policy="domain-balanced", seed=0, out=tmp_path / "third"
+    )
+    # wiki lost 0.6 right after its own stage and got 0.5 of it back; news lost 0.2; bio cannot have lost yet
+    history = {"wiki": [4.0, 4.6, 4.1], "news": [6.0, 4.0, 4.2], "bio": [7.0, 6.5, 3.0]}
+    weights = replay_weights("adaptive", memory, history)
+    assert weights == pytest.approx({name: 0.5 / 3 + 0.5 * part / 0.9 for name, part in
+                                     (("wiki", 0.1), ("news", 0.2), ("bio", 0.6))})  # fmt: skip
+
+
+def test_adaptive_controller_follows_recent_probes_and_resumes() -> None:
+    controller = AdaptiveController(0.2, {"a": 0.9, "b": 0.1})
+    assert controller.observe({"a": 4.0, "b": 4.0}) == Mix(0.2, {"a": 0.9, "b": 0.1})
+    assert controller.observe({"a": 3.0, "b": 4.2}).weights == pytest.approx({"a": 0.75, "b": 0.25})
+    resumed = AdaptiveController(0.2, {"a": 0.9, "b": 0.1})
+    resumed.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+    for nats in ({"a": 3.0, "b": 4.1}, {"a": 3.0, "b": 4.0}, {"a": 3.0, "b": 3.9}):
+        mix = controller.observe(nats)
+        assert resumed.observe(nats) == mix
+    assert mix.weights == pytest.approx({"a": 0.25, "b": 0.75}), "the fall of `a` is too long ago to count"
+
+
+def test_a_domain_without_a_budget_is_replayed_too() -> None:
+    controller = BudgetController({"a": 0.02}, {"a": 3.0}, domains=["a", "b"])
+    assert controller.observe({"a": 3.1, "b": 9.0}).weights == pytest.approx({"a": 0.75, "b": 0.25})
 
 
 def test_adaptive_weights_follow_the_fall() -> None:
@@ -117,11 +146,3 @@ def test_select_rows_counts_sizes() -> None:
     assert share == pytest.approx(math.exp(3) / np.exp(scores).sum(), abs=0.08)
     with pytest.raises(InputError, match=r"select\.keep"):
         select_rows(scores, 0.0)
-
-
-def test_selected_blocks(tmp_path: Path) -> None:
-    store = write_blocks(tmp_path / "b.arrow", pack([np.arange(40)], 4), 100)
-    chosen = SelectedBlocks(store, np.array([2, 7]))
-    assert [int(block.ids[0]) for block in chosen] == [8, 28]
-    with pytest.raises(InputError, match=r"0\.\.9"):
-        SelectedBlocks(store, np.array([10]))

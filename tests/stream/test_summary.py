@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lifelong.errors import InputError
+from lifelong.report.domain_table import summary_table
 from lifelong.stream.domain import Domain, load_domain
 from lifelong.stream.source import read_documents
 from lifelong.stream.summary import add_domain, describe_domain, list_domains
@@ -93,10 +96,13 @@ def test_add_domain_writes_a_card_that_works_from_anywhere(known: Path, monkeypa
         ({"name": "x", "files": ["nothing.jsonl"]}, "matches no file"),
         ({"name": "x", "files": ["bad.jsonl"]}, r"bad\.jsonl:2"),
         ({"name": "x", "files": ["a.jsonl"], "text_fild": "t"}, "did you mean 'text_field'"),
+        ({"name": "x", "files": ["a.jsonl"], "dedup": "nearly"}, r"x\.yaml \(not written\):\d: dedup: input should be"),
+        ({"name": "x", "files": ["folder"]}, r"is a folder; name its files, for example .*folder/\*\.jsonl\.gz"),
     ],
 )
 def test_add_domain_writes_nothing_when_it_fails(known: Path, arguments: Any, message: str) -> None:
     _write(known / "a.jsonl", sentences(24, 100))
+    (known / "folder").mkdir()
     (known / "bad.jsonl").write_text('{"text": "fine"}\n{"text": 3}\n', encoding="utf-8")
     with pytest.raises(InputError, match=message):
         add_domain(**arguments)
@@ -110,3 +116,17 @@ def test_add_domain_does_not_overwrite(known: Path) -> None:
     with pytest.raises(InputError, match="there is a card of this name"):
         add_domain("x", files=["a.jsonl"], licence="other")
     assert card.read_bytes() == before
+
+
+def test_a_domain_is_shown_in_80_columns_whatever_its_text_holds(known: Path) -> None:
+    texts = ["A text with [/bold] and [red] and \\[brackets] in it. " * 8, *sentences(26, 60)]
+    _write(known / "a.jsonl", texts)
+    _, summary = add_domain("x", files=["a.jsonl"], licence="see [/LICENCE]")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(summary))
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "[/bold] and [red]" in " ".join(shown.split())
+    assert "see [/LICENCE]" in shown
+    assert f"of {summary.compared:,} documents (0.0%)" in shown
+    assert "sample 3" in shown

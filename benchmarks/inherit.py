@@ -1,0 +1,492 @@
+"""The KI loss against plain forms of the common alternatives: peak memory and time of the head, and a whole step.
+
+The alternatives are written here from their description, in plain PyTorch, each in a few lines; they are not the
+packages themselves. Forms take turns in one process; times are medians, ratios are medians of the ratios of each
+round, so that load from elsewhere falls on all of them. Memory is the rise of the resident set (Linux) or of the
+allocator's peak (CUDA) over what was there before, gradients of hidden states and embedding included.
+
+    python benchmarks/inherit.py [--tokens 4096] [--width 512] [--vocab 50257] [--rounds 5] [--part NAME]
+    python benchmarks/inherit.py --clock cpu     # on a machine whose cores others use: seconds of this process alone
+    python benchmarks/inherit.py --device cuda --dtype bfloat16 --vocab 128256 --tokens 16384 --width 2048
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import itertools
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+import transformers
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss, loss_head
+from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, block_keys, fill_cache
+from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.schedule import make_schedule
+from lifelong.inherit.sparse import RandomSampling, TauSampler, TopK, scheme_to_json
+from lifelong.inherit.teachers import CachedTeacher, OnlineTeacher, block_probabilities
+
+ALPHA = 0.5
+clock = time.perf_counter
+Form = Callable[[], Tensor]
+
+
+# --- the alternatives -------------------------------------------------------------------------------------------
+
+
+def lm_full(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """What transformers does: all logits, raised to float32, cross-entropy."""
+    return F.cross_entropy((hidden @ weight.T).float(), labels)
+
+
+class ChunkedHead(torch.autograd.Function):
+    """A cross-entropy head whose gradient is computed chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, rows: int) -> Tensor:
+        """Loss; the gradients are kept."""
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(hidden), rows):
+            part, label = hidden[start : start + rows], labels[start : start + rows]
+            logits = (part @ weight.T).float()
+            log_probabilities = logits.log_softmax(1)
+            loss -= log_probabilities.gather(1, label[:, None]).sum()
+            grad = log_probabilities.exp_()
+            grad.scatter_add_(1, label[:, None], grad.new_full((len(label), 1), -1.0))
+            grad = (grad / len(hidden)).to(hidden.dtype)
+            grad_hidden[start : start + rows] = grad @ weight
+            grad_weight += grad.T @ part
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return loss / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """What was kept, scaled."""
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * upstream[0], grad_weight * upstream[0], None, None
+
+
+def _mixed_loss(logits: Tensor, teacher: Tensor, labels: Tensor, tau: float, reduction: str = "sum") -> Tensor:
+    ce = F.cross_entropy(logits.float(), labels, reduction=reduction)
+    kl = F.kl_div(
+        (logits.float() / tau).log_softmax(1), (teacher.float() / tau).log_softmax(1), reduction="sum", log_target=True
+    )
+    return (1 - ALPHA) * ce + ALPHA * tau**2 * kl
+
+
+def ki_full(hidden: Tensor, weight: Tensor, labels: Tensor, t_hidden: Tensor, t_weight: Tensor, tau: float) -> Tensor:
+    """Both `[N, V]` logits whole."""
+    with torch.no_grad():
+        teacher = t_hidden @ t_weight.T
+    return _mixed_loss(hidden @ weight.T, teacher, labels, tau) / len(labels)
+
+
+def ki_chunked_autograd(
+    hidden: Tensor, weight: Tensor, labels: Tensor, t_hidden: Tensor, t_weight: Tensor, tau: float, recompute: bool
+) -> Tensor:
+    """Chunks of 256 rows under autograd: every chunk's softmax is kept for backward, or computed again there."""
+
+    def part(h: Tensor, w: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher = t @ t_weight.T
+        return _mixed_loss(h @ w.T, teacher, y, tau)
+
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for rows in torch.arange(len(labels), device=labels.device).split(256):
+        inputs = (hidden[rows], weight, labels[rows], t_hidden[rows])
+        total = total + (checkpoint(part, *inputs, use_reentrant=False) if recompute else part(*inputs))
+    return total / len(labels)
+
+
+def subset_kl(hidden: Tensor, weight: Tensor, labels: Tensor, ids: Tensor, probabilities: Tensor) -> Tensor:
+    """A cache under autograd: all student logits, log-softmax, KL over the K gathered entries."""
+    log_probabilities = (hidden @ weight.T).float().log_softmax(1)
+    ce = -log_probabilities.gather(1, labels[:, None]).sum()
+    kl = -(probabilities * log_probabilities.gather(1, ids)).sum()
+    return ((1 - ALPHA) * ce + ALPHA * kl) / len(labels)
+
+
+# --- measuring --------------------------------------------------------------------------------------------------
+
+
+class Peak:
+    """Rise of memory in MB over what was there on entry."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.megabytes = device, 0.0
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            self.before = resident("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        after = torch.cuda.max_memory_allocated() if self.device == "cuda" else resident("VmHWM")
+        self.megabytes = (after - self.before) / 1e6
+
+
+def resident(field: str) -> int:
+    """Bytes from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def take_turns(
+    forms: dict[str, Callable[[], Any]], rounds: int, device: str, before: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Seconds of every form in every round, forward and backward; the first round is thrown away."""
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    for number in range(rounds + 1):
+        for name, form in forms.items():
+            before()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = clock()
+            form().backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if number:
+                seconds[name].append(clock() - started)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
+    """Median over the rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def head_forms(options: argparse.Namespace) -> tuple[dict[str, Form], Callable[[int], None]]:
+    """Loss heads on random hidden states, and what sets the number of tokens."""
+    device, dtype = options.device, getattr(torch, options.dtype)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * scale).to(device, dtype)
+
+    n, d, v = options.tokens, options.width, options.vocab
+    weight, t_weight = draw(v, d, scale=2.0 * d**-0.5).requires_grad_(), draw(v, d, scale=2.0 * d**-0.5)
+    full = {
+        "hidden": draw(n, d), "t_hidden": draw(n, d),
+        "labels": torch.randint(0, v, (n,), generator=generator).to(device),
+        "ids": torch.stack([torch.randperm(v, generator=generator)[:64] for _ in range(n)]).to(device),
+        "probabilities": torch.rand(n, 64, generator=generator).softmax(1).to(device),
+    }  # fmt: skip
+    x: dict[str, Tensor] = {}
+
+    def use(tokens: int) -> None:
+        for name, tensor in full.items():
+            x[name] = tensor[:tokens].clone()
+        x["hidden"].requires_grad_()
+        x["weight"] = weight
+        weight.grad = None
+
+    def plain() -> tuple[Tensor, Tensor, Tensor]:
+        return x["hidden"], x["weight"], x["labels"]
+
+    def ours(tau: float) -> Form:
+        return lambda: ki_loss(*plain(), targets=OnlineTarget(x["t_hidden"], t_weight), alpha=ALPHA, temperature=tau)
+
+    def cached(k: int) -> Form:
+        return lambda: ki_loss(*plain(), targets=CachedTarget(x["ids"][:, :k], x["probabilities"][:, :k]), alpha=ALPHA)
+
+    def teacher() -> tuple[Tensor, Tensor]:
+        return x["t_hidden"], t_weight
+
+    forms: dict[str, Form] = {
+        "LM, chunked head": lambda: ChunkedHead.apply(*plain(), max(64, (15 << 19) // v)),
+        "LM, all logits": lambda: lm_full(*plain()),
+        "LM, ours": lambda: ki_loss(*plain()),
+        "KI online, ours, tau 1": ours(1.0),
+        "KI online, ours, tau 2": ours(2.0),
+        "KI cached, ours, K 12": cached(12),
+        "KI cached, ours, K 64": cached(64),
+        "KI online, all logits": lambda: ki_full(*plain(), *teacher(), 2.0),
+        "KI online, chunks under autograd": lambda: ki_chunked_autograd(*plain(), *teacher(), 2.0, recompute=False),
+        "KI online, chunks recomputed": lambda: ki_chunked_autograd(*plain(), *teacher(), 2.0, recompute=True),
+        "KI cached, gathered from all logits": lambda: subset_kl(*plain(), x["ids"], x["probabilities"]),
+    }
+    return {name: form for name, form in forms.items() if options.only in name}, use
+
+
+def bench_head(options: argparse.Namespace) -> dict[str, Any]:
+    """Memory at N tokens, time at a quarter of them."""
+    forms, use = head_forms(options)
+    use(options.tokens // 4)
+    hidden_like = options.tokens // 4
+    seconds = take_turns(forms, options.rounds, options.device, lambda: use(hidden_like)) if options.rounds else {}
+    rows = {}
+    base = next(iter(forms))
+    for name, form in forms.items():
+        megabytes = []
+        for tokens in (options.tokens // 2, options.tokens):
+            use(tokens)
+            with Peak(options.device) as peak:
+                form().backward()
+            megabytes.append(peak.megabytes)
+        rows[name] = {
+            "milliseconds": statistics.median(seconds[name]) * 1e3 if seconds else math.nan,
+            "ratio": ratio(seconds, name, base) if seconds else math.nan,
+            "megabytes": megabytes[1],
+            "bytes_per_token": (megabytes[1] - megabytes[0]) * 1e6 / (options.tokens - options.tokens // 2),
+        }
+        print(
+            f"{name:38} {rows[name]['milliseconds']:9.1f} ms {rows[name]['ratio']:6.2f}x "
+            f"{rows[name]['megabytes']:8.0f} MB {rows[name]['bytes_per_token']:9.0f} B/token",
+            flush=True,
+        )
+    return rows
+
+
+# --- a whole step -----------------------------------------------------------------------------------------------
+
+
+def step_batch(options: argparse.Namespace, objective: str) -> dict[str, Tensor]:
+    """Sequences of one document each, so that plain transformers computes the same thing."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, options.step_vocab, (options.batch, 128), generator=generator)
+    labels = ids.clone()
+    if objective == "mlm":
+        hidden = torch.rand(ids.shape, generator=generator) < 0.15
+        labels[~hidden] = -100
+        ids[hidden] = 4
+    else:
+        labels[:, 0] = -100
+    batch = {
+        "input_ids": ids, "labels": labels, "segment_ids": torch.ones_like(ids),
+        "position_ids": torch.arange(128).repeat(options.batch, 1),
+    }  # fmt: skip
+    return {name: tensor.to(options.device) for name, tensor in batch.items()}
+
+
+def step_model(options: argparse.Namespace, objective: str) -> Any:
+    """A LLaMA for clm, a BERT without dropout for mlm."""
+    torch.manual_seed(0)
+    quiet = {} if objective == "clm" else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.AutoConfig.for_model(
+        "llama" if objective == "clm" else "bert", vocab_size=options.step_vocab, hidden_size=options.step_width,
+        intermediate_size=4 * options.step_width, num_hidden_layers=options.layers, num_attention_heads=4,
+        max_position_embeddings=256, **quiet,
+    )  # fmt: skip
+    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
+    return auto.from_config(config).to(options.device, getattr(torch, options.dtype))
+
+
+def bench_step(options: argparse.Namespace, objective: str) -> dict[str, float]:
+    """Forward, backward and optimizer, as ratios to the plain step of transformers."""
+    model, batch = step_model(options, objective), step_batch(options, objective)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+
+    def plain() -> Tensor:
+        cache = {"use_cache": False} if objective == "clm" else {}
+        return model(input_ids=batch["input_ids"], labels=batch["labels"], **cache).loss
+
+    def ours(inheritor: Inheritor | None) -> Form:
+        def loss() -> Tensor:
+            with loss_head(model, objective):
+                inheritance = inheritor.for_batch(batch, progress=0.0, step=next(steps)) if inheritor else None
+                return model(**batch, inheritance=inheritance).loss
+
+        return loss
+
+    def taught(teacher: Any, alpha: float = ALPHA, tau: float = 2.0, **settings: Any) -> Form:
+        return ours(Inheritor(teacher, make_schedule("constant", alpha=alpha), temperature=tau, **settings))
+
+    def online() -> OnlineTeacher:
+        return OnlineTeacher(step_model(options, objective), objective)
+
+    steps = itertools.count()
+    with tempfile.TemporaryDirectory() as folder:
+        forms = {
+            "plain transformers": plain,
+            "ours": ours(None),
+            "ours, alpha 0": taught(online(), alpha=0.0),
+            "ours, online, tau 1": taught(online(), tau=1.0),
+            "ours, online, tau 2": taught(online()),
+            "ours, online, Bernoulli 0.5": taught(online(), bernoulli=True),
+            "ours, cached": taught(cached_teacher(options, objective, batch, Path(folder))),
+        }
+
+        def whole(form: Form) -> Callable[[], Any]:
+            class Step:
+                """Has a backward pass, like a loss, and an optimizer step after it."""
+
+                def backward(self) -> None:
+                    form().backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+            return Step
+
+        forms = {
+            name: form for name, form in forms.items() if options.only in name or name in ("plain transformers", "ours")
+        }
+        timed = {name: whole(form) for name, form in forms.items()}
+        seconds = take_turns(timed, 2 * options.rounds, options.device, lambda: None)
+    print(f"{objective}: {options.layers} layers, width {options.step_width}, vocabulary {options.step_vocab}")
+    rows = {name: ratio(seconds, name, "plain transformers") for name in forms}
+    rows |= {f"{name}, to ours alone": ratio(seconds, name, "ours") for name in forms if name.startswith("ours, ")}
+    for name, value in rows.items():
+        print(f"{name:38} {value:6.3f}x", flush=True)
+    return rows
+
+
+def cached_teacher(
+    options: argparse.Namespace, objective: str, batch: dict[str, Tensor], folder: Path
+) -> CachedTeacher:
+    """What a model says about the batch, in a cache on disk; its keys and its decoding are part of a step."""
+    settings = CacheSettings(scheme_to_json(TauSampler()), 2.0, options.step_vocab, "t", "m", objective, 128)
+    model = OnlineTeacher(step_model(options, objective), objective)
+    with torch.inference_mode():
+        fill_cache(CacheWriter(folder / "cache", settings), [batch], lambda part: block_probabilities(model, part, 2.0))
+    return CachedTeacher(folder / "cache", tokenizer="t", temperature=2.0, objective=objective, sequence_length=128)
+
+
+# --- the cache --------------------------------------------------------------------------------------------------
+
+
+def like_a_language_model(rows: int, vocab: int, spread: float, generator: torch.Generator) -> Tensor:
+    """Distributions over a vocabulary of Zipf frequencies, each with its own noise and its own sharpness."""
+    unigram = -1.05 * torch.log(torch.arange(1, vocab + 1) + 2.7)
+    sharpness = 0.5 + torch.rand(rows, 1, generator=generator)
+    return (unigram + spread * sharpness * torch.randn(rows, vocab, generator=generator)).softmax(1)
+
+
+def bench_cache(options: argparse.Namespace) -> dict[str, Any]:
+    """Bytes on disk, seconds to write and to read, and the error of the target, for each scheme."""
+    generator = torch.Generator().manual_seed(0)
+    blocks, length = 16, 128
+    labels = torch.randint(0, options.vocab, (blocks, length + 1), generator=generator)
+    labels[:, 0] = -100
+    batch = {
+        "input_ids": labels.clamp(min=0), "labels": labels, "segment_ids": torch.ones_like(labels),
+        "position_ids": torch.arange(length + 1).repeat(blocks, 1),
+    }  # fmt: skip
+    said = [like_a_language_model(length, options.vocab, options.spread, generator) for _ in range(blocks)]
+    entropy = float(torch.stack([-(torch.xlogy(p, p)).sum(1).mean() for p in said]).mean() / math.log(2))
+    print(f"cache: vocabulary {options.vocab}, mean entropy {entropy:.2f} bits")
+    schemes = {
+        "tau 1/20": TauSampler(1 / 20), "tau 1/50": TauSampler(1 / 50), "top-12": TopK(12), "top-64": TopK(64),
+        "50 draws": RandomSampling(50),
+    }  # fmt: skip
+    rows: dict[str, Any] = {"entropy_bits": entropy}
+    for name, scheme in schemes.items():
+        settings = CacheSettings(scheme_to_json(scheme), 1.0, options.vocab, "t", "m", "clm", length + 1)
+        with tempfile.TemporaryDirectory() as folder:
+            started = clock()
+            fill_cache(CacheWriter(Path(folder) / "c", settings), [batch], lambda _: (iter([p]) for p in said))
+            writing = clock() - started
+            cache = TargetCache(Path(folder) / "c")
+            size = sum(path.stat().st_size for path in (Path(folder) / "c").rglob("*.arrow"))
+            book = 2 * len(cache._shards[0].book.tokens)
+            keys, reading = block_keys(batch), []
+            for number in range(30):
+                order = torch.randperm(blocks, generator=torch.Generator().manual_seed(number)).tolist()
+                started = clock()
+                ids, _, _ = cache.read([keys[i] for i in order])
+                reading.append(clock() - started)
+        error, bias = target_error(scheme, said[0], options.draws)
+        tokens = blocks * length
+        rows[name] = {
+            "entries": float((ids >= 0).sum() / tokens), "bytes_per_token": (size - book) / tokens,
+            "codebook_bytes": book, "million_tokens_per_second": tokens / min(reading) / 1e6,
+            "read_median": tokens / statistics.median(reading) / 1e6,
+            "microseconds_to_write_a_token": writing / tokens * 1e6, "squared_error": error,
+            "largest_bias_sigmas": bias,
+        }  # fmt: skip
+        row = rows[name]
+        print(
+            f"{name:9} {row['entries']:5.1f} entries {row['bytes_per_token']:6.1f} B/token and {book:,} B a shard, "
+            f"read {row['million_tokens_per_second']:.2f} M tokens/s (median {row['read_median']:.2f}), "
+            f"written {row['microseconds_to_write_a_token']:.0f} us/token, squared error {error:.1e}, "
+            + ("biased" if bias is None else f"|bias| {bias:.1f} sigma"),
+            flush=True,
+        )
+    return rows
+
+
+def target_error(scheme: Any, said: Tensor, draws: int) -> tuple[float, float | None]:
+    """Mean squared L2 error of one draw; largest |mean - p| in sigmas of the scheme's own variance where p > 1e-3."""
+    p, copies = said[:8], 20
+    exact = p.double().numpy()
+    rng = np.random.default_rng(1)
+    total, squares = np.zeros(p.shape), 0.0
+    for _ in range(max(1, draws // copies)):
+        rows = scheme.sparsify(p.repeat(copies, 1), rng)
+        values = np.full(len(rows.ids), scheme.unit)
+        values[rows.coded] = scheme.values(rows.codes)
+        owner = np.repeat(np.arange(copies * len(p)), rows.counts) % len(p)
+        np.add.at(total, (owner, rows.ids), values)
+        was = exact[owner, rows.ids]
+        squares += float(((values - was) ** 2 - was**2).sum()) + copies * float((exact**2).sum())
+    number = copies * max(1, draws // copies)
+    if isinstance(scheme, TauSampler):
+        code = (exact - scheme.tau) / (1 - scheme.tau) * 255 % 1
+        rounding = code * (1 - code) * ((1 - scheme.tau) / 255) ** 2
+        variance = np.where(exact >= scheme.tau, rounding, exact * np.clip(scheme.tau - exact, 0, None))
+    elif isinstance(scheme, RandomSampling):
+        variance = exact * (1 - exact) / scheme.draws
+    else:
+        return squares / number / len(p), None
+    sigmas = np.abs(total / number - exact) / np.sqrt(variance / number + 1e-14)
+    return squares / number / len(p), float(sigmas[exact > 1e-3].max())
+
+
+def main() -> None:
+    global clock  # noqa: PLW0603 - one clock for all parts
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--vocab", type=int, default=50257)
+    parser.add_argument("--rounds", type=int, default=5, help="of the timing of heads; 0: memory alone")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--layers", type=int, default=4, help="of the model of a whole step")
+    parser.add_argument("--step-width", type=int, default=256)
+    parser.add_argument("--step-vocab", type=int, default=16384)
+    parser.add_argument("--spread", type=float, default=5.0, help="of the logits of a synthetic teacher")
+    parser.add_argument("--draws", type=int, default=2000, help="of the check for bias")
+    parser.add_argument("--batch", type=int, default=8, help="sequences of a whole step, of 128 tokens")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: of this process, one thread")
+    parser.add_argument("--only", default="", help="forms whose name has this in it")
+    parser.add_argument("--part", default="all", choices=["head", "step-clm", "step-mlm", "cache", "all"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/inherit.json"))
+    options = parser.parse_args()
+    if options.clock == "cpu":
+        torch.set_num_threads(1)
+        clock = time.process_time
+    result: dict[str, Any] = {"options": {k: str(v) for k, v in vars(options).items()}}
+    if options.part in ("head", "all"):
+        result["head"] = bench_head(options)
+    for objective in ("clm", "mlm"):
+        if options.part in (f"step-{objective}", "all"):
+            result[f"step_{objective}"] = bench_step(options, objective)
+    if options.part in ("cache", "all"):
+        result["cache"] = bench_cache(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What a teacher says about each predicted token: dense through its output embedding, or sparse from a cache.
+
+Letters: N predicted tokens, E teacher width, V vocabulary, K kept entries, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lifelong.errors import InputError
+
+
+@dataclass(frozen=True)
+class OnlineTarget:
+    """A teacher's hidden states and output embedding; its probabilities are formed chunk by chunk.
+
+    Args:
+        hidden_NE: hidden states at the predicted positions.
+        weight_VE: output embedding.
+        bias_V: bias of the output embedding.
+        softcap: bound of tanh soft-capping (Gemma 2), or None.
+        logit_scale: factor on the logits (Granite: 1 / logits_scaling).
+        weight_N: weight of this target in a mixture, per token; 1 where not given.
+        vocab_size: tokens of the vocabulary, where the embedding has more rows than that; the rest is padding
+            and gets probability 0. A teacher that names it may have another number of rows than the student.
+    """
+
+    hidden_NE: Tensor
+    weight_VE: Tensor
+    bias_V: Tensor | None = None
+    softcap: float | None = None
+    logit_scale: float = 1.0
+    weight_N: Tensor | None = None
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True)
+class CachedTarget:
+    """Sparse teacher probabilities, taken at the temperature of the loss.
+
+    Args:
+        ids_NK: token ids, -1 for an empty entry.
+        probabilities_NK: their (estimated) probabilities; a row need not sum to one.
+        weight_N: weight of this target in a mixture, per token; 1 where not given.
+    """
+
+    ids_NK: Tensor
+    probabilities_NK: Tensor
+    weight_N: Tensor | None = None
+
+
+Target = OnlineTarget | CachedTarget
+
+
+def target_rows(target: Target, index: Any) -> Target:
+    """The target of some rows only."""
+    weight_N = None if target.weight_N is None else target.weight_N[index]
+    if isinstance(target, CachedTarget):
+        return CachedTarget(target.ids_NK[index], target.probabilities_NK[index], weight_N)
+    return replace(target, hidden_NE=target.hidden_NE[index], weight_N=weight_N)
+
+
+def active_targets(targets: Sequence[Target]) -> list[Target]:
+    """Those with a weight in these rows; weights that are all 1 are left out, as where one teacher has all rows."""
+    active: list[Target] = []
+    for target in targets:
+        if target.weight_N is not None and not bool((target.weight_N != 0).any()):
+            continue
+        whole = target.weight_N is None or bool((target.weight_N == 1).all())
+        active.append(replace(target, weight_N=None) if whole else target)
+    return active
+
+
+def check_target(target: Target, student_rows: int, vocab_size: int) -> None:
+    """Refuse a target that does not speak of the student's vocabulary.
+
+    Args:
+        target: to check.
+        student_rows: rows of the student's output embedding.
+        vocab_size: those of them that are tokens.
+
+    Raises:
+        InputError: another vocabulary, more entries than tokens, or an id that is no token.
+    """
+    if isinstance(target, OnlineTarget):
+        rows = target.weight_VE.shape[0]
+        if target.vocab_size is None and rows not in (student_rows, vocab_size):
+            raise InputError(
+                f"the teacher has a vocabulary of {rows} tokens, the student of {student_rows}; use a teacher with "
+                "the student's tokenizer, or grow the smaller vocabulary; where they share the tokenizer and differ "
+                "in padding, name the number of real tokens (vocab_size)"
+            )
+        if target.vocab_size is not None and not 0 < target.vocab_size <= min(rows, vocab_size):
+            raise InputError(
+                f"the teacher's vocab_size of {target.vocab_size} does not fit its {rows} rows and the student's "
+                f"{vocab_size} tokens"
+            )
+        return
+    if target.ids_NK.shape[1] > vocab_size:
+        raise InputError(f"a cached target keeps {target.ids_NK.shape[1]} entries of a vocabulary of {vocab_size}")
+    if target.ids_NK.numel() and int(target.ids_NK.max()) >= vocab_size:
+        raise InputError(
+            f"a cached target names token {int(target.ids_NK.max())}, the student's vocabulary has {vocab_size}; "
+            "the cache was written for another tokenizer"
+        )
+
+
+def project(
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    out_CV: Tensor | None = None,
+) -> Tensor:
+    """Float32 logits of a chunk, accumulated in float32 also from bfloat16 (float64 stays float64)."""
+    if hidden_CD.is_cuda and hidden_CD.dtype not in (torch.float32, torch.float64):
+        if weight_VD.dtype == hidden_CD.dtype:
+            logits_CV = torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32)
+        else:
+            logits_CV = hidden_CD.float() @ weight_VD.float().T
+    else:
+        exact = torch.float64 if hidden_CD.dtype == torch.float64 else torch.float32
+        logits_CV = torch.mm(hidden_CD.to(exact), weight_VD.to(exact).T, out=out_CV)
+    if bias_V is not None:
+        logits_CV = logits_CV.add_(bias_V)
+    if logit_scale != 1.0:
+        logits_CV = logits_CV.mul_(logit_scale)
+    if softcap is not None:
+        logits_CV = logits_CV.div_(softcap).tanh_().mul_(softcap)
+    return logits_CV
+
+
+def mixed_entries(targets: list[CachedTarget]) -> tuple[Tensor, Tensor]:
+    """Ids `[C, K]` and probabilities `[C, K]` of a mixture of sparse targets; no id of a row comes twice.
+
+    Empty entries have id 0 and probability 0.
+    """
+    ids_CK = torch.cat([target.ids_NK for target in targets], 1).long()
+    exact = torch.promote_types(targets[0].probabilities_NK.dtype, torch.float32)
+    values_CK = torch.cat([_weighted(target, exact) for target in targets], 1)
+    values_CK = values_CK * (ids_CK >= 0)
+    ids_CK = ids_CK.clamp(min=0)
+    if len(targets) == 1:
+        return ids_CK, values_CK
+    # a token that two teachers name: its last place in sorted order carries the sum, the others nothing
+    ids_CK, order_CK = ids_CK.sort(dim=1, stable=True)
+    values_CK = values_CK.gather(1, order_CK)
+    ends_CK = torch.ones_like(ids_CK, dtype=torch.bool)
+    ends_CK[:, :-1] = ids_CK[:, 1:] != ids_CK[:, :-1]
+    group_CK = ends_CK.long().cumsum(1) - ends_CK.long()
+    sums_CK = torch.zeros_like(values_CK).scatter_add_(1, group_CK, values_CK)
+    return ids_CK, sums_CK.gather(1, group_CK) * ends_CK
+
+
+def _weighted(target: CachedTarget, exact: torch.dtype) -> Tensor:
+    values_CK = target.probabilities_NK.to(exact)
+    return values_CK if target.weight_N is None else values_CK * target.weight_N[:, None].to(exact)
