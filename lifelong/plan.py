@@ -22,6 +22,7 @@ from lifelong.stream.domain import load_domain
 from lifelong.stream.mixing import stage_plan
 from lifelong.train.arguments import DEFAULTS, blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
+from lifelong.train.method import make_methods
 from lifelong.train.schedule import sparkline
 
 OF_THE_DEVICE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile")
@@ -31,7 +32,7 @@ BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage before it is run. FLOPs include those of the teacher; bytes are of weights, gradients, moments.
+    """One stage before it is run. FLOPs include those of teacher and methods; bytes are of weights, gradients, moments.
 
     `learning_rates` are taken in the middle of equal parts of the stage.
     """
@@ -111,11 +112,20 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedSta
         peak_learning_rate=float(arguments.learning_rate),
         warmup_steps=_warmup_steps(recipe, index, arguments, plan.num_steps),
         learning_rates=tuple(stage_curve(recipe, index, arguments, plan.num_steps)),
-        flops=trained * training_flops_per_token(model, length, objective) + teacher_flops,
+        flops=(trained + _method_tokens(recipe, index, plan.num_steps))
+        * training_flops_per_token(model, length, objective)
+        + teacher_flops,
         teacher_flops=teacher_flops,
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
         checkpoint_bytes=parameters * 4,
     )
+
+
+def _method_tokens(recipe: Recipe, index: int, num_steps: int) -> float:
+    """Tokens that the methods pass forward and backward beside training."""
+    earlier = len({section.domain for section in recipe.stages[:index]})
+    methods = make_methods([(method.name, method.settings()) for method in recipe.methods])
+    return sum(method.planned_tokens(num_steps, recipe.sequence_length, earlier) for method in methods)
 
 
 def _warmup_steps(recipe: Recipe, index: int, arguments: Any, num_steps: int) -> int:

@@ -49,6 +49,10 @@ class Plugin(Method):
             share = float(against / dot(self.reference, self.reference))
             add_to_gradients(parameters, self.reference, -self.strength * share)
 
+    def planned_tokens(self, num_steps: int, sequence_length: int, earlier_domains: int) -> float:
+        """A sample at every step."""
+        return float(num_steps * self.samples * sequence_length if earlier_domains else 0)
+
     def end_stage(self, context: StageContext) -> None:
         """Nothing stays behind."""
         del context

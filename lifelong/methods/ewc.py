@@ -29,6 +29,11 @@ class Plugin(AnchoredMethod):
         if not 0 <= self.decay <= 1:
             raise InputError(f"methods.ewc.decay: lies between 0 and 1, not {self.decay}")
 
+    def planned_tokens(self, num_steps: int, sequence_length: int, earlier_domains: int) -> float:
+        """One pass over the rows."""
+        del num_steps, earlier_domains
+        return float(self.samples * sequence_length)
+
     def end_stage(self, context: StageContext) -> None:
         """Measure what the stage's domain depends on."""
         fisher = fisher_information(context, self.samples)

@@ -63,6 +63,10 @@ class Plugin(Method):
         for reference, factor in zip(self.references, dual_solution(gram, along, self.margin), strict=True):
             add_to_gradients(parameters, reference, self.strength * float(factor))
 
+    def planned_tokens(self, num_steps: int, sequence_length: int, earlier_domains: int) -> float:
+        """A sample of every earlier domain at every step."""
+        return float(num_steps * self.samples * sequence_length * earlier_domains)
+
     def end_stage(self, context: StageContext) -> None:
         """Nothing stays behind."""
         del context

@@ -31,6 +31,11 @@ class Plugin(AnchoredMethod):
 
     samples: int = 64
 
+    def planned_tokens(self, num_steps: int, sequence_length: int, earlier_domains: int) -> float:
+        """One pass over the rows for the outputs, one for their scale."""
+        del num_steps, earlier_domains
+        return 2.0 * self.samples * sequence_length
+
     def end_stage(self, context: StageContext) -> None:
         """Measure how much the outputs move with every weight."""
         sensitivity = mean_over_rows(context, self.samples, self._per_row(context))

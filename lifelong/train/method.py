@@ -121,6 +121,11 @@ class Method:
         """Files to lay beside the stage's model: file name -> tensors, written as safetensors."""
         return {}
 
+    def planned_tokens(self, num_steps: int, sequence_length: int, earlier_domains: int) -> float:
+        """What `extra_tokens` will be after a stage, as far as it is known beforehand."""
+        del num_steps, sequence_length, earlier_domains
+        return 0.0
+
     def state_dict(self) -> dict[str, Tensor]:
         """What a later stage or a resumed run needs."""
         return {}

@@ -14,7 +14,7 @@ from lifelong.pipeline import check_recipe, run_recipe
 from lifelong.plugins import load_plugin, plugin_names
 from lifelong.recipe import parse_recipe
 from lifelong.train.method import make_methods
-from tests.laws.stages import Run, same
+from tests.laws.stages import LENGTH, STEPS, Run, same
 from tests.pipeline_runs import recipe_data, write_domain
 
 METHODS = plugin_names("lifelong.methods")
@@ -96,6 +96,13 @@ def test_its_state_survives_a_save_and_a_load(trained):
     (method,) = make_methods([(name, {})])
     method.load_state_dict(run.made[0].state_dict())
     assert same(method.state_dict(), run.made[0].state_dict())
+
+
+def test_what_it_plans_to_compute_is_what_it_computes(trained):
+    """Where it can be known beforehand; nothing is planned that is not done."""
+    _, run = trained
+    (method,) = run.made
+    assert method.planned_tokens(STEPS, LENGTH, 1) in (0.0, method.extra_tokens)
 
 
 @pytest.mark.parametrize("name", METHODS)
