@@ -19,6 +19,7 @@ NAMED_LINES = NUM_COLOURS * len(DASHES)  # more lines than this are told apart b
 END_LABELS = 12
 DOTS = 400
 CHARACTER_WIDTH = 6.6
+BOLD_WIDTH = 1.15 * CHARACTER_WIDTH  # names at the ends of lines
 TICKS = 5
 
 
@@ -117,7 +118,7 @@ class Chart:
             ys[index] = min(ys[index], limit) if excess else ys[index]
         x = WIDTH - self.right + 6
         for y, (_, text, colour) in zip(ys, places, strict=True):
-            room = int((self.right - 8) / CHARACTER_WIDTH)
+            room = int((self.right - 8) / BOLD_WIDTH)
             cut = text if len(text) <= room else text[: room - 1] + "…"
             self.parts.append(
                 f'<text class=name x={x} y={y + 4:.1f} style="fill:{colour}">{escape(cut)}'
@@ -173,7 +174,7 @@ def life_chart(history: RunHistory) -> str:
     longest = max((len(name) for name in names), default=0)
     chart = Chart(
         max((x for x, _ in points), default=1.0), [y for _, y in points], height=380,
-        right=min(150, 14 + int(CHARACTER_WIDTH * longest)) if labelled else 16,
+        right=min(165, 14 + int(BOLD_WIDTH * longest)) if labelled else 16,
     )  # fmt: skip
     chart.bands([(span.domain, span.start, span.end, "▲ grown" if span.grown else "") for span in spans])
     dots = len(points) <= DOTS
