@@ -112,13 +112,14 @@ def plan(
 
     loaded = load_recipe(recipe, overrides or ())
     quiet_libraries()
-    from lifelong.plan import plan_recipe, plan_table
+    from lifelong.plan import plan_recipe, plan_table, rates_table
 
     stages = plan_recipe(loaded)
     if as_json:
         typer.echo(json.dumps(stages.to_json(), indent=1))
     else:
         _print(plan_table(stages))
+        _print(rates_table(stages))
 
 
 @app.command()

@@ -18,6 +18,7 @@ from lifelong.errors import InputError
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import model_shape, new_config
 from lifelong.history import read_losses, write_losses
+from lifelong.learning_rates import next_model_folder
 from lifelong.ledger import INITIAL, Ledger
 from lifelong.recipe import Recipe
 from lifelong.records import RunObserver, StageRecord
@@ -183,7 +184,7 @@ def last_model(ledger: Ledger, recipe: Recipe) -> PreTrainedModel:
     """The model of the last committed stage."""
     if not ledger.stages:
         return initial_model(recipe, load_tokenizer(ledger.out / INITIAL / "tokenizer"))
-    return load_model(ledger.stage_folder(ledger.stages[-1]) / "model", recipe.objective)
+    return load_model(next_model_folder(ledger.stage_folder(ledger.stages[-1])), recipe.objective)
 
 
 def package_versions() -> dict[str, str]:

@@ -39,6 +39,7 @@ from lifelong.replay import check_steering
 from lifelong.report import write_report
 from lifelong.selection import check_selection
 from lifelong.stage import StageRun
+from lifelong.stage_methods import check_methods
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
 from lifelong.stream.heldout import write_heldout
@@ -46,7 +47,6 @@ from lifelong.stream.injection import read_facts
 from lifelong.stream.tokenize import load_tokenizer
 from lifelong.teaching import check_teachers
 from lifelong.train.arguments import check_train_section
-from lifelong.train.method import make_methods
 from lifelong.train.stage_trainer import StopRequest
 
 
@@ -237,14 +237,14 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     for index, stage in enumerate(recipe.stages):
         lines += check_train_section(stage.train, f"stages[{index}].train")
     with collecting(lines):
-        make_methods([(method.name, method.settings()) for method in recipe.methods])
+        check_methods(recipe)
     with collecting(lines):
         if recipe.model.checkpoint is not None and start == 0:
             config = load_config(recipe.model.checkpoint, recipe.model.revision)
         check_growth(recipe, start, config)
     lines += check_selection(recipe, start)
     names = []
-    for card in dict.fromkeys(stage.domain for stage in recipe.stages[start:]):
+    for card in dict.fromkeys(name for stage in recipe.stages[start:] for name in (stage.domain, *stage.together_with)):
         with collecting(lines):
             names.append(load_domain(card).name)
     with collecting(lines):
@@ -293,7 +293,7 @@ def may_be_mended(ledger: Ledger, different: Sequence[str]) -> bool:
     done = len(ledger.stages)
     if not done or not list(ledger.out.glob(f"rejected/{done:02d}-*")):
         return False
-    sections = {"replay", "budget", "inherit", "recover", "methods", "train"}
+    sections = {"replay", "budget", "inherit", "recover", "methods", "train", "lr"}
 
     def concerns_the_future(key: str) -> bool:
         stage = re.match(r"stages\[(\d+)\]\.(tokens|train|select)", key)

@@ -15,19 +15,27 @@ from lifelong.checkpoint import load_config
 from lifelong.context import meta_model
 from lifelong.expand import model_shape, plan_expansion
 from lifelong.initial import fresh_config
+from lifelong.learning_rates import stage_curve
 from lifelong.pipeline import check_recipe
 from lifelong.recipe import InheritSection, Recipe
 from lifelong.stream.domain import load_domain
 from lifelong.stream.mixing import stage_plan
 from lifelong.train.arguments import DEFAULTS, blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
+from lifelong.train.method import make_methods
+from lifelong.train.schedule import sparkline
 
+OF_THE_DEVICE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile")
+"""TrainingArguments asks for the device that these need; a plan is made on any machine."""
 BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage before it is run. FLOPs include those of the teacher; bytes are of weights, gradients, moments."""
+    """One stage before it is run. FLOPs include those of teacher and methods; bytes are of weights, gradients, moments.
+
+    `learning_rates` are taken in the middle of equal parts of the stage.
+    """
 
     index: int
     domain: str
@@ -38,6 +46,7 @@ class PlannedStage:
     replay_share: float
     peak_learning_rate: float
     warmup_steps: int
+    learning_rates: tuple[float, ...]
     flops: float
     teacher_flops: float
     training_state_bytes: int
@@ -79,7 +88,8 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
 
 def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedStage:
     section, length, objective = recipe.stages[index], recipe.sequence_length, recipe.objective
-    arguments = training_arguments({**recipe.train, **section.train}, output_dir=Path("unused"), max_steps=1, seed=0)
+    train = {key: value for key, value in {**recipe.train, **section.train}.items() if key not in OF_THE_DEVICE}
+    arguments = training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0)
     plan = stage_plan(section.tokens, length, blocks_per_step(arguments))
     recover = recipe.recover.tokens if recipe.recover and section.expand and index else 0
     model = meta_model(config, objective)
@@ -100,12 +110,29 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedSta
         steps=trained // plan.tokens_per_step,
         replay_share=recipe.replay.share if recipe.replay and index else 0.0,
         peak_learning_rate=float(arguments.learning_rate),
-        warmup_steps=int(arguments.get_warmup_steps(plan.num_steps)),
-        flops=trained * training_flops_per_token(model, length, objective) + teacher_flops,
+        warmup_steps=_warmup_steps(recipe, index, arguments, plan.num_steps),
+        learning_rates=tuple(stage_curve(recipe, index, arguments, plan.num_steps)),
+        flops=(trained + _method_tokens(recipe, index, plan.num_steps))
+        * training_flops_per_token(model, length, objective)
+        + teacher_flops,
         teacher_flops=teacher_flops,
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
         checkpoint_bytes=parameters * 4,
     )
+
+
+def _method_tokens(recipe: Recipe, index: int, num_steps: int) -> float:
+    """Tokens that the methods pass forward and backward beside training."""
+    earlier = len({section.domain for section in recipe.stages[:index]})
+    methods = make_methods([(method.name, method.settings()) for method in recipe.methods])
+    return sum(method.planned_tokens(num_steps, recipe.sequence_length, earlier) for method in methods)
+
+
+def _warmup_steps(recipe: Recipe, index: int, arguments: Any, num_steps: int) -> int:
+    if recipe.lr is None:
+        return int(arguments.get_warmup_steps(num_steps))
+    warms = recipe.lr.policy not in ("continue", "infinite") or index == 0
+    return round(recipe.lr.warmup * num_steps) if warms else 0
 
 
 def taught_share(inherit: InheritSection) -> float:
@@ -158,4 +185,20 @@ def plan_table(plan: RunPlan) -> Table:
         "all", "", "", "", f"{sum(s.tokens for s in plan.stages) / 1e6:.2f}M",
         str(sum(s.steps for s in plan.stages)), "", f"{sum(s.flops for s in plan.stages) / 1e15:.3g}",
     )  # fmt: skip
+    return table
+
+
+def rates_table(plan: RunPlan) -> Table:
+    """Learning rate and memory of every stage, for a terminal of 80 columns; all curves on one scale."""
+    table = Table(title="learning rate over each stage, and memory of weights, gradients and moments in float32")
+    for heading in ("stage", "peak", "start", "end", "curve", "train GB", "saved GB"):
+        table.add_column(heading, justify="left" if heading in ("stage", "curve") else "right")
+    top = max((rate for stage in plan.stages for rate in stage.learning_rates), default=1.0)
+    for stage in plan.stages:
+        rates = list(stage.learning_rates)
+        shown = [f"{max(rates):.1e}", f"{rates[0]:.1e}", f"{rates[-1]:.1e}"] if rates else ["", "", ""]
+        table.add_row(
+            str(stage.index), *shown, sparkline(rates, top),
+            f"{stage.training_state_bytes / 1e9:.3g}", f"{stage.checkpoint_bytes / 1e9:.3g}",
+        )  # fmt: skip
     return table

@@ -28,6 +28,7 @@ from pydantic import (
 
 from lifelong.errors import InputError, UnknownNameError, nearest
 from lifelong.plugins import plugin_names, shipped_folder
+from lifelong.recipe_files import read_with_base, recipe_file, recipe_names
 
 
 class Yaml(yaml.SafeLoader):
@@ -218,12 +219,13 @@ class SelectSection(Section):
 
 
 class StageSection(Section):
-    """One domain of the stream."""
+    """One domain of the stream; `together_with` are others that are trained on in equal parts (joint training)."""
 
     domain: str
     tokens: PositiveCount
     expand: ExpandSection | None = None
     select: SelectSection | None = None
+    together_with: tuple[str, ...] = ()
     train: dict[str, Any] = {}
 
 
@@ -392,6 +394,25 @@ class MethodSection(BaseModel):
         return dict(self.model_extra or {})
 
 
+class LrSection(Section):
+    """The learning rate over the whole stream; without it every stage follows `train.lr_scheduler_type`."""
+
+    policy: Literal["rewarm", "continue", "wsd", "infinite", "autoregressive"] = "rewarm"
+    warmup: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.05
+    decay: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)] = 0.2
+    floor: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.0
+    constant: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1)] = 1.0
+    cooldown: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> LrSection:
+        if self.policy == "infinite" and self.warmup + self.cooldown + self.decay > 1:
+            raise ValueError("warmup, cooldown and decay are parts of the first stage: together at most 1")
+        if self.policy == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError("warmup and decay are parts of a stage: together at most 1")
+        return self
+
+
 class Expectation(Section):
     """A value that `lifelong report` checks; the tolerance is relative if it ends in %, else absolute."""
 
@@ -415,6 +436,7 @@ class Recipe(Section):
     methods: tuple[MethodSection, ...] = ()
     budget: dict[str, Annotated[Fraction, Field(gt=0)]] = {}
     train: dict[str, Any] = {}
+    lr: LrSection | None = None
     evaluate: EvaluateSection = EvaluateSection()
     facts: FactsSection | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -432,6 +454,11 @@ class Recipe(Section):
         for domain in self.budget if not any("/" in stage.domain for stage in self.stages) else ():
             if domain not in named:
                 raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
+        for key in ("lr_scheduler_type", "warmup_steps") if self.lr is not None else ():
+            if any(section.get(key) is not None for section in (self.train, *(stage.train for stage in self.stages))):
+                raise ValueError(f"`lr:` decides the learning rate of every stage; take train.{key} out")
+        if self.replay and any(stage.together_with for stage in self.stages):
+            raise ValueError("`stages[].together_with` trains on several domains at once; take `replay:` out")
         if self.facts and self.facts.stage >= len(self.stages):
             raise ValueError(f"`facts.stage` is {self.facts.stage}; the stages are 0 to {len(self.stages) - 1}")
         if self.inherit and self.inherit.on == "replay" and not self.replay:
@@ -473,6 +500,13 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         InputError: no such recipe, no YAML, or any number of wrong keys and values, all in one message.
     """
     path = find_recipe(str(recipe))
+    data = read_with_base(path, _read_file, _recipe_folders())
+    for override in overrides:
+        apply_override(data, override)
+    return parse_recipe(data, where=str(path))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -481,9 +515,11 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: a recipe is a mapping (name:, model:, stages: ...), this is a {type(data).__name__}")
-    for override in overrides:
-        apply_override(data, override)
-    return parse_recipe(data, where=str(path))
+    return data
+
+
+def _recipe_folders() -> list[Path]:
+    return [Path("recipes"), shipped_folder("recipes")]
 
 
 def find_recipe(recipe: str) -> Path:
@@ -492,22 +528,12 @@ def find_recipe(recipe: str) -> Path:
     Raises:
         InputError: there is none; offers the nearest name.
     """
-    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe)
-        if not path.is_file():
-            raise InputError(f"recipe {recipe!r}: there is no such file")
-        return path
-    for folder in (Path("recipes"), shipped_folder("recipes")):
-        if (path := folder / f"{recipe}.yaml").is_file():
-            return path
-    raise UnknownNameError("recipe", recipe, known_recipes())
+    return recipe_file(recipe, _recipe_folders())
 
 
 def known_recipes() -> list[str]:
     """Names of the recipes in ./recipes and of the shipped ones."""
-    return sorted(
-        {path.stem for folder in (Path("recipes"), shipped_folder("recipes")) for path in folder.glob("*.yaml")}
-    )
+    return recipe_names(_recipe_folders())
 
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -34,6 +34,7 @@ from lifelong.expand import grow, model_shape, plan_expansion
 from lifelong.fact_probes import stage_facts, stage_facts_json
 from lifelong.history import BEFORE, read_losses, write_losses
 from lifelong.inherit.inheritor import Inheritor
+from lifelong.learning_rates import TRUNK, keep_trunk, stage_level, stage_trunk
 from lifelong.ledger import stage_name
 from lifelong.recipe import ExpandSection, StageSection
 from lifelong.records import (
@@ -46,8 +47,10 @@ from lifelong.records import (
 )
 from lifelong.replay import Adjustment, ReplaySteering, first_weights, make_steering, memory_scores
 from lifelong.selection import select_corpus
+from lifelong.stage_methods import method_tokens, stage_context, write_exports
 from lifelong.stream.blocks import BlockStore
-from lifelong.stream.domain import Domain
+from lifelong.stream.domain import Domain, load_domain
+from lifelong.stream.joint import JointBlocks
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.mixing import StageDataset, stage_plan
 from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
@@ -90,6 +93,8 @@ class StageRun:
         observer = self.context.observer
         observer.phase_started("prepare", 0)
         corpus = self._corpus(previous_model)
+        if self.section.together_with:
+            corpus = JointBlocks([corpus, *map(self._tokenized, self.section.together_with)])  # type: ignore[assignment]
         self._evaluate_before(previous_model)
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
@@ -99,7 +104,15 @@ class StageRun:
         losses = self._evaluate(model)
         self._check_budget(losses)
         observer.phase_started("commit", 0)
-        return self._commit(model, losses, corpus), model
+        record = self._commit(model, losses, corpus)
+        trunk = self.context.ledger.stage_folder(record) / TRUNK
+        return record, load_model(trunk, self.recipe.objective) if trunk.is_dir() else model
+
+    def _tokenized(self, card: str) -> Any:
+        """Blocks of another domain that is trained on together with the stage's own."""
+        length, cache = self.recipe.sequence_length, self.context.out / ".cache"
+        domain = load_domain(card)
+        return tokenize_domain(domain, "train", self.context.tokenizer, sequence_length=length, cache_dir=cache)
 
     def _evaluate_before(self, model: PreTrainedModel) -> None:
         """Loss of the model before this stage on domains that joined only now: where forward transfer starts."""
@@ -179,7 +192,9 @@ class StageRun:
         folder = self.work / "trained"
         if folder.exists():
             return load_model(folder / "model", self.recipe.objective)
-        context = StageContext(self.index, self.domain.name, model, self.seed)
+        context = stage_context(
+            self.context, self.index, self.domain.name, model, corpus, self._memory(), self.work, self.seed
+        )
         self._begin_methods(context)
         replay = self.recipe.replay
         self._train_phase(
@@ -199,6 +214,7 @@ class StageRun:
     def _begin_methods(self, context: StageContext) -> None:
         load_methods(self.methods, self.context.ledger.stage_folder(self.previous) / "methods.safetensors")
         for method in self.methods:
+            method.extra_tokens = 0.0
             method.begin_stage(context)
 
     def _train_phase(
@@ -252,6 +268,8 @@ class StageRun:
             probe=self._probe(model, plan.num_steps, steering) if context is not None else None,
             observer=run.observer,
             stop=run.stop,
+            lr_level=stage_level(self.recipe, self.index) if context is not None else None,
+            trunk=stage_trunk(self.recipe, plan.num_steps, model, run.tokenizer, self.work) if context else None,
             domains=run.columns,
             tokens_before=sum(record.tokens for record in run.ledger.stages),
             tracker_dir=run.out / "trackers" / f"{self.name}-{name}",
@@ -260,7 +278,7 @@ class StageRun:
         )
         curve = train_phase(model, arguments, phase)
         if context is not None:
-            for method in self.methods:
+            for method in reversed(self.methods):  # what was put around the model last comes off first
                 method.end_stage(context)
         # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
         times = {"seconds": curve.seconds, "probe_seconds": curve.probe_seconds}
@@ -268,7 +286,10 @@ class StageRun:
         with whole_folder(folder) as partial:
             save_model(model, run.tokenizer, partial / "model")
             write_json(partial / "curve.json", curve.to_json() | dict.fromkeys(times, 0.0))
-            save_methods(self.methods, partial / "methods.safetensors")
+            save_methods(self.methods if context is not None else (), partial / "methods.safetensors")
+            write_exports(self.methods if context is not None else (), partial)
+            if context is not None:
+                keep_trunk(self.work, partial)
             if steering is not None:
                 write_json(partial / "mix.json", steering.mixes)
         run.stop.obey()  # asked for in the last step, when there was nothing left to save
@@ -503,6 +524,8 @@ class StageRun:
         if self.section.expand:
             seconds = read_json(self.work / "grown" / "expansion.json")["seconds"]
             cost = cost.adding("grow", Cost(seconds=seconds))
+        if extra := method_tokens(self.work / "trained" / "methods.safetensors"):
+            cost = cost.adding("methods", Cost(flops=extra * step_flops))
         evaluated = sum(loss.tokens for loss in losses)
         seconds = read_json(self.work / "evaluate-seconds.json")
         return cost.adding("evaluate", Cost(0, evaluated * forward_flops, 0.0, seconds))

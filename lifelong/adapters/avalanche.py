@@ -8,6 +8,8 @@ this module inside a function.
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,9 @@ from avalanche.training.storage_policy import (
     ExperienceBalancedBuffer,
     ReservoirSamplingBuffer,
 )
+from avalanche.training.utils import ParamData
 
-from lifelong.errors import UnknownNameError
+from lifelong.errors import InputError, UnknownNameError
 from lifelong.records import LossMatrix
 from lifelong.stream.collator import Collator, PackedRow
 from lifelong.stream.mixing import Blocks
@@ -150,3 +153,116 @@ def forgetting_since_learned(matrix: LossMatrix) -> dict[str, float]:
     scores = [[-float("nan" if row[k] is None else row[k]) for k in columns] for row in matrix.nats_per_token]  # type: ignore[arg-type]
     found = forgetting(scores, boundary_indices=[learned[k] for k in columns])[last]
     return {matrix.domains[k]: float(value) for k, value in zip(columns, found, strict=True)}
+
+
+# --- plugins: see avalanche_method.py -----------------------------------------------------------------------
+
+SKELETON = "skeleton"
+_REBUILT = ("buffer_dataloader", "buffer_dliter")
+
+
+def plugin_classes() -> dict[str, type]:
+    """Avalanche's plugins by name."""
+    from avalanche.training import plugins
+
+    found = {name: value for name, value in vars(plugins).items() if inspect.isclass(value)}
+    return {
+        name: value for name, value in sorted(found.items()) if name.endswith("Plugin") and name != "SupervisedPlugin"
+    }
+
+
+class _Examples(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
+    """Rows x `[n, C, T]`, labels y `[n, T]`, and a task label that is always 0."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        return self.x[int(index)], self.y[int(index)], 0
+
+
+def example_dataset(examples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> AvalancheDataset[Any]:
+    """The experience that a plugin sees: x `[C, T]` and y `[T]` of every row."""
+    x, y = (torch.stack(parts) for parts in zip(*examples, strict=True))
+    return _experience(x, y)
+
+
+def _experience(x: torch.Tensor, y: torch.Tensor) -> AvalancheDataset[Any]:
+    labels = [DataAttribute([0] * len(x), name) for name in ("targets", "targets_task_labels")]
+    return AvalancheDataset([_Examples(x, y)], data_attributes=labels)
+
+
+def restart_memory(plugin: Any) -> None:
+    """Let A-GEM's walk through its memory begin anew, so that what it draws depends on nothing but the seed."""
+    buffers = getattr(plugin, "buffers", None)
+    if not buffers or not hasattr(plugin, "buffer_dliter"):
+        return
+    from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoader
+
+    plugin.buffer_dataloader = GroupBalancedInfiniteDataLoader(
+        buffers, batch_size=max(1, plugin.sample_size // len(buffers)), num_workers=0, pin_memory=False
+    )
+    plugin.buffer_dliter = iter(plugin.buffer_dataloader)
+
+
+def plugin_state(plugin: Any) -> dict[str, torch.Tensor]:
+    """All attributes of a plugin as tensors and one JSON text; nothing is pickled.
+
+    Raises:
+        InputError: it keeps something else.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def plain(value: Any, path: str) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, torch.Tensor):
+            tensors[path] = value.detach().clone()
+            return {"tensor": path}
+        if isinstance(value, ParamData):
+            tensors[path] = value.data.detach().clone()
+            return {"parameter": path, "name": value.name}
+        if isinstance(value, AvalancheDataset):
+            rows = [value[i] for i in range(len(value))]
+            tensors[f"{path}.x"], tensors[f"{path}.y"] = (torch.stack([row[i] for row in rows]) for i in (0, 1))
+            return {"dataset": path}
+        if isinstance(value, Mapping):
+            return {"items": [[key, plain(item, f"{path}.{key}")] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            return {"list": [plain(item, f"{path}.{i}") for i, item in enumerate(value)]}
+        raise InputError(
+            f"methods.avalanche:{type(plugin).__name__}: keeps {path} as a {type(value).__name__}, which can only be "
+            "pickled; nothing is pickled here"
+        )
+
+    kept = {name: value for name, value in vars(plugin).items() if name not in _REBUILT}
+    skeleton = json.dumps({name: plain(value, name) for name, value in kept.items()})
+    return {**tensors, SKELETON: torch.tensor(list(skeleton.encode()), dtype=torch.uint8)}
+
+
+def load_plugin_state(plugin: Any, state: Mapping[str, torch.Tensor]) -> None:
+    """Inverse of `plugin_state`."""
+
+    def rebuilt(value: Any, before: Any = None) -> Any:
+        if not isinstance(value, dict):
+            return value
+        made: Any
+        if "tensor" in value:
+            made = state[value["tensor"]].clone()
+        elif "parameter" in value:
+            made = ParamData(value["name"], init_tensor=state[value["parameter"]].clone())
+        elif "dataset" in value:
+            made = _experience(state[f"{value['dataset']}.x"], state[f"{value['dataset']}.y"])
+        elif "list" in value:
+            made = [rebuilt(item) for item in value["list"]]
+        else:
+            made = before if isinstance(before, dict) else {}  # a defaultdict stays one
+            made.clear()
+            made.update((key, rebuilt(item)) for key, item in value["items"])
+        return made
+
+    for name, value in json.loads(bytes(state[SKELETON].tolist())).items():
+        setattr(plugin, name, rebuilt(value, getattr(plugin, name, None)))

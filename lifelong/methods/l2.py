@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lifelong.train.method import Method, StageContext
+from lifelong.train.method import Method, StageContext, stock_parameters
 
 
 @dataclass
@@ -24,8 +24,11 @@ class Plugin(Method):
 
     def begin_stage(self, context: StageContext) -> None:
         """Take the anchors; in the first stage of a model from random weights there is nothing to keep."""
-        if context.stage_index > 0:
-            self.anchors = {name: p.detach().clone() for name, p in context.model.named_parameters() if p.requires_grad}
+        self.anchors = {}
+        if context.has_learned:
+            self.anchors = {
+                name: p.detach().clone() for name, p in stock_parameters(context.model).items() if p.requires_grad
+            }
 
     def loss_term(self, model: PreTrainedModel) -> Tensor | None:
         """The penalty, or None without anchors."""

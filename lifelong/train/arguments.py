@@ -69,7 +69,7 @@ def training_arguments(
     """
     if lines := check_train_section(section):
         raise InputError("\n".join(lines))
-    values = {**DEFAULTS, **section}
+    values = {**DEFAULTS, **{key: value for key, value in section.items() if value is not None}}
     values = {key: _number(value) for key, value in values.items()}
     try:
         arguments = transformers.TrainingArguments(

@@ -131,6 +131,16 @@ class Phase:
     tracker_dir: Path | None = None
     fact_probe: Callable[[int, int], Sequence[FactPoint]] | None = None
     steering: Steering | None = None
+    lr_level: Callable[[float], float] | None = None
+    trunk: Trunk | None = None
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Weights that the next stage goes on from, where they are not the last ones: `save` is called after `step`."""
+
+    step: int
+    save: Callable[[], None]
 
 
 class StageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -156,6 +166,17 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
                 callback.logging_dir = str(phase.tracker_dir)  # beside the stages: the checkpoints' folder is removed
         self.add_callback(_StageCallback(self))
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate of the phase's policy, where it has one."""
+        if self.phase.lr_level is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if getattr(self, "lr_scheduler", None) is None:
+            level = self.phase.lr_level
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: level(step / num_training_steps)
+            )
+        return self.lr_scheduler
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -168,7 +189,10 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         if self.phase.inheritor is not None:
             progress = self.state.global_step / self.state.max_steps
             inheritance = self.phase.inheritor.for_batch(inputs, progress=progress, step=self.state.global_step)
-        outputs = model(**inputs, inheritance=inheritance, num_items=num_items_in_batch)
+        batch: Mapping[str, Tensor] = inputs
+        for method in self.phase.methods:
+            batch = method.edit_batch(batch)
+        outputs = model(**batch, inheritance=inheritance, num_items=num_items_in_batch)
         loss = outputs.loss
         share = outputs.num_tokens / num_items_in_batch if num_items_in_batch is not None else 1.0
         for method in self.phase.methods:
@@ -271,6 +295,11 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
         self.last_saved = time.monotonic()
 
+    def on_step_begin(self, _: Any, state: Any, *__: Any, optimizer: Any = None, **___: Any) -> None:
+        for method in self.trainer.phase.methods:
+            method.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper steps on its own terms
+            method.begin_step(self.trainer.model, state.global_step)
+
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         for method in self.trainer.phase.methods:
             method.edit_gradients(self.trainer.model)
@@ -281,6 +310,10 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> Any:
         trainer = self.trainer
+        for method in trainer.phase.methods:
+            method.end_step(trainer.model)
+        if trainer.phase.trunk is not None and trainer.phase.trunk.step == state.global_step:
+            trainer.phase.trunk.save()
         trainer.run_probe()
         if state.global_step < state.max_steps and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES:
             control.should_save = True
@@ -389,10 +422,11 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def save_methods(methods: Sequence[Method], path: Path) -> None:
-    """State of all methods in one safetensors file; none is written when there is no state."""
-    state = {
-        f"{i}.{name}": t.contiguous() for i, method in enumerate(methods) for name, t in method.state_dict().items()
-    }
+    """State of all methods in one safetensors file, and what they have cost; none is written without a method."""
+    state = {}
+    for i, method in enumerate(methods):
+        state[f"{i}.extra_tokens"] = torch.tensor(method.extra_tokens, dtype=torch.float64)
+        state |= {f"{i}.{name}": t.detach().cpu().contiguous() for name, t in method.state_dict().items()}
     if state:
         save_file(state, path)
 
@@ -404,4 +438,6 @@ def load_methods(methods: Sequence[Method], path: Path) -> None:
     state = load_file(path)
     for index, method in enumerate(methods):
         prefix = f"{index}."
-        method.load_state_dict({name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)})
+        own = {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
+        method.extra_tokens = float(own.pop("extra_tokens", 0.0))
+        method.load_state_dict(own)

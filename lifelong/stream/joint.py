@@ -1,0 +1,39 @@
+"""Several domains trained on together: the upper bound that a stream is measured against."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+from lifelong.stream.blocks import Block
+
+
+class Corpus(Protocol):
+    """Blocks of one domain."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the blocks were made from."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Block: ...
+
+
+class JointBlocks:
+    """Blocks of several domains in equal parts: an epoch is the longest of them, shorter ones come again."""
+
+    def __init__(self, corpora: Sequence[Corpus]) -> None:
+        self.corpora = list(corpora)
+        named = "+".join(corpus.fingerprint for corpus in corpora)
+        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return max(len(corpus) for corpus in self.corpora) * len(self.corpora)
+
+    def __getitem__(self, index: int, /) -> Block:
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        place, which = divmod(index, len(self.corpora))
+        corpus = self.corpora[which]
+        return corpus[place % len(corpus)]

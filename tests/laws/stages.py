@@ -1,0 +1,186 @@
+"""Two stages of a few steps without a pipeline: a token is followed by the next one in one domain, by the one after
+that in the other, so that what the second stage learns contradicts the first; the model grows in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from lifelong.errors import Interrupted
+from lifelong.expand import expansion_map, new_config, plan_expansion
+from lifelong.inherit.head import loss_head
+from lifelong.stage_methods import MemoryRows
+from lifelong.stream.blocks import Block
+from lifelong.stream.collator import Collator
+from lifelong.stream.mixing import StageDataset
+from lifelong.train.arguments import training_arguments
+from lifelong.train.method import StageContext, make_methods
+from lifelong.train.stage_trainer import Phase, StopRequest, load_methods, save_methods, train_phase
+
+LENGTH, STEPS, ROWS = 12, 4, 4
+DOMAINS = ("next", "second")
+GROWTH = {"layers": 3, "hidden_size": 24, "heads": 3, "intermediate_size": 32}
+
+
+def grown(model: Any, sizes: dict[str, int], seed: int) -> tuple[Any, Any]:
+    """A model at other sizes and its map, without the verification that tests of the growth make."""
+    plan = plan_expansion(model.config, seed=seed, **sizes)
+    mapping = expansion_map(plan, type(model))
+    larger = type(model)(plan.target_config)
+    larger.load_state_dict(mapping.apply_weights({name: value.detach() for name, value in model.named_parameters()}))
+    return larger, mapping
+
+
+def blocks_of(domain: str, count: int = 16) -> list[Block]:
+    """Rows of two documents each that count upwards."""
+    stride = 1 + DOMAINS.index(domain)
+    ids = [(5 + 7 * row + stride * np.arange(LENGTH)) % 30 for row in range(count)]
+    starts, offsets = np.array([0, 5], np.int32), np.array([0, 0], np.int32)
+    return [Block(row.astype(np.int32), starts, offsets) for row in ids]
+
+
+class Memory:
+    """What a replay memory shows to a method."""
+
+    domains = ("next",)
+
+    def blocks(self, domain: str) -> list[Block]:
+        """Its rows of a domain."""
+        return blocks_of(domain, 8)
+
+
+@dataclass
+class Run:
+    """One run of both stages with some methods; `stop_at` = (stage, step) interrupts it there, once, and resumes."""
+
+    folder: Path
+    methods: list[dict[str, Any]] = field(default_factory=list)
+    stop_at: tuple[int, int] | None = None
+    accumulation: int = 1
+    seed: int = 0
+    growth: dict[str, int] | None = field(default_factory=lambda: dict(GROWTH))
+    train: dict[str, Any] = field(default_factory=dict)
+    model: Any = None
+    made: list[Any] = field(default_factory=list)
+    contexts: list[StageContext] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        config = new_config(
+            "llama", vocab_size=32, max_positions=64, layers=2, hidden_size=16, heads=2, intermediate_size=24
+        )
+        self.model = transformers.AutoModelForCausalLM.from_config(config)
+        for index, domain in enumerate(DOMAINS):
+            self._stage(index, domain)
+
+    def _stage(self, index: int, domain: str) -> None:
+        mapping = None
+        if index and self.growth:
+            self.model, mapping = grown(self.model, self.growth, self.seed)
+        start = {name: value.clone() for name, value in self.model.state_dict().items()}
+        if self.stop_at is not None and self.stop_at[0] == index:
+            try:
+                self._train(index, domain, mapping, stop=self.stop_at[1])
+            except Interrupted:
+                # a new process begins with the model before the stage and fresh methods
+                self.model = type(self.model)(self.model.config)
+                self.model.load_state_dict(start)
+        self._train(index, domain, mapping)
+
+    def _train(self, index: int, domain: str, mapping: Any, stop: int | None = None) -> None:
+        self.made = make_methods([(m["name"], {k: v for k, v in m.items() if k != "name"}) for m in self.methods])
+        load_methods(self.made, self.folder / f"{index - 1}.safetensors")
+        context = self._context(index, domain, mapping)
+        self.contexts.append(context)
+        for method in self.made:
+            method.extra_tokens = 0.0
+            method.begin_stage(context)
+        section = {
+            "learning_rate": 3e-3,
+            "per_device_train_batch_size": ROWS // self.accumulation,
+            "logging_steps": 1,
+            "gradient_accumulation_steps": self.accumulation,
+            "use_cpu": True,
+            "max_grad_norm": 0.0,
+            **self.train,
+        }
+        arguments = training_arguments(
+            section, output_dir=self.folder / f"checkpoints-{index}", max_steps=STEPS, seed=self.seed
+        )
+        request = StopRequest()
+        dataset = StageDataset(
+            blocks_of(domain),
+            None,
+            num_steps=STEPS,
+            blocks_per_step=ROWS,
+            domain=domain,
+            seed=self.seed,
+            stage_index=index,
+            domain_ids={name: i for i, name in enumerate(DOMAINS)},
+        )
+
+        def probe(step: int, _: int) -> tuple[()]:
+            request.requested = step == stop
+            return ()
+
+        train_phase(
+            self.model, arguments,
+            Phase("train", dataset, collator(), "clm", ROWS * LENGTH, methods=self.made, probe=probe, stop=request),
+        )  # fmt: skip
+        for method in reversed(self.made):
+            method.end_stage(context)
+        save_methods(self.made, self.folder / f"{index}.safetensors")
+
+    def _context(self, index: int, domain: str, mapping: Any) -> StageContext:
+        rows = MemoryRows(Memory(), collator(), DOMAINS, self.seed)
+        own = blocks_of(domain)
+
+        def loss(model: Any, batch: Any) -> torch.Tensor:
+            with loss_head(model, "clm"):
+                return model(**batch).loss
+
+        def own_batches(count: int) -> Any:
+            for place in range(count):
+                yield collator()(
+                    [{"block": own[place % len(own)], "domain_id": index, "is_replay": False, "mask_key": 0}]
+                )
+
+        return StageContext(
+            index,
+            domain,
+            self.model,
+            self.seed,
+            has_learned=index > 0,
+            columns=DOMAINS,
+            mapping=mapping,
+            sequence_length=LENGTH,
+            memory=rows if index else None,
+            own_batches=own_batches,
+            loss=loss,
+        )
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Of the final model."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """State of all methods after the last stage."""
+        return {
+            f"{i}.{name}": value for i, method in enumerate(self.made) for name, value in method.state_dict().items()
+        }
+
+
+def collator() -> Collator:
+    """Rows to batches."""
+    return Collator("clm", LENGTH, pad_id=0, vocab_size=32)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
