@@ -189,8 +189,6 @@ def expand(
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM ends like Ctrl-C: what is half-written is removed."""
-    import signal
-
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

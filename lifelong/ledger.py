@@ -56,7 +56,17 @@ from lifelong.lock import hold
 from lifelong.records import StageRecord
 from lifelong.storage import storage_faults
 
-__all__ = ["INITIAL", "Ledger", "check_run", "is_run_folder", "measured", "read_records", "record_hash", "stage_name"]
+__all__ = [
+    "INITIAL",
+    "Ledger",
+    "check_run",
+    "committed_stages",
+    "is_run_folder",
+    "measured",
+    "read_records",
+    "record_hash",
+    "stage_name",
+]
 
 LEDGER = "ledger.jsonl"
 LINE_START, HASH_SIZE = b'{"sha256":"', 64
@@ -286,6 +296,20 @@ def measurements(record: StageRecord) -> dict[str, Any]:
         "seconds": {phase: float(cost["seconds"]) for phase, cost in record.cost.items()},
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
     }
+
+
+def committed_stages(out: Path) -> list[StageRecord]:
+    """The records of the stages of a run, oldest first, without the row before the first.
+
+    Raises:
+        InputError: no run folder, or no stage is committed yet.
+    """
+    if not is_run_folder(out):
+        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
+    stages = [record for record in read_records(out) if record.index >= 0]
+    if not stages:
+        raise InputError(f"{str(out)!r}: no stage is committed yet")
+    return stages
 
 
 def measured(out: Path, record: StageRecord) -> StageRecord:

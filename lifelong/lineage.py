@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lifelong.checkpoint import load_config, read_json
-from lifelong.errors import CorruptionError, InputError, UnknownNameError
+from lifelong.errors import CorruptionError, UnknownNameError
 from lifelong.expand import ExpansionMap
 from lifelong.integrity import damaged_files, record_folder
-from lifelong.ledger import is_run_folder, read_records
+from lifelong.ledger import committed_stages
 from lifelong.records import StageRecord
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def maps_since(out: str | Path, stage: int | str) -> list[ExpansionMap]:
         CorruptionError: a map is damaged.
     """
     out = Path(out)
-    stages = _stages(out)
+    stages = committed_stages(out)
     first = _find(stages, stage) + 1
     grown = [record for record in stages[first:] if record.expansion is not None]
     _require(out, {name: digest for record in grown for name, digest in record.files.items() if MAP_FILE in name})
@@ -83,7 +83,7 @@ def stage_at_newest_size(out: str | Path, stage: int | str, *, dtype: torch.dtyp
     from lifelong.expand.lazy import filled_model, tied_names
 
     out, dtype = Path(out), dtype or torch.float32
-    stages = _stages(out)
+    stages = committed_stages(out)
     record = stages[_find(stages, stage)]
     folder = f"{record_folder(record)}/model/"
     _require(out, {name: digest for name, digest in record.files.items() if name.startswith(folder)})
@@ -95,15 +95,6 @@ def stage_at_newest_size(out: str | Path, stage: int | str, *, dtype: torch.dtyp
     weights = carry_weights(maps, weights)
     newest = load_config(out / record_folder(stages[-1]) / "model")
     return filled_model(_class_of(newest), newest, weights.__getitem__, dtype)
-
-
-def _stages(out: Path) -> list[StageRecord]:
-    if not is_run_folder(out):
-        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
-    stages = [record for record in read_records(out) if record.index >= 0]
-    if not stages:
-        raise InputError(f"{str(out)!r}: no stage is committed yet")
-    return stages
 
 
 def _find(stages: Sequence[StageRecord], stage: int | str) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lifelong.checkpoint import write_json
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.ledger import read_records, record_hash
+from lifelong.ledger import committed_stages, record_hash
 
 FOLDER = "harness"
 
@@ -80,9 +80,7 @@ def _source(model: str, stage: str | None) -> tuple[str, Any]:
         if stage is not None:
             raise InputError(f"evaluate --stage: {model!r} is no run folder")
         return model, None
-    records = [record for record in read_records(run) if record.index >= 0]
-    if not records:
-        raise InputError(f"{model!r}: no stage is committed yet")
+    records = committed_stages(run)
     chosen = [record for record in records if stage is None or stage in (record.name, str(record.index))]
     if not chosen:
         raise UnknownNameError("stage", stage, [record.name for record in records])

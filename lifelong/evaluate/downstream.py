@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lifelong.checkpoint import write_json
 from lifelong.errors import InputError
 from lifelong.evaluate.task import Examples, Task, read_examples
-from lifelong.ledger import read_records, record_hash
+from lifelong.ledger import committed_stages, record_hash
 from lifelong.records import TaskRun, TaskScores
 from lifelong.stream.encoding import Encoder
 from lifelong.stream.tokenize import load_tokenizer
@@ -114,10 +114,7 @@ def evaluate_tasks(
     """
     run, source, record = Path(model), model, None
     if (run / "ledger.jsonl").is_file():
-        records = [record for record in read_records(run) if record.index >= 0]
-        if not records:
-            raise InputError(f"{model!r}: no stage is committed yet")
-        record = records[-1]
+        record = committed_stages(run)[-1]
         source = str(run / "stages" / record.name / "model")
         objective = str(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["objective"])
     tokenizer = load_tokenizer(source)

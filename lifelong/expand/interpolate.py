@@ -17,7 +17,7 @@ from lifelong.checkpoint import file_hash, load_model, read_json, save_model, wh
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
 from lifelong.expand.lazy import tied_names
 from lifelong.expand.mapping import ExpansionMap
-from lifelong.ledger import read_records, record_hash
+from lifelong.ledger import committed_stages, record_hash
 from lifelong.records import StageRecord
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def stage_ends(run: Path, recipe: Mapping[str, Any], stage: str | None = None) -
         UnknownNameError: no such stage.
         CorruptionError: a file is not what was committed.
     """
-    records = _records(run)
+    records = committed_stages(run)
     record = _named(records, stage)
     objective = str(recipe.get("objective", "clm"))
     folder = run / "stages" / record.name
@@ -133,15 +133,6 @@ def weights_of(model: Any) -> dict[str, Tensor]:
     """Parameters by name without those that share another's values."""
     tied = tied_names(model)
     return {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False) if name not in tied}
-
-
-def _records(run: Path) -> list[StageRecord]:
-    if not (run / "ledger.jsonl").is_file():
-        raise InputError(f"{str(run)!r} is no run folder: it has no ledger.jsonl")
-    records = [record for record in read_records(run) if record.index >= 0]
-    if not records:
-        raise InputError(f"{str(run)!r}: no stage is committed yet")
-    return records
 
 
 def _named(records: list[StageRecord], stage: str | None) -> StageRecord:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lifelong.checkpoint import finite
 from lifelong.metrics import compute_run, metric_info, metric_names
 from lifelong.records import RunHistory
 from lifelong.report.equal_cost import NAMES, PREFIX, equal_cost_values, info_of
@@ -75,7 +76,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; what is not finite becomes null."""
-        cleaned: dict[str, Any] = _finite(asdict(self))
+        cleaned: dict[str, Any] = finite(asdict(self))
         return cleaned
 
 
@@ -299,11 +300,3 @@ def _at(recipe: Mapping[str, Any], path: str) -> Any:
 def _short(value: Any) -> str:
     text = "off" if value is None else str(value)
     return text if len(text) <= 24 else text[:23] + "…"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

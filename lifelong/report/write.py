@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lifelong.checkpoint import read_json, write_json, write_text
+from lifelong.checkpoint import finite, read_json, write_json, write_text
 from lifelong.errors import CorruptionError
 from lifelong.metrics import compute_run
 from lifelong.records import Cost, RunHistory
@@ -42,7 +41,7 @@ def matrix_json(history: RunHistory) -> dict[str, Any]:
         "unfinished": list(history.unfinished),
         "ledger": history.head,
     }
-    cleaned: dict[str, Any] = _finite(data)
+    cleaned: dict[str, Any] = finite(data)
     return {**cleaned, "sha256": matrix_digest(cleaned)}
 
 
@@ -64,15 +63,6 @@ def altered_matrix(out: Path) -> str:
     if not isinstance(data, dict) or data.get("sha256") != matrix_digest(data):
         return f"{path}: its content is not what was written; `lifelong report` makes it again from the ledger"
     return ""
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows neither infinity nor nan: both become null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown(history: RunHistory) -> str:

@@ -340,7 +340,6 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
                 "sums": {name: float(value) for name, value in trainer._sums.items()},
                 "replay_tokens": trainer._replay_tokens,
                 "inheritor": inheritor.state_dict() if inheritor is not None else None,
-                "teacher_tokens": inheritor.teacher_tokens if inheritor is not None else 0,
                 "steering": trainer.phase.steering.state_dict() if trainer.phase.steering is not None else None,
             },
         )
