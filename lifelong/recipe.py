@@ -151,6 +151,11 @@ class TokenizerSection(Section):
     train: TokenizerTraining | None = None
     checkpoint: str | None = None
 
+    @field_validator("checkpoint")
+    @classmethod
+    def _variables(cls, value: str | None) -> str | None:
+        return None if value is None else expand_variables(value)
+
     @model_validator(mode="after")
     def _one_origin(self) -> TokenizerSection:
         if (self.train is None) == (self.checkpoint is None):

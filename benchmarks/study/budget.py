@@ -1,0 +1,75 @@
+"""Equal training FLOPs: how many tokens a stage each arm may have.
+
+Counted is what training costs: steps, recovery, the teacher's passes, the passes of methods, the probes that steer a
+mix. The evaluation that fills the loss matrix is measurement and the same for all, so it is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lifelong.checkpoint import load_config
+from lifelong.context import meta_model
+from lifelong.plan import PlannedStage, plan_recipe, taught_share
+from lifelong.recipe import Recipe, load_recipe, parse_recipe
+from lifelong.replay import PROBING_COST
+from lifelong.stream.tokenize import load_tokenizer
+from lifelong.train.compute import forward_flops_per_token
+
+from benchmarks.study.parts import RECIPES, Arm
+
+
+def arm_recipe(arm: Arm, tokens: int, seed: int, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe of an arm with so many tokens in every stage."""
+    path = RECIPES / f"{arm.recipe}.yaml"
+    stages = len(load_recipe(path, changes).stages)
+    sizes = [f"stages.{index}.tokens={tokens}" for index in range(stages)]
+    return load_recipe(path, [*changes, *arm.changes, *sizes, f"seed={seed}"])
+
+
+def planned_flops(recipe: Recipe) -> float:
+    """FLOPs of training that a recipe will take; probes that steer are counted at the share they are allowed."""
+    size = len(load_tokenizer(str(recipe.tokenizer.checkpoint))) if recipe.tokenizer else None
+    recipe = parse_recipe({**recipe.to_plain(), "tokenizer": {"train": {"vocab_size": size}}})
+    steered = bool(recipe.replay and recipe.replay.share and recipe.replay_mix in ("adaptive", "budget"))
+    total = 0.0
+    for stage in plan_recipe(recipe).stages:
+        flops = stage.flops - stage.teacher_flops + taught_flops(recipe, stage)
+        total += flops * (1 + (PROBING_COST if steered and stage.index else 0))
+    return total
+
+
+def taught_flops(recipe: Recipe, stage: PlannedStage) -> float:
+    """FLOPs of the teacher's passes: it runs on the rows that are taught, and a domain's teacher on its domain's."""
+    if recipe.inherit is None:
+        return 0.0
+    taught = {"all": 1.0, "replay": stage.replay_share, "new": 1 - stage.replay_share}[recipe.inherit.on]
+    teachers = recipe.inherit.teacher.by_domain
+    if not teachers:
+        return stage.teacher_flops * taught
+    if stage.domain not in teachers:
+        return 0.0
+    model = meta_model(load_config(str(teachers[stage.domain].model)), recipe.objective)
+    per_token = forward_flops_per_token(model, recipe.sequence_length, recipe.objective)
+    return stage.tokens * taught * taught_share(recipe.inherit) * per_token
+
+
+def tokens_at(arm: Arm, budget: float, start: int, changes: Sequence[str] = ()) -> int:
+    """Tokens a stage at which an arm takes `budget` FLOPs, to the nearest optimizer step."""
+    step = arm_recipe(arm, start, 0, changes)
+    per_step = step.sequence_length * int(step.train.get("per_device_train_batch_size", 8))
+    low, high = 1, 4 * start // per_step
+    while low < high:
+        middle = (low + high) // 2
+        if planned_flops(arm_recipe(arm, middle * per_step, 0, changes)) < budget:
+            low = middle + 1
+        else:
+            high = middle
+    below, above = (planned_flops(arm_recipe(arm, steps * per_step, 0, changes)) for steps in (low - 1 or 1, low))
+    return (low if above - budget <= budget - below else low - 1) * per_step
+
+
+def training_flops(cost: dict[str, dict[str, Any]]) -> float:
+    """What of a committed stage's cost counts against the budget."""
+    return sum(float(phase["flops"]) for name, phase in cost.items() if name != "evaluate")

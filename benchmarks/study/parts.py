@@ -1,0 +1,98 @@
+"""What the study runs: parts, their arms and their seeds.
+
+An arm is a recipe of this folder and some `key=value` changes. Seeds of the tuning are used nowhere else: settings are
+chosen on them, and the figures of the main table come from seeds that had no say in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RECIPES = Path(__file__).parent / "recipes"
+TEACHERS = ("news", "reviews", "bio", "cs")
+TUNING_SEEDS = (100, 101)
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A recipe with changes. `tokens` replaces the search for equal FLOPs where it is given (tokens of a stage)."""
+
+    recipe: str
+    changes: tuple[str, ...] = ()
+    tokens: int | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Arms that are compared with each other, all at the FLOPs of the arm `reference` with `tokens` a stage."""
+
+    arms: Mapping[str, Arm]
+    seeds: tuple[int, ...] = SEEDS
+    reference: Arm = field(default_factory=lambda: Arm("replay"))
+    tokens: int = 160_000
+    changes: tuple[str, ...] = ()
+
+
+def replay(*changes: str) -> Arm:
+    """The replay arm with changes."""
+    return Arm("replay", changes)
+
+
+def inherit(*changes: str) -> Arm:
+    """Even replay and a teacher, with changes."""
+    return Arm("ours-uniform", changes)
+
+
+TUNING = Part(
+    {
+        "replay share 0.1": replay("replay.share=0.1"),
+        "replay share 0.3": replay(),
+        "replay share 0.5": replay("replay.share=0.5"),
+        "replay mix proportional": replay("replay.mix=proportional"),
+        "replay mix adaptive": replay("replay.mix=adaptive"),
+        "replay memory 25k": replay("replay.memory_tokens=25k"),
+        "replay memory 400k": replay("replay.memory_tokens=400k"),
+        "replay rate 1.5e-3": replay("train.learning_rate=1.5e-3"),
+        "replay rate 6e-3": replay("train.learning_rate=6e-3"),
+        "ki alpha 0.5 until 0.3": inherit(),
+        "ki alpha 1 until 0.3": inherit("inherit.alpha=1.0"),
+        "ki alpha 0.5 until 1": inherit("inherit.until=1.0"),
+        "ki alpha 0.2 constant": inherit("inherit.alpha=0.2", "inherit.schedule=constant"),
+        "ki alpha 0.5 until 0.3 tau 2": inherit("inherit.temperature=2.0"),
+        "ki on replay, alpha 0.5 constant": inherit(
+            "inherit.on=replay", "inherit.schedule=constant", "inherit.until=1.0"
+        ),
+        "ewc strength 0.1": Arm("ewc", ("methods.0.strength=0.1",)),
+        "ewc strength 1": Arm("ewc"),
+        "ewc strength 10": Arm("ewc", ("methods.0.strength=10.0",)),
+    },
+    TUNING_SEEDS,
+)
+
+MAIN_ARMS = (
+    "sequential",
+    "replay",
+    "ewc",
+    "a-gem",
+    "logits-kd",
+    "elle-published",
+    "elle-exact",
+    "ours",
+    "ours-uniform",
+    "ours-no-inheritance",
+    "ours-no-recovery",
+    "ours-no-replay",
+    "ours-no-growth",
+    "final-size",
+    "ki-new-domain",
+    "ki-new-domain-replay",
+    "joint",
+)
+KEPT = ("ours", "ours-prompts")
+MAIN = Part({name: Arm(name, keep=name in KEPT) for name in MAIN_ARMS})
+
+PARTS: dict[str, Part] = {"tuning": TUNING, "main": MAIN}

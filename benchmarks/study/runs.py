@@ -1,0 +1,148 @@
+"""Running arms, and the few figures that are kept of each run.
+
+Every finished run is one small JSON file; a run that was interrupted goes on from its run folder. Only folders that a
+later part needs are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.parts import TEACHERS, Arm, Part
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: an arm of a part with a seed."""
+
+    part: str
+    name: str
+    arm: Arm
+    seed: int
+    tokens: int
+    changes: tuple[str, ...]
+
+    @property
+    def slug(self) -> str:
+        """File name of the run."""
+        words = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in self.name)
+        return f"{self.part}-{words.replace('--', '-')}-{self.seed}"
+
+
+def tasks_of(part_name: str, part: Part, out: Path, only: Sequence[str] = ()) -> list[Task]:
+    """The runs of a part, seed by seed, so that a study that is stopped early has whole seeds."""
+    from benchmarks.study.budget import arm_recipe, planned_flops, tokens_at
+
+    table = out / f"tokens-{part_name}.json"
+    known: dict[str, int] = json.loads(table.read_text()) if table.is_file() else {}
+    names = [name for name in part.arms if not only or name in only]
+    budget = None
+    for name in names:
+        arm = part.arms[name]
+        if name not in known:
+            budget = budget or planned_flops(arm_recipe(part.reference, part.tokens, 0, part.changes))
+            known[name] = arm.tokens or tokens_at(arm, budget, part.tokens, part.changes)
+    table.write_text(json.dumps(known, indent=1) + "\n")
+    return [Task(part_name, name, part.arms[name], seed, known[name], part.changes) for seed in part.seeds for name in names]
+
+
+def run_all(tasks: Sequence[Task], out: Path, workers: int) -> Iterator[dict[str, Any]]:
+    """Run what has no figures yet; yields the figures of every run as it ends."""
+    left = [task for task in tasks if not figures_file(out, task).is_file()]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
+        for future in as_completed([pool.submit(run_one, task, out) for task in left]):
+            yield future.result()
+
+
+def figures_file(out: Path, task: Task) -> Path:
+    """Where the figures of a run lie."""
+    return out / "figures" / f"{task.slug}.json"
+
+
+def run_one(task: Task, out: Path) -> dict[str, Any]:
+    """One run from start to figures."""
+    from lifelong.history import read_history
+    from lifelong.metrics import compute_run
+    from lifelong.pipeline import run_recipe
+
+    from benchmarks.study.budget import arm_recipe, training_flops
+
+    folder = out / "runs" / task.slug
+    run_recipe(arm_recipe(task.arm, task.tokens, task.seed, task.changes), folder)
+    history = read_history(folder)
+    metrics = compute_run(history)
+    figures = {
+        "part": task.part,
+        "arm": task.name,
+        "seed": task.seed,
+        "stage_tokens": task.tokens,
+        "flops": sum(training_flops(dict(stage.cost)) for stage in history.stages),
+        "teacher_flops": sum(
+            phase["teacher_flops"] for stage in history.stages for name, phase in stage.cost.items() if name != "evaluate"
+        ),
+        "phases": _phases(history.stages),
+        "seconds": metrics["total_seconds"],
+        "domains": list(history.matrix.domains),
+        "initial": list(history.matrix.initial),
+        "nats_per_token": [list(row) for row in history.matrix.nats_per_token],
+        "final_bits_per_byte": list(history.matrix.bits_per_byte[-1]),
+        "metrics": {name: value for name, value in metrics.items() if value is not None},
+        "replay": [dict(stage.replay) for stage in history.stages],
+        "parameters": [stage.parameters for stage in history.stages],
+    }
+    path = figures_file(out, task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(figures) + "\n")
+    os.replace(partial, path)
+    if not task.arm.keep:
+        shutil.rmtree(folder)
+    return figures
+
+
+def _phases(stages: Sequence[Any]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for stage in stages:
+        for name, phase in stage.cost.items():
+            total[name] = total.get(name, 0.0) + float(phase["flops"])
+    return total
+
+
+def _quiet() -> None:
+    import torch
+    import transformers
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+
+
+def prepare(out: Path, teachers: bool) -> None:
+    """The one tokenizer of all arms, and `teachers` of the new domains; what is there already is left alone."""
+    from lifelong.initial import make_tokenizer
+    from lifelong.pipeline import run_recipe
+    from lifelong.recipe import load_recipe
+    from lifelong.stream.domain import load_domain
+
+    from benchmarks.study.parts import RECIPES
+
+    os.environ["STUDY"] = str(out.resolve())
+    out.mkdir(parents=True, exist_ok=True)
+    _quiet()
+    if not (out / "tokenizer").is_dir():
+        recipe = load_recipe(RECIPES / "teacher.yaml", ["tokenizer={train: {kind: bpe, vocab_size: 2048, max_bytes: 8M}}"])
+        domains = [load_domain(name) for name in ("wiki", *TEACHERS)]
+        make_tokenizer(recipe, domains).save_pretrained(out / "tokenizer.partial")
+        os.replace(out / "tokenizer.partial", out / "tokenizer")
+    for name in TEACHERS if teachers else ():
+        run_recipe(load_recipe(RECIPES / "teacher.yaml", [f"stages.1.domain={name}"]), out / "teachers" / name)
