@@ -21,17 +21,19 @@ from benchmarks.study.parts import RECIPES, Arm
 
 
 def arm_recipe(arm: Arm, tokens: int, seed: int, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe of an arm with so many tokens in every stage."""
+    """The recipe of an arm with so many tokens in every stage whose tokens no change has fixed."""
     path = RECIPES / f"{arm.recipe}.yaml"
-    stages = len(load_recipe(path, changes).stages)
-    sizes = [f"stages.{index}.tokens={tokens}" for index in range(stages)]
+    fixed = {change.partition("=")[0] for change in (*changes, *arm.changes)}
+    keys = [f"stages.{index}.tokens" for index in range(len(load_recipe(path, changes).stages))]
+    sizes = [f"{key}={tokens}" for key in keys if key not in fixed]
     return load_recipe(path, [*changes, *arm.changes, *sizes, f"seed={seed}"])
 
 
 def planned_flops(recipe: Recipe) -> float:
     """FLOPs of training that a recipe will take; probes that steer are counted at the share they are allowed."""
-    size = len(load_tokenizer(str(recipe.tokenizer.checkpoint))) if recipe.tokenizer else None
-    recipe = parse_recipe({**recipe.to_plain(), "tokenizer": {"train": {"vocab_size": size}}})
+    if recipe.tokenizer is not None and recipe.tokenizer.checkpoint is not None:
+        size = len(load_tokenizer(recipe.tokenizer.checkpoint))
+        recipe = parse_recipe({**recipe.to_plain(), "tokenizer": {"train": {"vocab_size": size}}})
     steered = bool(recipe.replay and recipe.replay.share and recipe.replay_mix in ("adaptive", "budget"))
     total = 0.0
     for stage in plan_recipe(recipe).stages:

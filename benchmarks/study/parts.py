@@ -18,11 +18,11 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Arm:
-    """A recipe with changes. `tokens` replaces the search for equal FLOPs where it is given (tokens of a stage)."""
+    """A recipe with changes. `budget` is its share of the part's FLOPs, one where arms are to be compared directly."""
 
     recipe: str
     changes: tuple[str, ...] = ()
-    tokens: int | None = None
+    budget: float = 1.0
     keep: bool = False
 
 
@@ -95,4 +95,74 @@ MAIN_ARMS = (
 KEPT = ("ours", "ours-prompts")
 MAIN = Part({name: Arm(name, keep=name in KEPT) for name in MAIN_ARMS})
 
-PARTS: dict[str, Part] = {"tuning": TUNING, "main": MAIN}
+
+FINAL = Part({f"final-size x{times}": Arm("final-size", budget=times) for times in (1.3, 1.6)})
+"""The final size with more FLOPs than the others: where does it reach what the grown model has?"""
+
+CURVES = Part(
+    {name: Arm(name) for name in ("elle-published", "elle-exact", "replay")},
+    changes=("evaluate.probes=16", "evaluate.probe_tokens=4k"),
+)
+"""What happens right behind a growth: probes on a log-spaced schedule, which count as measurement here."""
+
+REVERSED = tuple(f"stages.{index}.domain={name}" for index, name in enumerate(("cs", "bio", "reviews", "news", "wiki")))
+ORDER = Part(
+    {name: Arm(name) for name in ("sequential", "replay", "elle-published", "ours")},
+    changes=REVERSED,
+)
+"""The stream the other way round."""
+
+MASKED = Part(
+    {name: Arm(name) for name in ("sequential", "replay", "elle-published", "ours")},
+    tokens=100_000,
+    changes=("objective=mlm", "model.family=modernbert", "evaluate.tokens=30k"),
+)
+"""Masked language modelling, smaller."""
+
+CONVERGED = Part(
+    {
+        "sequential": Arm("converged"),
+        "replay 0.1": Arm("converged-replay", ("replay.share=0.1",)),
+        "replay 0.3": Arm("converged-replay"),
+        "ewc": Arm("converged", ("methods=[{name: ewc, strength: 1.0, samples: 64}]",)),
+        "logits-kd": Arm(
+            "converged-replay",
+            ("inherit={teacher: previous, on: replay, alpha: 0.5, schedule: constant, temperature: 1.0}",),
+        ),
+        "ki on all": Arm(
+            "converged-replay",
+            ("inherit={teacher: previous, on: all, alpha: 0.5, schedule: linear, until: 0.3, temperature: 1.0}",),
+        ),
+        "ki without replay": Arm(
+            "converged",
+            ("inherit={teacher: previous, on: all, alpha: 0.5, schedule: constant, temperature: 1.0}",),
+        ),
+    },
+    reference=Arm("converged-replay"),
+    tokens=150_000,
+    changes=("stages.0.tokens=30k",),
+)
+"""A model that has converged on its first domain before the stream begins."""
+
+ADAPTATION = Part(
+    {
+        f"{name} {thousands}k": Arm(recipe, budget=(160 + thousands) / (160 + 80))
+        for thousands in (40, 80, 320)
+        for name, recipe in (("plain", "adaptation"), ("taught", "adaptation-taught"))
+    },
+    reference=Arm("adaptation"),
+    tokens=80_000,
+    changes=("stages.0.tokens=160k",),
+)
+"""A model of wiki adapted to cs with little, more and much text, with and without the domain's teacher."""
+
+PARTS: dict[str, Part] = {
+    "tuning": TUNING,
+    "main": MAIN,
+    "final": FINAL,
+    "curves": CURVES,
+    "converged": CONVERGED,
+    "adaptation": ADAPTATION,
+    "order": ORDER,
+    "masked": MASKED,
+}

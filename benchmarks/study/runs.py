@@ -49,7 +49,7 @@ def tasks_of(part_name: str, part: Part, out: Path, only: Sequence[str] = ()) ->
         arm = part.arms[name]
         if name not in known:
             budget = budget or planned_flops(arm_recipe(part.reference, part.tokens, 0, part.changes))
-            known[name] = arm.tokens or tokens_at(arm, budget, part.tokens, part.changes)
+            known[name] = tokens_at(arm, budget * arm.budget, part.tokens, part.changes)
     table.write_text(json.dumps(known, indent=1) + "\n")
     return [Task(part_name, name, part.arms[name], seed, known[name], part.changes) for seed in part.seeds for name in names]
 
@@ -86,6 +86,7 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
         "seed": task.seed,
         "stage_tokens": task.tokens,
         "flops": sum(training_flops(dict(stage.cost)) for stage in history.stages),
+        "measurement_flops": sum(float(stage.cost["evaluate"]["flops"]) for stage in history.stages),
         "teacher_flops": sum(
             phase["teacher_flops"] for stage in history.stages for name, phase in stage.cost.items() if name != "evaluate"
         ),
