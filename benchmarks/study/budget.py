@@ -6,7 +6,7 @@ mix. The evaluation that fills the loss matrix is measurement and the same for a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lifelong.checkpoint import load_config
@@ -72,6 +72,6 @@ def tokens_at(arm: Arm, budget: float, start: int, changes: Sequence[str] = ()) 
     return (low if above - budget <= budget - below else low - 1) * per_step
 
 
-def training_flops(cost: dict[str, dict[str, Any]]) -> float:
-    """What of a committed stage's cost counts against the budget."""
-    return sum(float(phase["flops"]) for name, phase in cost.items() if name != "evaluate")
+def training_flops(cost: Mapping[str, Mapping[str, Any]], measured: Collection[str] = ("evaluate",)) -> float:
+    """What of a committed stage's cost counts against the budget: all phases but those that only measure."""
+    return sum(float(phase["flops"]) for name, phase in cost.items() if name not in measured)

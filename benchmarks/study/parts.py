@@ -52,6 +52,7 @@ TUNING = Part(
         "replay share 0.1": replay("replay.share=0.1"),
         "replay share 0.3": replay(),
         "replay share 0.5": replay("replay.share=0.5"),
+        "replay share 0.7": replay("replay.share=0.7"),
         "replay mix proportional": replay("replay.mix=proportional"),
         "replay mix adaptive": replay("replay.mix=adaptive"),
         "replay memory 25k": replay("replay.memory_tokens=25k"),
@@ -92,18 +93,21 @@ MAIN_ARMS = (
     "ki-new-domain-replay",
     "joint",
 )
-KEPT = ("ours", "ours-prompts")
-MAIN = Part({name: Arm(name, keep=name in KEPT) for name in MAIN_ARMS})
+MAIN = Part({name: Arm(name, keep=name == "ours") for name in MAIN_ARMS})
 
 
 FINAL = Part({f"final-size x{times}": Arm("final-size", budget=times) for times in (1.3, 1.6)})
 """The final size with more FLOPs than the others: where does it reach what the grown model has?"""
 
 CURVES = Part(
-    {name: Arm(name) for name in ("elle-published", "elle-exact", "replay")},
-    changes=("evaluate.probes=16", "evaluate.probe_tokens=4k"),
+    {
+        "exact": Arm("growth"),
+        "elle": Arm("growth", ("stages.1.expand.mode=elle",)),
+        "not grown": Arm("growth", ("stages.1.expand=null",)),
+    },
+    reference=Arm("growth"),
 )
-"""What happens right behind a growth: probes on a log-spaced schedule, which count as measurement here."""
+"""What happens right behind a growth, by probes; they count as measurement here, and the model before is the same."""
 
 REVERSED = tuple(f"stages.{index}.domain={name}" for index, name in enumerate(("cs", "bio", "reviews", "news", "wiki")))
 ORDER = Part(
@@ -156,6 +160,9 @@ ADAPTATION = Part(
 )
 """A model of wiki adapted to cs with little, more and much text, with and without the domain's teacher."""
 
+PROMPTS = Part({"ours-prompts": Arm("ours-prompts", keep=True)}, seeds=(0,))
+"""The run whose prompts are tried on tasks."""
+
 PARTS: dict[str, Part] = {
     "tuning": TUNING,
     "main": MAIN,
@@ -165,4 +172,5 @@ PARTS: dict[str, Part] = {
     "adaptation": ADAPTATION,
     "order": ORDER,
     "masked": MASKED,
+    "prompts": PROMPTS,
 }

@@ -58,7 +58,7 @@ def run_all(tasks: Sequence[Task], out: Path, workers: int) -> Iterator[dict[str
     """Run what has no figures yet; yields the figures of every run as it ends."""
     left = [task for task in tasks if not figures_file(out, task).is_file()]
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=quiet) as pool:
         for future in as_completed([pool.submit(run_one, task, out) for task in left]):
             yield future.result()
 
@@ -80,13 +80,13 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
     run_recipe(arm_recipe(task.arm, task.tokens, task.seed, task.changes), folder)
     history = read_history(folder)
     metrics = compute_run(history)
+    measured = ("evaluate", "probe") if history.recipe["evaluate"]["probes"] else ("evaluate",)
     figures = {
         "part": task.part,
         "arm": task.name,
         "seed": task.seed,
         "stage_tokens": task.tokens,
-        "flops": sum(training_flops(dict(stage.cost)) for stage in history.stages),
-        "measurement_flops": sum(float(stage.cost["evaluate"]["flops"]) for stage in history.stages),
+        "flops": sum(training_flops(stage.cost, measured) for stage in history.stages),
         "teacher_flops": sum(
             phase["teacher_flops"] for stage in history.stages for name, phase in stage.cost.items() if name != "evaluate"
         ),
@@ -99,7 +99,12 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
         "metrics": {name: value for name, value in metrics.items() if value is not None},
         "replay": [dict(stage.replay) for stage in history.stages],
         "parameters": [stage.parameters for stage in history.stages],
+        "growth_rise": [report.loss_difference for report in history.expansions if report is not None],
     }
+    if history.recipe["evaluate"]["probes"]:
+        figures["probes"] = [
+            [[point.domain, point.tokens, point.nats_per_token] for point in points] for points in history.probes
+        ]
     path = figures_file(out, task)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -118,7 +123,8 @@ def _phases(stages: Sequence[Any]) -> dict[str, float]:
     return total
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """One thread, and nothing on the terminal but figures."""
     import torch
     import transformers
     from transformers.utils import logging
@@ -139,7 +145,7 @@ def prepare(out: Path, teachers: bool) -> None:
 
     os.environ["STUDY"] = str(out.resolve())
     out.mkdir(parents=True, exist_ok=True)
-    _quiet()
+    quiet()
     if not (out / "tokenizer").is_dir():
         recipe = load_recipe(RECIPES / "teacher.yaml", ["tokenizer={train: {kind: bpe, vocab_size: 2048, max_bytes: 8M}}"])
         domains = [load_domain(name) for name in ("wiki", *TEACHERS)]

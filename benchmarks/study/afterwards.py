@@ -1,0 +1,57 @@
+"""What is measured on finished runs: the line between old and new model, and tasks with and without prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.parts import PARTS, SEEDS
+from benchmarks.study.runs import quiet, tasks_of
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TASKS = ("mnli", "hyperpartisan", "amazon-stars", "chemprot", "acl-arc")
+
+
+def fronts(out: Path) -> Path:
+    """Losses between the model before the last stage and after it, for every seed of `ours`."""
+    from lifelong.evaluate.front import interpolation_front
+    from lifelong.pipeline import read_recipe_file
+
+    quiet()
+    rows = []
+    for task in tasks_of("main", PARTS["main"], out, ["ours"]):
+        run = out / "runs" / task.slug
+        front = interpolation_front(run, read_recipe_file(run).to_plain(), WEIGHTS)
+        rows += [
+            {"arm": "ours", "seed": task.seed, "weight": point.weight, "nats_per_token": dict(point.losses)}
+            for point in front.points
+        ]
+    return write_rows(out / "figures" / "fronts.jsonl", rows)
+
+
+def downstream(out: Path) -> Path:
+    """Tasks of each domain after fine-tuning: without a prompt, with the domain's own, with another domain's."""
+    from lifelong.evaluate.downstream import FineTuning, evaluate_tasks
+    from lifelong.evaluate.task import load_task
+
+    quiet()
+    (task,) = tasks_of("prompts", PARTS["prompts"], out)
+    run = out / "runs" / task.slug
+    settings = FineTuning(5e-4, 5, 3, seeds=len(SEEDS), examples=300, length=64)
+    prompts = next(run.glob("stages/04-*/**/prompts.safetensors"))
+    rows = []
+    for name in TASKS:
+        (scores,) = evaluate_tasks(str(run), [load_task(name)], settings, prompts=prompts)
+        rows.append(scores.to_json())
+        print(name, json.dumps(rows[-1])[:400], flush=True)
+    return write_rows(out / "figures" / "downstream.jsonl", rows)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """One JSON object a line, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(partial, path)
+    return path
