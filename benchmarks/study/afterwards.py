@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def fronts(out: Path) -> Path:
 
     quiet()
     rows = []
-    for task in tasks_of("main", PARTS["main"], out, ["ours"]):
+    main = PARTS["main"]
+    for task in tasks_of("main", replace(main, arms={"ours": main.arms["ours"]}), out):
         run = out / "runs" / task.slug
         front = interpolation_front(run, read_recipe_file(run).to_plain(), WEIGHTS)
         rows += [

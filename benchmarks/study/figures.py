@@ -19,7 +19,11 @@ def arms_figure(by_arm: Mapping[str, Rows], path: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     names = list(by_arm)
     for axes, values, title in (
-        (left, [[math.log(row["metrics"]["ap"]) for row in rows] for rows in by_arm.values()], "mean loss after the stream, nats/token"),
+        (
+            left,
+            [[math.log(row["metrics"]["ap"]) for row in rows] for rows in by_arm.values()],
+            "mean loss after the stream, nats/token",
+        ),
         (right, [[row["metrics"]["forgetting"] for row in rows] for rows in by_arm.values()], "forgetting, nats/token"),
     ):
         for index, seeds in enumerate(values):
@@ -47,7 +51,9 @@ def front_figure(points: Mapping[float, Rows], new_domain: str, path: Path) -> N
         axes.plot([losses[new_domain] for losses in line], old, "o-", ms=4, color=ACCENT, alpha=0.8)
         for weight, losses, value in zip(points, line, old, strict=True):
             if seed == seeds[0]:
-                axes.annotate(f"{weight:g}", (losses[new_domain], value), xytext=(4, 4), textcoords="offset points", fontsize=7)
+                axes.annotate(
+                    f"{weight:g}", (losses[new_domain], value), xytext=(4, 4), textcoords="offset points", fontsize=7
+                )
     axes.set_xlabel(f"{new_domain} (new), nats/token", fontsize=8)
     axes.set_ylabel("earlier domains, nats/token", fontsize=8)
     axes.grid(color="#e4e4e4")

@@ -30,7 +30,9 @@ def collect(out: Path) -> None:
         rows = [json.loads(path.read_text()) for path in sorted((out / "figures").glob(f"{name}-*.json"))]
         if rows:
             order = list(PARTS[name].arms)
-            rows = sorted((row for row in rows if row["arm"] in order), key=lambda row: (order.index(row["arm"]), row["seed"]))
+            rows = sorted(
+                (row for row in rows if row["arm"] in order), key=lambda row: (order.index(row["arm"]), row["seed"])
+            )
             (RESULTS / f"{name}.jsonl").write_text("".join(json.dumps(_rounded(row)) + "\n" for row in rows))
     for name in ("fronts", "downstream", "steps_saved"):
         if (path := out / "figures" / f"{name}.jsonl").is_file():
@@ -149,7 +151,10 @@ def pairs_table(part: str, pairs: Sequence[tuple[str, str]]) -> str:
                 difference = statistics.fmean(left[seed] - right[seed] for seed in shared)
                 cells.append(f"{difference:+.3f} (p {test[0]:.2g})" if test else f"{difference:+.3f}")
             rows.append([f"`{one}` − `{other}`", *cells])
-    return table(["nats/token, paired over seeds (p not corrected)", "loss after the stream", "forgetting", "in-domain loss"], rows)
+    return table(
+        ["nats/token, paired over seeds (p not corrected)", "loss after the stream", "forgetting", "in-domain loss"],
+        rows,
+    )
 
 
 def short_table(part: str) -> str:
@@ -181,14 +186,23 @@ def growth_saving() -> str:
         curve = [point[seed] for point in points]
         needed = crossing(flops, curve, target)
         ratios.append(needed / flops[0] if needed else math.nan)
-        rows.append([str(seed), f"{target:.3f}", *[f"{value:.3f}" for value in curve], f"{ratios[-1]:.2f}" if needed else "beyond"])
+        rows.append(
+            [
+                str(seed),
+                f"{target:.3f}",
+                *[f"{value:.3f}" for value in curve],
+                f"{ratios[-1]:.2f}" if needed else "beyond",
+            ]
+        )
     heads = ["seed", "`ours`, loss", *[f"`final-size` at {flop / flops[0]:.2f}x" for flop in flops], "final size needs"]
     return table(heads, rows)
 
 
 def crossing(flops: Sequence[float], losses: Sequence[float], target: float) -> float | None:
     """FLOPs at which a falling curve reaches `target`, linear in the logarithm of FLOPs; None outside of it."""
-    for (x0, y0), (x1, y1) in zip(zip(flops, losses, strict=True), zip(flops[1:], losses[1:], strict=True), strict=False):
+    for (x0, y0), (x1, y1) in zip(
+        zip(flops, losses, strict=True), zip(flops[1:], losses[1:], strict=True), strict=False
+    ):
         if y1 <= target <= y0:
             return math.exp(math.log(x0) + (y0 - target) / (y0 - y1) * (math.log(x1) - math.log(x0)))
     return flops[0] if target >= losses[0] else None
@@ -208,7 +222,14 @@ def gap_table() -> str:
             spread([row["nats_per_token"][1][0] for row in read("curves")[arm]]),
             spread([row["nats_per_token"][1][1] for row in read("curves")[arm]]),
         ])  # fmt: skip
-    heads = ["arm", "rise right after", "worst rise", "tokens until made up, every seed", "wiki at the end", "news at the end"]
+    heads = [
+        "arm",
+        "rise right after",
+        "worst rise",
+        "tokens until made up, every seed",
+        "wiki at the end",
+        "news at the end",
+    ]
     return table(heads, rows)
 
 
@@ -271,7 +292,9 @@ def fronts() -> dict[float, list[Row]]:
     """Points of the interpolation by weight."""
     path = RESULTS / "fronts.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    return {weight: [row for row in rows if row["weight"] == weight] for weight in sorted({row["weight"] for row in rows})}
+    return {
+        weight: [row for row in rows if row["weight"] == weight] for weight in sorted({row["weight"] for row in rows})
+    }
 
 
 def downstream_table() -> str:
@@ -300,7 +323,10 @@ def write_page(out: Path) -> None:
         figures.front_figure(points, "cs", pictures / "study-front")
     if curves := rises():
         means = {
-            arm: {tokens: statistics.fmean(curve[tokens] for curve in found.values()) for tokens in next(iter(found.values()))}
+            arm: {
+                tokens: statistics.fmean(curve[tokens] for curve in found.values())
+                for tokens in next(iter(found.values()))
+            }
             for arm, found in curves.items()
         }
         figures.growth_figure(means, pictures / "study-growth")

@@ -6,8 +6,8 @@ chosen on them, and the figures of the main table come from seeds that had no sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -39,12 +39,12 @@ class Part:
 
 def replay(*changes: str) -> Arm:
     """The replay arm with changes."""
-    return Arm("replay", changes)
+    return Arm("replay", ("replay.share=0.3", *changes))
 
 
 def inherit(*changes: str) -> Arm:
     """Even replay and a teacher, with changes."""
-    return Arm("ours-uniform", changes)
+    return Arm("ours-uniform", ("replay.share=0.3", "inherit.temperature=1.0", *changes))
 
 
 TUNING = Part(
@@ -87,6 +87,7 @@ MAIN_ARMS = (
     "ours-no-inheritance",
     "ours-no-recovery",
     "ours-no-replay",
+    "ours-random-copies",
     "ours-no-growth",
     "final-size",
     "ki-new-domain",
@@ -103,9 +104,10 @@ CURVES = Part(
     {
         "exact": Arm("growth"),
         "elle": Arm("growth", ("stages.1.expand.mode=elle",)),
-        "not grown": Arm("growth", ("stages.1.expand=null",)),
+        "not grown": Arm("growth", ("stages.1.expand=null", "stages.1.tokens=160k")),
     },
     reference=Arm("growth"),
+    changes=("stages.0.tokens=160k",),
 )
 """What happens right behind a growth, by probes; they count as measurement here, and the model before is the same."""
 
@@ -174,3 +176,36 @@ PARTS: dict[str, Part] = {
     "masked": MASKED,
     "prompts": PROMPTS,
 }
+SCALABLE = ("tuning", "main", "final", "order")
+LARGE = (
+    "sequence_length=512", "train.per_device_train_batch_size=64", "train.learning_rate=1e-3", "train.use_cpu=false",
+    "train.bf16=true", "evaluate.tokens=200k",
+)  # fmt: skip
+LARGE_SIZES = ({"layers": 6, "hidden_size": 512, "intermediate_size": 1408, "heads": 8}, {"layers": 9},
+               {"hidden_size": 768, "intermediate_size": 2112, "heads": 12})  # fmt: skip
+"""First sizes, and what the second and the fourth stage grow to: 20 to 85 million parameters, for a GPU machine."""
+
+
+def large(part: Part, grows: Mapping[str, Collection[int]], tokens: int) -> Part:
+    """The same part for a GPU machine.
+
+    Args:
+        part: one of `SCALABLE`.
+        grows: recipe -> stages that grow in it.
+        tokens: of a stage of the reference arm; what the corpora hold decides.
+    """
+    first, second, fourth = LARGE_SIZES
+    arms = {}
+    for name, arm in part.arms.items():
+        start = {**first, **second, **fourth} if arm.recipe == "final-size" else first
+        sizes = [f"model.{key}={value}" for key, value in start.items()]
+        for stage, grown in ((1, second), (3, fourth)):
+            if stage in grows[arm.recipe]:
+                sizes += [f"stages.{stage}.expand.{key}={value}" for key, value in grown.items()]
+        arms[name] = replace(arm, changes=(*sizes, *arm.changes))
+    reference = [f"model.{key}={value}" for key, value in first.items()]
+    reference += [f"stages.1.expand.{key}={value}" for key, value in second.items()]
+    reference += [f"stages.3.expand.{key}={value}" for key, value in fourth.items()]
+    return replace(
+        part, arms=arms, tokens=tokens, changes=(*part.changes, *LARGE), reference=Arm("replay", tuple(reference))
+    )

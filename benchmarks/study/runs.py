@@ -37,21 +37,24 @@ class Task:
         return f"{self.part}-{words.replace('--', '-')}-{self.seed}"
 
 
-def tasks_of(part_name: str, part: Part, out: Path, only: Sequence[str] = ()) -> list[Task]:
+def tasks_of(part_name: str, part: Part, out: Path) -> list[Task]:
     """The runs of a part, seed by seed, so that a study that is stopped early has whole seeds."""
     from benchmarks.study.budget import arm_recipe, planned_flops, tokens_at
 
     table = out / f"tokens-{part_name}.json"
+    out.mkdir(parents=True, exist_ok=True)
     known: dict[str, int] = json.loads(table.read_text()) if table.is_file() else {}
-    names = [name for name in part.arms if not only or name in only]
     budget = None
-    for name in names:
-        arm = part.arms[name]
+    for name, arm in part.arms.items():
         if name not in known:
             budget = budget or planned_flops(arm_recipe(part.reference, part.tokens, 0, part.changes))
             known[name] = tokens_at(arm, budget * arm.budget, part.tokens, part.changes)
     table.write_text(json.dumps(known, indent=1) + "\n")
-    return [Task(part_name, name, part.arms[name], seed, known[name], part.changes) for seed in part.seeds for name in names]
+    return [
+        Task(part_name, name, arm, seed, known[name], part.changes)
+        for seed in part.seeds
+        for name, arm in part.arms.items()
+    ]
 
 
 def run_all(tasks: Sequence[Task], out: Path, workers: int) -> Iterator[dict[str, Any]]:
@@ -88,7 +91,10 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
         "stage_tokens": task.tokens,
         "flops": sum(training_flops(stage.cost, measured) for stage in history.stages),
         "teacher_flops": sum(
-            phase["teacher_flops"] for stage in history.stages for name, phase in stage.cost.items() if name != "evaluate"
+            phase["teacher_flops"]
+            for stage in history.stages
+            for name, phase in stage.cost.items()
+            if name != "evaluate"
         ),
         "phases": _phases(history.stages),
         "seconds": metrics["total_seconds"],
@@ -134,7 +140,7 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
 
 
-def prepare(out: Path, teachers: bool) -> None:
+def prepare(out: Path, *, teachers: bool, vocab_size: int = 2048) -> None:
     """The one tokenizer of all arms, and `teachers` of the new domains; what is there already is left alone."""
     from lifelong.initial import make_tokenizer
     from lifelong.pipeline import run_recipe
@@ -147,7 +153,8 @@ def prepare(out: Path, teachers: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     quiet()
     if not (out / "tokenizer").is_dir():
-        recipe = load_recipe(RECIPES / "teacher.yaml", ["tokenizer={train: {kind: bpe, vocab_size: 2048, max_bytes: 8M}}"])
+        training = f"tokenizer={{train: {{kind: bpe, vocab_size: {vocab_size}, max_bytes: 8M}}}}"
+        recipe = load_recipe(RECIPES / "teacher.yaml", [training])
         domains = [load_domain(name) for name in ("wiki", *TEACHERS)]
         make_tokenizer(recipe, domains).save_pretrained(out / "tokenizer.partial")
         os.replace(out / "tokenizer.partial", out / "tokenizer")

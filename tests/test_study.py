@@ -1,0 +1,90 @@
+"""The study runs from nothing to its page on small made-up corpora, at equal FLOPs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import page, runs
+from benchmarks.study.budget import arm_recipe, planned_flops, tokens_at
+from benchmarks.study.parts import MAIN, PARTS, RECIPES, Arm, large
+
+WORDS = ["".join(random.Random(seed).choices("abcdefghijklmnop", k=1 + seed % 7)) for seed in range(300)]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study's folder with its tokenizer, and corpora for its five domains."""
+    folder = tmp_path_factory.mktemp("study")
+    for number, name in enumerate(("wiki", "news", "reviews", "bio", "cs")):
+        source = random.Random(number)
+        for split, count in (("train", 60), ("valid", 6), ("test", 6)):
+            lines = [
+                json.dumps({"text": " ".join(source.choices(WORDS[40 * number : 40 * number + 80], k=60))})
+                for _ in range(count)
+            ]
+            path = folder / "data" / "corpora" / f"{name}.{split}.jsonl.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIFELONG_DATA", str(folder / "data"))
+        patch.setenv("STUDY", str(folder))
+        runs.prepare(folder, teachers=False, vocab_size=400)
+        yield folder
+
+
+def test_every_arm_gets_the_same_training_flops(study: Path) -> None:
+    """The search for tokens ends within half an optimizer step a stage of the budget, for arms of every kind."""
+    budget = planned_flops(arm_recipe(Arm("replay"), 40_000, 0))
+    for name in ("sequential", "ewc", "a-gem", "logits-kd", "elle-published", "ours", "ours-no-growth", "final-size"):
+        arm = Arm(name)
+        tokens = tokens_at(arm, budget, 40_000)
+        step = abs(planned_flops(arm_recipe(arm, tokens + 1024, 0)) - planned_flops(arm_recipe(arm, tokens, 0)))
+        assert abs(planned_flops(arm_recipe(arm, tokens, 0)) - budget) <= step / 2 * 1.01, name
+
+
+def test_a_part_runs_to_its_figures_and_the_page(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spent FLOPs are the planned ones; the page is made from the kept figures alone."""
+    changes = ("evaluate.tokens=400", "stages.3.expand=null", "recover.tokens=1k")
+    part = replace(MAIN, arms={name: MAIN.arms[name] for name in ("replay", "sequential")}, tokens=4_000, seeds=(0,))
+    part = replace(part, changes=(*changes[:2],))
+    tasks = runs.tasks_of("main", part, study)
+    for task in tasks:
+        figures = runs.run_one(task, study)
+        planned = planned_flops(arm_recipe(task.arm, task.tokens, 0, part.changes))
+        assert figures["flops"] == pytest.approx(planned, rel=1e-6)
+        assert len(figures["nats_per_token"]) == len(figures["domains"]) == 5
+    assert not list((study / "runs").glob("main-sequential*")), "run folders that nobody needs are removed"
+    again = list(runs.run_all(tasks, study, workers=1))
+    assert again == [], "finished runs are not run again"
+
+    monkeypatch.setattr(page, "RESULTS", study / "results")
+    page.collect(study)
+    page.write_page(study / "docs")
+    text = (study / "docs" / "results.md").read_text()
+    assert "`sequential`" in text and "{{" not in text
+    assert (study / "docs" / "figures" / "study-arms.png").stat().st_size > 5_000
+
+
+def test_every_arm_of_every_part_is_a_recipe(study: Path) -> None:
+    """Names in the parts lead to files, and their changes to keys that exist; the large size changes no arm's kind."""
+    for part in PARTS.values():
+        for arm in part.arms.values():
+            arm_recipe(arm, 10_000, 0, part.changes)
+    files = {path.stem for path in RECIPES.glob("*.yaml")}
+    used = {arm.recipe for part in PARTS.values() for arm in part.arms.values()} | {"teacher"}
+    assert used == files
+    grows = {
+        arm.recipe: [i for i, stage in enumerate(arm_recipe(arm, 1, 0).stages) if stage.expand]
+        for arm in MAIN.arms.values()
+    }
+    scaled = large(MAIN, grows, 1_000_000)
+    for name, arm in scaled.arms.items():
+        small, big = arm_recipe(MAIN.arms[name], 1, 0), arm_recipe(arm, 1, 0, scaled.changes)
+        assert [bool(stage.expand) for stage in small.stages] == [bool(stage.expand) for stage in big.stages]
+        assert big.model.hidden_size == (768 if name == "final-size" else 512)
