@@ -67,7 +67,8 @@ def test_a_part_runs_to_its_figures_and_the_page(study: Path, monkeypatch: pytes
     page.collect(study)
     page.write_page(study / "docs")
     text = (study / "docs" / "results.md").read_text()
-    assert "`sequential`" in text and "{{" not in text
+    assert "`sequential`" in text
+    assert "{{" not in text
     assert (study / "docs" / "figures" / "study-arms.png").stat().st_size > 5_000
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,5 +54,5 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """One JSON object a line, whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(partial, path)
+    partial.replace(path)
     return path

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.report.uncertainty import holm, t_interval, t_test
-
 from benchmarks.study import figures
 from benchmarks.study.parts import PARTS
+from lifelong.report.uncertainty import holm, t_interval, t_test
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -209,7 +208,7 @@ def crossing(flops: Sequence[float], losses: Sequence[float], target: float) -> 
 
 
 def gap_table() -> str:
-    """What a growth costs the earlier domain: the rise right after it, the worst, and the tokens until it is made up."""
+    """What a growth costs the earlier domain: the rise right after it, the worst, and when it is made up."""
     curves = rises()
     rows = []
     for arm, found in curves.items():
@@ -269,7 +268,8 @@ def steps_table() -> str:
     path = RESULTS / "steps_saved.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     rows = [
-        [f"{row['temperature']:g}", f"{row['until']:g}", str(row["seed"]), f"{row['plain']:.3f}", f"{row['taught']:.3f}",
+        [f"{row['temperature']:g}", f"{row['until']:g}", str(row["seed"]),
+         f"{row['plain']:.3f}", f"{row['taught']:.3f}",
          f"{row['steps_saved']:.1%}", f"{row['flops_saved']:.1%}"]
         for row in found
     ]  # fmt: skip

@@ -73,11 +73,10 @@ def figures_file(out: Path, task: Task) -> Path:
 
 def run_one(task: Task, out: Path) -> dict[str, Any]:
     """One run from start to figures."""
+    from benchmarks.study.budget import arm_recipe, training_flops
     from lifelong.history import read_history
     from lifelong.metrics import compute_run
     from lifelong.pipeline import run_recipe
-
-    from benchmarks.study.budget import arm_recipe, training_flops
 
     folder = out / "runs" / task.slug
     run_recipe(arm_recipe(task.arm, task.tokens, task.seed, task.changes), folder)
@@ -115,7 +114,7 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(figures) + "\n")
-    os.replace(partial, path)
+    partial.replace(path)
     if not task.arm.keep:
         shutil.rmtree(folder)
     return figures
@@ -142,12 +141,11 @@ def quiet() -> None:
 
 def prepare(out: Path, *, teachers: bool, vocab_size: int = 2048) -> None:
     """The one tokenizer of all arms, and `teachers` of the new domains; what is there already is left alone."""
+    from benchmarks.study.parts import RECIPES
     from lifelong.initial import make_tokenizer
     from lifelong.pipeline import run_recipe
     from lifelong.recipe import load_recipe
     from lifelong.stream.domain import load_domain
-
-    from benchmarks.study.parts import RECIPES
 
     os.environ["STUDY"] = str(out.resolve())
     out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +154,8 @@ def prepare(out: Path, *, teachers: bool, vocab_size: int = 2048) -> None:
         training = f"tokenizer={{train: {{kind: bpe, vocab_size: {vocab_size}, max_bytes: 8M}}}}"
         recipe = load_recipe(RECIPES / "teacher.yaml", [training])
         domains = [load_domain(name) for name in ("wiki", *TEACHERS)]
-        make_tokenizer(recipe, domains).save_pretrained(out / "tokenizer.partial")
-        os.replace(out / "tokenizer.partial", out / "tokenizer")
+        partial = out / "tokenizer.partial"
+        make_tokenizer(recipe, domains).save_pretrained(partial)
+        partial.replace(out / "tokenizer")
     for name in TEACHERS if teachers else ():
         run_recipe(load_recipe(RECIPES / "teacher.yaml", [f"stages.1.domain={name}"]), out / "teachers" / name)
