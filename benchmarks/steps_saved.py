@@ -80,7 +80,8 @@ def main() -> None:
         "teacher": str(teacher), "alpha": options.alpha, "schedule": "linear", "until": options.until,
         "temperature": options.temperature,
     }  # fmt: skip
-    forms = {"plain": {}, "taught": {"inherit": inherit}}
+    taught_name = f"taught-{options.alpha:g}-{options.until:g}-{options.temperature:g}"  # other settings keep the rest
+    forms = {"plain": {}, taught_name: {"inherit": inherit}}
     for name, changes in forms.items():
         looks = {"tokens": 6_000, "probes": options.probes, "probe_tokens": 6_000, "samples": 0}
         run_recipe(recipe(options, name, large, tokens, evaluate=looks, **changes), options.runs / name)
@@ -89,9 +90,11 @@ def main() -> None:
     step = reached(taught, target)
     flops = {
         name: json.loads((options.runs / name / "report/matrix.json").read_text())["cost"]
-        for name in ("plain", "taught")
+        for name in forms
     }
+    flops = {"plain": flops["plain"], "taught": flops[taught_name]}
     result = {
+        "seed": options.seed, "alpha": options.alpha, "until": options.until, "temperature": options.temperature,
         "teacher_nats": read_history(options.runs / "teacher").matrix.nats_per_token[0][0],
         "plain_nats": target, "taught_nats": taught[-1][1], "steps": last_step, "reached_at": step,
         "steps_saved": None if step is None else 1 - step / last_step,

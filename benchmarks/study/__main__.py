@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each")
     parser.add_argument("--size", choices=("small", "large"), default="small")
     parser.add_argument("--tokens", default="", help="of a stage of the replay arm, which sets the FLOPs of all")
+    parser.add_argument("--steps-saved", action="store_true", help="also a larger student under a small teacher")
     parser.add_argument("--no-page", action="store_true", help="leave results/ and docs/results.md alone")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,6 +37,10 @@ def main() -> None:
     parts = {name: chosen(name, args) for name in args.part}
     if parts:
         run_parts(parts, out, args)
+    if args.steps_saved:
+        from benchmarks.study.afterwards import steps_saved
+
+        steps_saved(out)
     if not args.no_page and args.size == "small":
         from benchmarks.study.page import collect, write_page
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,27 @@ def downstream(out: Path) -> Path:
         rows.append(scores.to_json())
         print(name, json.dumps(rows[-1])[:400], flush=True)
     return write_rows(out / "figures" / "downstream.jsonl", rows)
+
+
+SMALL_TEACHER = (("0.3", "2"), ("0.6", "2"), ("1", "1"))
+"""`until` and `temperature` of the runs under a small teacher."""
+
+
+def steps_saved(out: Path) -> Path:
+    """A larger student under a small teacher, by `benchmarks/steps_saved.py`, for every seed."""
+    rows = []
+    for seed in SEEDS:
+        runs, file = out / "steps-saved" / str(seed), out / "steps-saved" / f"{seed}.json"
+        for until, temperature in SMALL_TEACHER:
+            command = [sys.executable, "-m", "benchmarks.steps_saved", "--seed", str(seed), "--runs", str(runs)]
+            command += ["--tokens", "160k", "--teacher-tokens", "600k", "--until", until, "--temperature", temperature]
+            subprocess.run([*command, "--out", str(file)], check=True)
+            found = json.loads(file.read_text())
+            kept = ("seed", "alpha", "until", "temperature", "teacher_nats", "steps_saved", "flops_saved")
+            rows.append({key: found[key] for key in kept})
+            rows[-1] |= {"plain": found["plain_nats"], "taught": found["taught_nats"]}
+            write_rows(out / "figures" / "steps_saved.jsonl", rows)
+    return out / "figures" / "steps_saved.jsonl"
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -268,12 +268,15 @@ def steps_table() -> str:
     path = RESULTS / "steps_saved.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     rows = [
-        [f"{row['temperature']:g}", f"{row['until']:g}", str(row["seed"]),
+        [f"{row['temperature']:g}", f"{row['until']:g}", str(row["seed"]), f"{row['teacher_nats']:.3f}",
          f"{row['plain']:.3f}", f"{row['taught']:.3f}",
-         f"{row['steps_saved']:.1%}", f"{row['flops_saved']:.1%}"]
+         *("none" if row[key] is None else f"{row[key]:.1%}" for key in ("steps_saved", "flops_saved"))]
         for row in found
     ]  # fmt: skip
-    return table(["temperature", "until", "seed", "plain, nats", "taught, nats", "steps saved", "FLOPs saved"], rows)
+    return table(
+        ["temperature", "until", "seed", "teacher, nats", "plain, nats", "taught, nats", "steps saved", "FLOPs saved"],
+        rows,
+    )
 
 
 def front_table() -> str:
