@@ -267,12 +267,11 @@ def steps_table() -> str:
     """Steps and FLOPs that a small teacher saves a larger student."""
     path = RESULTS / "steps_saved.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    rows = [
-        [f"{row['temperature']:g}", f"{row['until']:g}", str(row["seed"]), f"{row['teacher_nats']:.3f}",
-         f"{row['plain']:.3f}", f"{row['taught']:.3f}",
-         *("none" if row[key] is None else f"{row[key]:.1%}" for key in ("steps_saved", "flops_saved"))]
-        for row in found
-    ]  # fmt: skip
+    rows = []
+    for row in found:
+        nats = [f"{row[key]:.3f}" for key in ("teacher_nats", "plain", "taught")]
+        saved = ["none" if row[key] is None else f"{row[key]:.1%}" for key in ("steps_saved", "flops_saved")]
+        rows.append([f"{row['temperature']:g}", f"{row['until']:g}", str(row["seed"]), *nats, *saved])
     return table(
         ["temperature", "until", "seed", "teacher, nats", "plain, nats", "taught, nats", "steps saved", "FLOPs saved"],
         rows,
