@@ -81,6 +81,7 @@ MAIN_ARMS = (
     "a-gem",
     "logits-kd",
     "elle-published",
+    "elle-prompts",
     "elle-exact",
     "ours",
     "ours-uniform",
