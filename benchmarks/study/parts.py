@@ -114,13 +114,13 @@ CURVES = Part(
 
 REVERSED = tuple(f"stages.{index}.domain={name}" for index, name in enumerate(("cs", "bio", "reviews", "news", "wiki")))
 ORDER = Part(
-    {name: Arm(name) for name in ("sequential", "replay", "elle-published", "ours")},
+    {name: Arm(name) for name in ("sequential", "replay", "ours")},
     changes=REVERSED,
 )
 """The stream the other way round."""
 
 MASKED = Part(
-    {name: Arm(name) for name in ("sequential", "replay", "elle-published", "ours")},
+    {name: Arm(name) for name in ("sequential", "replay", "ours")},
     tokens=100_000,
     changes=("objective=mlm", "model.family=modernbert", "evaluate.tokens=30k"),
 )
