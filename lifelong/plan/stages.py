@@ -1,29 +1,33 @@
-"""A dry run: what every stage will be and cost, from configurations alone; no weights are loaded.
-
-Memory and time on a cluster are not estimated here; what is printed is exact arithmetic on the recipe.
-"""
+"""A dry run: what every stage will be, cost and need, from configurations alone; no weights are loaded."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.table import Table
-
-from lifelong.checkpoint import load_config
 from lifelong.context import meta_model
-from lifelong.expand import model_shape, plan_expansion
-from lifelong.initial import fresh_config
-from lifelong.learning_rates import stage_curve
+from lifelong.errors import InputError
+from lifelong.expand import model_shape
+from lifelong.learning_rates import lr_policy, stage_curve
 from lifelong.pipeline import check_recipe
-from lifelong.recipe import InheritSection, Recipe
+from lifelong.plan.advice import warnings_of
+from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
+from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
+from lifelong.plan.shapes import Shapes, is_stage
+from lifelong.plan.speed import Speed
+from lifelong.plan.text import TextLook, look_at_text
+from lifelong.recipe import InheritSection, Recipe, parse_recipe
+from lifelong.replay import MOST_PROBES, PROBING_COST
 from lifelong.stream.domain import load_domain
 from lifelong.stream.mixing import stage_plan
-from lifelong.train.arguments import DEFAULTS, blocks_per_step, training_arguments
+from lifelong.train.arguments import blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.train.method import make_methods
-from lifelong.train.schedule import sparkline
+from lifelong.train.schedule import trunk_step
 
 OF_THE_DEVICE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile")
 """TrainingArguments asks for the device that these need; a plan is made on any machine."""
@@ -32,9 +36,11 @@ BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage before it is run. FLOPs include those of teacher and methods; bytes are of weights, gradients, moments.
+    """One stage before it is run.
 
-    `learning_rates` are taken in the middle of equal parts of the stage.
+    `flops` include those of teacher and methods, `evaluation_flops` come on top. `training_state_bytes` are weights,
+    gradients and moments on one device, `memory` what one of the planned devices holds at its fullest.
+    `learning_rates` are taken in the middle of equal parts of the stage. `seconds` is None where no speed is known.
     """
 
     index: int
@@ -49,58 +55,140 @@ class PlannedStage:
     learning_rates: tuple[float, ...]
     flops: float
     teacher_flops: float
+    evaluation_flops: float
     training_state_bytes: int
     checkpoint_bytes: int
+    trunk_bytes: int
+    resumable_bytes: int
+    memory: DeviceMemory
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The stages of a recipe and what looks unwise in it."""
+    """The stages of a recipe on some devices, what looks unwise in it, and what the plan could not know."""
 
     name: str
     stages: tuple[PlannedStage, ...]
     warnings: tuple[str, ...]
+    devices: Devices
+    disk: DiskPlan
+    speed: Speed | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all stages; None where no speed is known."""
+        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(known) if len(known) == len(self.stages) else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values, totals included."""
+        plain = asdict(self)
+        for entry, stage in zip(plain["stages"], self.stages, strict=True):
+            entry["memory"] = stage.memory.to_json()
+        speed = None if self.speed is None else self.speed.describe()
+        return {**plain, "disk": self.disk.to_json(), "speed": speed, "seconds": self.seconds}
 
 
-def plan_recipe(recipe: Recipe) -> RunPlan:
+def plan_recipe(
+    recipe: Recipe, devices: Devices | None = None, *, speed: Speed | None = None, text: bool = False
+) -> RunPlan:
     """Plan a run.
+
+    Args:
+        recipe: to plan.
+        devices: what it is to run on; one device without a GPU where absent.
+        speed: of one device; no times without it.
+        text: look at the beginning of every corpus that is here.
 
     Raises:
         InputError: everything that `run` would refuse about recipe, cards and growth.
     """
-    check_recipe(recipe)
-    if recipe.model.checkpoint is not None:
-        config = load_config(recipe.model.checkpoint, recipe.model.revision)
-    else:
-        config = fresh_config(recipe, vocab_size=recipe.tokenizer_size or 512)
-    stages = []
-    for index, section in enumerate(recipe.stages):
-        before = config
-        if section.expand is not None:
-            config = plan_expansion(config, **section.expand.options(), **section.expand.sizes()).target_config
-        stages.append(_planned(recipe, index, before, config))
-    return RunPlan(recipe.name, tuple(stages), tuple(_warnings(recipe, stages)))
+    devices, shapes = devices or Devices(), Shapes()
+    with runs_to_come(recipe, shapes) as there:
+        check_recipe(there)
+    first, configs = shapes.first(recipe), shapes.stages(recipe)
+    look = look_at_text(recipe) if text else TextLook({}, (), {})
+    stages = [
+        _planned(recipe, index, before, config, devices, shapes)
+        for index, (before, config) in enumerate(zip([first, *configs[:-1]], configs, strict=True))
+    ]
+    if speed is not None:
+        stages = [
+            replace(stage, seconds=speed.seconds(stage.flops + stage.evaluation_flops, devices.count, config, section))
+            for stage, config, section in zip(stages, configs, (_train(recipe, i) for i in range(len(stages))), strict=True)
+        ]
+    files = [
+        StageFiles(stage.checkpoint_bytes, stage.trunk_bytes, stage.resumable_bytes, _checkpoints_kept(recipe, index))
+        for index, stage in enumerate(stages)
+    ]
+    disk = disk_plan(recipe, files, look.facts, look.vocab_size or int(configs[-1].vocab_size))
+    warnings = [*warnings_of(recipe, stages, shapes), *look.warnings]
+    return RunPlan(
+        recipe.name, tuple(stages), tuple(warnings), devices, disk, speed, tuple(_notes(recipe, shapes, look))
+    )
 
 
-def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedStage:
+@contextlib.contextmanager
+def runs_to_come(recipe: Recipe, shapes: Shapes) -> Iterator[Recipe]:
+    """The recipe with the stages of runs that are not there yet replaced by their configurations alone."""
+    plain = recipe.to_plain()
+    with TemporaryDirectory() as folder:
+        for number, source in enumerate(sorted(_named(plain))):
+            if is_stage(source) and not Path(source).exists():
+                stand_in = Path(folder) / str(number)
+                shapes.of(source).save_pretrained(stand_in)
+                plain = _replaced(plain, source, str(stand_in))
+        yield parse_recipe(plain)
+
+
+def _named(plain: Any) -> set[str]:
+    if isinstance(plain, dict):
+        return {text for value in plain.values() for text in _named(value)}
+    if isinstance(plain, list):
+        return {text for value in plain for text in _named(value)}
+    return {plain} if isinstance(plain, str) else set()
+
+
+def _replaced(plain: Any, old: str, new: str) -> Any:
+    if isinstance(plain, dict):
+        return {key: _replaced(value, old, new) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_replaced(value, old, new) for value in plain]
+    return new if plain == old else plain
+
+
+def _train(recipe: Recipe, index: int) -> dict[str, Any]:
+    return {**recipe.train, **recipe.stages[index].train}
+
+
+def stage_arguments(recipe: Recipe, index: int) -> Any:
+    """TrainingArguments of a stage, without what only its device can have."""
+    train = {key: value for key, value in _train(recipe, index).items() if key not in OF_THE_DEVICE}
+    return training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0)
+
+
+def _planned(
+    recipe: Recipe, index: int, before: Any, config: Any, devices: Devices, shapes: Shapes
+) -> PlannedStage:
     section, length, objective = recipe.stages[index], recipe.sequence_length, recipe.objective
-    train = {key: value for key, value in {**recipe.train, **section.train}.items() if key not in OF_THE_DEVICE}
-    arguments = training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0)
-    plan = stage_plan(section.tokens, length, blocks_per_step(arguments))
+    arguments = stage_arguments(recipe, index)
+    plan = stage_plan(section.tokens, length, blocks_per_step(arguments) // arguments.world_size * devices.count)
     recover = recipe.recover.tokens if recipe.recover and section.expand and index else 0
     model = meta_model(config, objective)
-    teacher_tokens = 0.0
-    if recipe.inherit is not None and (index or recipe.model.checkpoint or recipe.inherit.teacher.model != "previous"):
-        teacher_tokens = plan.tokens * taught_share(recipe.inherit)
-    teacher = recipe.inherit.teacher.model if recipe.inherit is not None else None
-    teacher_config = before if teacher in (None, "previous") else load_config(str(teacher))
-    teacher_flops = teacher_tokens * forward_flops_per_token(meta_model(teacher_config, objective), length, objective)
+    teachers = _teachers(recipe, index, before, shapes)
+    teacher_flops = 0.0
+    if teachers and recipe.inherit is not None:
+        each = [forward_flops_per_token(meta_model(teacher, objective), length, objective) for teacher in teachers]
+        # where each domain has its own teacher, one runs for a token; in a mixture all of them
+        together = sum(each) / len(each) if recipe.inherit.teacher.by_domain else sum(each)
+        teacher_flops = plan.tokens * taught_share(recipe.inherit) * together
     parameters = num_parameters(model)
     trained = plan.tokens + (stage_plan(recover, length, plan.blocks_per_step).tokens if recover else 0)
+    forward = forward_flops_per_token(model, length, objective)
+    trunk = (policy := lr_policy(recipe)) is not None and trunk_step(policy, plan.num_steps) is not None
+    low = any(_train(recipe, index).get(name) for name in ("bf16", "fp16"))
     return PlannedStage(
         index=index,
         domain=load_domain(section.domain).name,
@@ -116,9 +204,49 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any) -> PlannedSta
         * training_flops_per_token(model, length, objective)
         + teacher_flops,
         teacher_flops=teacher_flops,
+        evaluation_flops=_evaluated_tokens(recipe, index, plan.tokens) * forward,
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
-        checkpoint_bytes=parameters * 4,
+        checkpoint_bytes=parameters * FLOAT32,
+        trunk_bytes=parameters * FLOAT32 if trunk else 0,
+        resumable_bytes=int(parameters * (FLOAT32 + moment_bytes(arguments))),
+        memory=device_memory(
+            config, arguments, devices, objective=objective, length=length, teachers=teachers, low_precision=low
+        ),
     )
+
+
+def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[Any]:
+    """Configurations of the models that run beside the student in a stage."""
+    if recipe.inherit is None or recipe.inherit.alpha == 0:
+        return []
+    learned = index > 0 or recipe.model.checkpoint is not None
+    found = []
+    for leaf in recipe.inherit.teacher.leaves():
+        if leaf.model == "previous":
+            found += [before] if learned else []
+        elif leaf.model is not None:
+            found.append(shapes.of(leaf.model))
+    return found
+
+
+def _evaluated_tokens(recipe: Recipe, index: int, trained: int) -> float:
+    """Tokens that are evaluated in a stage: all domains at its end (and before the first), and probes during it."""
+    evaluate = recipe.evaluate
+    domains = len({stage.domain for stage in recipe.stages})
+    seen = len({stage.domain for stage in recipe.stages[:index]})
+    tokens = evaluate.tokens * domains * (2 if index == 0 else 1)
+    tokens += evaluate.probes * evaluate.probe_tokens * (seen + 1)
+    replay = recipe.replay
+    if replay is not None and seen and replay.share and recipe.replay_mix in ("adaptive", "budget"):
+        probed = evaluate.probe_tokens * seen
+        wanted = min(MOST_PROBES, int(3 * PROBING_COST * trained / probed)) if replay.probes is None else replay.probes
+        tokens += wanted * probed
+    return float(tokens)
+
+
+def _checkpoints_kept(recipe: Recipe, index: int) -> int:
+    """Resumable checkpoints of a stage at a time, the one being written included."""
+    return int(stage_arguments(recipe, index).save_total_limit or 2) + 1
 
 
 def _method_tokens(recipe: Recipe, index: int, num_steps: int) -> float:
@@ -148,57 +276,24 @@ def taught_share(inherit: InheritSection) -> float:
     return span * mean * inherit.alpha
 
 
-def _warnings(recipe: Recipe, stages: list[PlannedStage]) -> list[str]:
-    warnings = []
-    if len(stages) > 1 and not (recipe.replay and recipe.replay.share and recipe.replay.memory_tokens):
-        warnings.append("no replay: earlier domains will be forgotten; see `replay:`")
-    for stage in stages:
-        if stage.warmup_steps > 0.1 * stage.steps:
-            warnings.append(
-                f"stage {stage.index}: the warm-up of {stage.warmup_steps} steps is longer than a tenth of it"
-            )
-        if stage.steps < 20:
-            warnings.append(
-                f"stage {stage.index}: only {stage.steps} optimizer steps; give it more tokens or smaller batches"
-            )
-    if recipe.model.checkpoint and stages[0].peak_learning_rate >= DEFAULTS["learning_rate"]:
-        warnings.append(
-            f"learning rate {stages[0].peak_learning_rate:g}: high for a model that is pre-trained already; "
-            "re-warming to the rate it ended its own training with forgets less"
-        )
-    return warnings
+def _notes(recipe: Recipe, shapes: Shapes, look: TextLook) -> list[str]:
+    """What was taken for granted."""
+    notes = [f"{source} is not there yet: planned by recipe {writer}" for source, writer in shapes.coming.items()]
+    hub = [card for card, reason in look.unread.items() if "hub" in reason and card != "tokenizer"]
+    if hub:
+        notes.append(f"text on the hub was not looked at: {', '.join(hub)}; its size on disk is that of the stages")
+    notes += [
+        f"{card}: was not looked at ({reason.splitlines()[0][:160]})"
+        for card, reason in look.unread.items()
+        if card not in hub
+    ]
+    if recipe.methods:
+        names = ", ".join(method.name for method in recipe.methods)
+        notes.append(f"tensors that methods keep for themselves ({names}) are not in the memory figures")
+    compiled = any(_train(recipe, index).get("torch_compile") for index in range(len(recipe.stages)))
+    if compiled:
+        notes.append("torch_compile: activations are counted as without it; a compiled step keeps fewer")
+    return notes
 
 
-def plan_table(plan: RunPlan) -> Table:
-    """The plan for a terminal of 80 columns."""
-    table = Table(title=f"{plan.name}: plan", caption="\n".join(f"! {text}" for text in plan.warnings) or None)
-    for heading in ("stage", "domain", "L/d/heads", "params", "tokens", "steps", "replay", "PFLOPs"):
-        table.add_column(heading, justify="left" if heading in ("stage", "domain") else "right")
-    for stage in plan.stages:
-        shape = stage.shape
-        table.add_row(
-            str(stage.index), stage.domain, f"{shape['layers']}/{shape['hidden_size']}/{shape['heads']}",
-            f"{stage.parameters / 1e6:.2f}M", f"{stage.tokens / 1e6:.2f}M", str(stage.steps),
-            f"{stage.replay_share:.0%}", f"{stage.flops / 1e15:.3g}",
-        )  # fmt: skip
-    table.add_row(
-        "all", "", "", "", f"{sum(s.tokens for s in plan.stages) / 1e6:.2f}M",
-        str(sum(s.steps for s in plan.stages)), "", f"{sum(s.flops for s in plan.stages) / 1e15:.3g}",
-    )  # fmt: skip
-    return table
-
-
-def rates_table(plan: RunPlan) -> Table:
-    """Learning rate and memory of every stage, for a terminal of 80 columns; all curves on one scale."""
-    table = Table(title="learning rate over each stage, and memory of weights, gradients and moments in float32")
-    for heading in ("stage", "peak", "start", "end", "curve", "train GB", "saved GB"):
-        table.add_column(heading, justify="left" if heading in ("stage", "curve") else "right")
-    top = max((rate for stage in plan.stages for rate in stage.learning_rates), default=1.0)
-    for stage in plan.stages:
-        rates = list(stage.learning_rates)
-        shown = [f"{max(rates):.1e}", f"{rates[0]:.1e}", f"{rates[-1]:.1e}"] if rates else ["", "", ""]
-        table.add_row(
-            str(stage.index), *shown, sparkline(rates, top),
-            f"{stage.training_state_bytes / 1e9:.3g}", f"{stage.checkpoint_bytes / 1e9:.3g}",
-        )  # fmt: skip
-    return table
+__all__ = ["InputError", "PlannedStage", "RunPlan", "plan_recipe", "stage_arguments", "taught_share"]
