@@ -1,13 +1,13 @@
 """The plan against what is measured: memory of real steps, files of a real run, time of a real run.
 
-Every shape is trained for a few steps by the stage trainer in a fresh process, once plainly for the resident set and once
-under PyTorch's profiler, which is told of every tensor's memory when it comes and goes. What is there before the model
-(Python, libraries, a rehearsal with a toy model) is taken off both. On a GPU it is the allocator's peak.
+Every shape is trained for a few steps by the stage trainer in a fresh process, once plainly for the resident set and
+once under PyTorch's profiler, which is told of every tensor's memory when it comes and goes. What is there before the
+model (Python, libraries, a rehearsal with a toy model) is taken off both. On a GPU it is the allocator's peak.
 
     python -m benchmarks.plan_memory [--only NAME ...] [--part memory run] [--json FILE]
 
-`plan / tensors` is what the plan is held to. `plan / resident` is smaller on a CPU: glibc keeps freed blocks below 32 MB
-for later. With MALLOC_MMAP_THRESHOLD_=65536 it gives them back, at the price of speed.
+`plan / tensors` is what the plan is held to. `plan / resident` is smaller on a CPU: glibc keeps freed blocks below
+32 MB for later. With MALLOC_MMAP_THRESHOLD_=65536 it gives them back, at the price of speed.
 """
 
 from __future__ import annotations
@@ -153,10 +153,12 @@ class Watch(threading.Thread):
         self.out, self.done, self.most = out, threading.Event(), dict.fromkeys([*GROUPS, "resumable"], 0)
 
     def run(self) -> None:
+        """Look until it is done."""
         while not self.done.wait(0.05):
             self.look()
 
     def look(self) -> None:
+        """Look once."""
         for group, pattern in (*GROUPS.items(), ("resumable", ".work/*/train-checkpoints")):
             try:
                 size = sum(folder_bytes(folder) for folder in self.out.glob(pattern))

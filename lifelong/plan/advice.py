@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _rates(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[str]:
             f"learning rate {first:g}: high for a model that is pre-trained already; "
             "re-warming to the rate it ended its own training with forgets less"
         )
-    for before, stage in zip(stages, stages[1:], strict=False):
+    for before, stage in pairwise(stages):
         if stage.peak_learning_rate > before.peak_learning_rate:
             warnings.append(
                 f"stage {stage.index}: its learning rate {stage.peak_learning_rate:g} is above the "
@@ -70,7 +71,7 @@ def _rates(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[str]:
 
 
 def base_rate(recipe: Recipe, shapes: Shapes) -> float | None:
-    """Peak learning rate at which the recipe's checkpoint was trained, where it is a stage of a run that can be read."""
+    """Peak learning rate of the stage that the recipe's checkpoint is, where its run or its recipe can be read."""
     source = str(recipe.model.checkpoint)
     if not is_stage(source):
         return None

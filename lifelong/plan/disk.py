@@ -3,7 +3,7 @@
 | what | bytes |
 |---|---|
 | model of a stage | 4 P; as much again where the next stage goes on from a trunk |
-| resumable checkpoint | 4 P and the moments; `save_total_limit` of them and the one being written, of one stage at a time |
+| resumable checkpoint | 4 P and the moments; `save_total_limit` of them and the one being written, of one stage |
 | tokenised corpus | 2 or 4 bytes a token by the size of the vocabulary, and 8 a document |
 | replay memory | 4 bytes a token; two generations while a stage is committed |
 | held-out text | 4 bytes a token, and the text itself |
@@ -88,7 +88,9 @@ def disk_plan(recipe: Recipe, files: Sequence[StageFiles], texts: Mapping[str, T
     for card in names:
         facts = texts.get(card)
         per_token = facts.bytes_per_token if facts is not None and facts.bytes_per_token else USUAL_BYTES_PER_TOKEN
-        held = facts.heldout_tokens if facts is not None and facts.heldout_tokens is not None else recipe.evaluate.tokens
+        held = (
+            facts.heldout_tokens if facts is not None and facts.heldout_tokens is not None else recipe.evaluate.tokens
+        )
         heldout += min(held, recipe.evaluate.tokens) * (ID_BYTES + per_token)
     memory = 0.0
     if recipe.replay is not None and recipe.replay.memory_tokens:

@@ -8,11 +8,11 @@
 | activations, head | from the model, the loss and autograd themselves, see `plan.step` |
 | teacher | 4 P of the teacher, sharded as the student |
 
-Three moments compete: within a micro-batch (gradients grow while activations go), the same with the gradients of earlier
-micro-batches there, and the step of the optimizer, when nothing but the state is there.
+Three moments compete: within a micro-batch (gradients grow while activations go), the same with the gradients of
+earlier micro-batches there, and the step of the optimizer, when nothing but the state is there.
 
-Source: Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054, section 3) for the parts and how they are sharded; Korthikanti et
-al. 2022 (arXiv 2205.05198) for activations, which are not sharded by data parallelism.
+Source: Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054, section 3) for the parts and how they are sharded; Korthikanti
+et al. 2022 (arXiv 2205.05198) for activations, which are not sharded by data parallelism.
 """
 
 from __future__ import annotations
@@ -159,9 +159,7 @@ def device_memory(
     return max(found, key=lambda memory: memory.total)
 
 
-def _state(
-    config: Any, settings: StepSettings, devices: Devices, teachers: Sequence[Any], arguments: Any
-) -> _State:
+def _state(config: Any, settings: StepSettings, devices: Devices, teachers: Sequence[Any], arguments: Any) -> _State:
     model = meta_model(config, settings.objective)
     parameters = num_parameters(model)
     taught_by = sum(num_parameters(meta_model(teacher, settings.objective)) for teacher in teachers)

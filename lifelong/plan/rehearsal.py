@@ -72,7 +72,7 @@ class _Clock:
     device: str
     times: list[float] = field(default_factory=list)
 
-    def __call__(self, step: int, tokens: int) -> Sequence[ProbePoint]:
+    def __call__(self, _: int, __: int) -> Sequence[ProbePoint]:
         if self.device == "cuda":
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())

@@ -1,7 +1,7 @@
 """Configurations of the models that a recipe names, those included that another recipe has still to write.
 
-A recipe may start from, or be taught by, a stage of an earlier run: `runs/ki-medium/stages/00-wikitext-103/model`. Before
-that run is there, its recipe says what the model will be.
+A recipe may start from, or be taught by, a stage of an earlier run: `runs/ki-medium/stages/00-wikitext-103/model`.
+Before that run is there, its recipe says what the model will be.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ class Shapes:
         for index, section in enumerate(recipe.stages):
             if section.expand is not None:
                 try:
-                    config = plan_expansion(
-                        config, **section.expand.options(), **section.expand.sizes()
-                    ).target_config
+                    config = plan_expansion(config, **section.expand.options(), **section.expand.sizes()).target_config
                 except LifelongError as error:
                     raise InputError(f"stages[{index}].expand: {error}") from None
             found.append(config)

@@ -117,7 +117,9 @@ def plan_recipe(
     if speed is not None:
         stages = [
             replace(stage, seconds=speed.seconds(stage.flops + stage.evaluation_flops, devices.count, config, section))
-            for stage, config, section in zip(stages, configs, (_train(recipe, i) for i in range(len(stages))), strict=True)
+            for stage, config, section in zip(
+                stages, configs, (_train(recipe, i) for i in range(len(stages))), strict=True
+            )
         ]
     files = [
         StageFiles(stage.checkpoint_bytes, stage.trunk_bytes, stage.resumable_bytes, _checkpoints_kept(recipe, index))
@@ -169,9 +171,7 @@ def stage_arguments(recipe: Recipe, index: int) -> Any:
     return training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0)
 
 
-def _planned(
-    recipe: Recipe, index: int, before: Any, config: Any, devices: Devices, shapes: Shapes
-) -> PlannedStage:
+def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devices, shapes: Shapes) -> PlannedStage:
     section, length, objective = recipe.stages[index], recipe.sequence_length, recipe.objective
     arguments = stage_arguments(recipe, index)
     plan = stage_plan(section.tokens, length, blocks_per_step(arguments) // arguments.world_size * devices.count)

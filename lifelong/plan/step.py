@@ -1,13 +1,13 @@
-"""What one micro-batch keeps in memory beside the weights: the model's own forward and backward, on tensors without storage.
+"""What one micro-batch keeps in memory beside the weights: forward and backward on tensors without storage.
 
 A formula for activations holds for one way of writing one architecture. Here the model, the loss and autograd are
-asked themselves: they run on fake tensors, which have a shape and no content, and every tensor that comes and goes is
-counted. So dropout, grouped heads, experts, eager attention, checkpointing and autocast count as they are written. For
-a stack of GPT-2 blocks in half precision this gives the 34 + 5 a T / D bytes a token, channel and layer of Korthikanti
-et al. 2022 (arXiv 2205.05198, equation 2) to within what transformers writes differently (see the tests).
+asked themselves: they run on fake tensors, which have a shape and no content, and all that comes and goes is counted.
+So dropout, grouped heads, experts, eager attention, checkpointing and autocast count as they are written. For GPT-2 it
+comes to the 34 + 5 a T / D bytes a token, channel and layer of Korthikanti et al. 2022 (arXiv 2205.05198, equation 2)
+and what autocast keeps in float32 on top.
 
 On a GPU attention and dropout are other kernels than on a CPU: for `cuda` a fused attention is put in (it keeps its
-inputs, its output, one number a row, and a mask in the precision of the queries), and dropout keeps one byte an element.
+inputs, its output, one number a row, and a mask in the precision of the queries), and dropout one byte an element.
 
 Letters: B sequences, T tokens, H heads, D width, E teacher width, N predicted tokens, V vocabulary.
 """
@@ -143,7 +143,9 @@ def _trace(config: Any, settings: StepSettings) -> StepMemory:
         modes.enter_context(no_init_weights())
         model = auto.from_config(copy.deepcopy(config)).train()
         if settings.checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(settings.checkpointing_kwargs) or None)
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs=dict(settings.checkpointing_kwargs) or None
+            )
         live = _Live(model)
         batch = _batch(config, settings)
         teacher = _teacher(model, settings)
@@ -161,8 +163,7 @@ def _trace(config: Any, settings: StepSettings) -> StepMemory:
 
 
 def _tile_elements(device: str) -> int:
-    """Elements that the head works on at a time: a quarter of a chunk on the CPU (less than a real one is counted for
-    nothing), the whole chunk on an accelerator."""  # noqa: D209
+    """Elements that the head works on at a time: the whole chunk on an accelerator, a few MB on the CPU."""
     return CHUNK_ELEMENTS["cpu"] // 4 if device == "cpu" else 1 << 62
 
 
@@ -188,9 +189,7 @@ def _teacher(model: Any, settings: StepSettings) -> OnlineTarget | None:
 
 
 @contextlib.contextmanager
-def _counting_head(
-    model: Any, settings: StepSettings, teacher: OnlineTarget | None, live: _Live
-) -> Iterator[None]:
+def _counting_head(model: Any, settings: StepSettings, teacher: OnlineTarget | None, live: _Live) -> Iterator[None]:
     """The loss on the rows that are predicted, whichever they are: fake tensors cannot say."""
     labels_N = torch.zeros(settings.predicted, dtype=torch.long)
     chunk = CHUNK_ELEMENTS[settings.device]
@@ -335,6 +334,7 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        del gradients
         query, key, value = ctx.saved_tensors[:3]
         accumulated = torch.empty_like(query, dtype=torch.float32)
         return torch.empty_like(accumulated, dtype=query.dtype), torch.empty_like(key), torch.empty_like(value), None

@@ -76,11 +76,11 @@ def look_at_text(recipe: Recipe) -> TextLook:
     read: dict[str, list[Document]] = {}
     encoder = Encoder(tokenizer) if tokenizer is not None else None
     for card, domain in domains.items():
-        try:
-            read[card] = _beginning(domain, "train", READ_BYTES)
-            facts[card] = _facts(domain, read[card], _beginning(domain, recipe.evaluate.split, READ_BYTES), encoder)
-        except LifelongError as error:
-            unread[card] = str(error)
+        if (held := _try_beginning(domain, recipe.evaluate.split, unread, card)) and (
+            train := _try_beginning(domain, "train", unread, card)
+        ):
+            read[card] = train
+            facts[card] = _facts(domain, train, held, encoder)
     if reason:
         unread["tokenizer"] = reason
     stages = list(dict.fromkeys(stage.domain for stage in recipe.stages))
@@ -124,6 +124,14 @@ def _beginning(domain: Domain, split: str, limit: int) -> list[Document]:
         if size >= limit:
             break
     return documents
+
+
+def _try_beginning(domain: Domain, split: str, unread: dict[str, str], card: str) -> list[Document]:
+    try:
+        return _beginning(domain, split, READ_BYTES)
+    except LifelongError as error:
+        unread[card] = str(error)
+        return []
 
 
 def _facts(domain: Domain, train: Sequence[Document], held: Sequence[Document], encoder: Encoder | None) -> TextFacts:
@@ -194,7 +202,8 @@ def _overlaps(
     recipe: Recipe, stages: Sequence[str], domains: Mapping[str, Domain], read: Mapping[str, Sequence[Document]]
 ) -> list[str]:
     """Training text of a stage that is held-out text of an earlier domain: evaluation would measure memory."""
-    warnings, filters = [], {}
+    warnings: list[str] = []
+    filters: dict[str, DuplicateFilter] = {}
     for place, card in enumerate(stages):
         if card in read:
             for earlier in stages[:place]:
