@@ -1,10 +1,10 @@
 """The plan against what is measured: memory of real steps, files of a real run, time of a real run.
 
-Every shape is trained for a few steps by the stage trainer in a fresh process, once plainly for the resident set and
-once under PyTorch's profiler, which is told of every tensor's memory when it comes and goes. What is there before the
+Every shape is trained for a few steps by the stage trainer in fresh processes: one each for the resident set, one for
+all under PyTorch's profiler, which is told of every tensor's memory when it comes and goes. What is there before the
 model (Python, libraries, a rehearsal with a toy model) is taken off both. On a GPU it is the allocator's peak.
 
-    python -m benchmarks.plan_memory [--only NAME ...] [--part memory run] [--json FILE]
+    python -m benchmarks.plan_memory [--only NAME ...] [--how tensors resident] [--part memory run] [--json FILE]
 
 `plan / tensors` is what the plan is held to. `plan / resident` is smaller on a CPU: glibc keeps freed blocks below
 32 MB for later. With MALLOC_MMAP_THRESHOLD_=65536 it gives them back, at the price of speed.
@@ -81,15 +81,18 @@ def planned(rehearsal: Rehearsal) -> DeviceMemory:
 # --- measured, each in a process of its own ------------------------------------------------------------------------
 
 
-def child(name: str, how: str) -> None:
-    """Print the bytes at the peak of a rehearsal, over what was there before."""
+def child(names: list[str], how: str) -> None:
+    """Print the bytes at the peak of each rehearsal, over what was there before."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     toy = new_config("llama", vocab_size=300, max_positions=32, layers=1, hidden_size=16, heads=2)
     rehearse(Rehearsal(toy, "clm", 32, {"use_cpu": DEVICE == "cpu"}, toy, steps=1))
-    gc.collect()
     measure = {"cuda": cuda_peak, "tensors": tensor_peak, "resident": resident_peak}[how]
-    print(json.dumps({"bytes": measure(rehearsal_of(name))}))
+    found = {}
+    for name in names:
+        gc.collect()
+        found[name] = measure(rehearsal_of(name))
+    print(json.dumps(found))
 
 
 def cuda_peak(rehearsal: Rehearsal) -> int:
@@ -120,22 +123,29 @@ def tensor_peak(rehearsal: Rehearsal) -> int:
     return most
 
 
-def measured(name: str, how: str) -> int:
-    command = [sys.executable, "-m", "benchmarks.plan_memory", "--child", name, "--how", how]
+def measured(names: list[str], how: str) -> dict[str, int]:
+    command = [sys.executable, "-m", "benchmarks.plan_memory", "--child", *names, "--how", how]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-    return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+        raise SystemExit(f"{names}: {done.stderr[-2000:]}")
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def memory(names: list[str]) -> dict[str, Any]:
+def memory(names: list[str], ways: list[str]) -> dict[str, Any]:
+    peaks: dict[str, dict[str, int]] = {name: {} for name in names}
+    for how in ways:
+        # what is resident depends on what the process did before; what tensors take does not
+        for group in [[name] for name in names] if how == "resident" else [names]:
+            for name, peak in measured(group, how).items():
+                peaks[name][how] = peak
     found: dict[str, Any] = {}
-    ways = ("cuda",) if DEVICE == "cuda" else ("tensors", "resident")
     for name in names:
         plan = planned(rehearsal_of(name))
-        peaks = {how: measured(name, how) for how in ways}
-        found[name] = {"plan": plan.to_json(), **peaks}
-        ratios = ", ".join(f"plan / {how} {plan.total / peak:.3f} ({peak / 1e6:.0f} MB)" for how, peak in peaks.items())
+        found[name] = {"plan": plan.to_json(), **peaks[name]}
+        ratios = ", ".join(
+            f"plan / {how} {plan.total / peak:.3f} ({peak / 1e6:.0f} MB)" for how, peak in peaks[name].items()
+        )
         print(f"{name:22} plan {plan.total / 1e6:.0f} MB: {ratios}; fullest at {plan.at}", flush=True)
     return found
 
@@ -208,17 +218,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--part", choices=["memory", "run"], nargs="+", default=["memory", "run"])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", choices=SHAPES)
-    parser.add_argument("--how", choices=["cuda", "tensors", "resident"])
+    parser.add_argument("--child", choices=SHAPES, nargs="+")
+    usual = ["cuda"] if DEVICE == "cuda" else ["tensors", "resident"]
+    parser.add_argument("--how", choices=["cuda", "tensors", "resident"], nargs="+", default=usual)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.how)
+        child(options.child, options.how[0])
         return
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     if "memory" in options.part:
-        found["memory"] = memory(options.only)
+        found["memory"] = memory(options.only, options.how)
     if "run" in options.part:
         found |= whole_run()
     if options.json:
@@ -226,7 +237,7 @@ def main() -> None:
     out = [
         name
         for name, entry in found.get("memory", {}).items()
-        if abs(entry["plan"]["total"] / entry.get("cuda", entry.get("tensors")) - 1) > LIMIT
+        if (peak := entry.get("cuda", entry.get("tensors"))) and abs(entry["plan"]["total"] / peak - 1) > LIMIT
     ]
     if out:
         raise SystemExit(f"out by more than {LIMIT:.0%}: {', '.join(out)}")
