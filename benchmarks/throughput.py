@@ -60,9 +60,15 @@ def shape(sizes: Sequence[int], options: argparse.Namespace) -> Any:
 def cached(rehearsal: Rehearsal, count: int, folder: Path) -> CachedTeacher:
     """A teacher whose targets lie on disk for every row of the rehearsal."""
     settings = CacheSettings(
-        scheme=scheme_to_json(TopK(TOP_K)), temperature=2.0, vocab_size=rehearsal.config.vocab_size,
-        tokenizer="made up", teacher="random", objective=rehearsal.objective, sequence_length=rehearsal.length, corpora={},
-    )  # fmt: skip
+        scheme=scheme_to_json(TopK(TOP_K)),
+        temperature=2.0,
+        vocab_size=rehearsal.config.vocab_size,
+        tokenizer="made up",
+        teacher="random",
+        objective=rehearsal.objective,
+        sequence_length=rehearsal.length,
+        corpora={},
+    )
     teacher = OnlineTeacher(random_model(rehearsal.teacher, rehearsal.objective).to(DEVICE), rehearsal.objective)
     collate, rows = made_up_collator(rehearsal), made_up_rows(rehearsal, count)
     batches = ({name: value.to(DEVICE) for name, value in collate([row]).items()} for row in rows)
