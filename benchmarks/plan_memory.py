@@ -43,7 +43,7 @@ from lifelong.train.arguments import training_arguments
 SHAPES: dict[str, tuple[Any, ...]] = {
     "gpt2, accumulation": ("gpt2", "clm", 3, 256, 4, 8192, 256,
                            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, None),
-    "llama, KI teacher": ("llama", "clm", 4, 384, 6, 16384, 256, {"per_device_train_batch_size": 4}, (3, 256)),
+    "llama, KI teacher": ("llama", "clm", 4, 384, 6, 16384, 256, {"per_device_train_batch_size": 4}, (3, 192)),
     "bert, checkpointing": ("bert", "mlm", 6, 256, 4, 16384, 128,
                             {"per_device_train_batch_size": 16, "gradient_checkpointing": True}, None),
     "llama, bf16": ("llama", "clm", 6, 256, 4, 8192, 256, {"per_device_train_batch_size": 4, "bf16": True}, None),
@@ -88,11 +88,9 @@ def child(names: list[str], how: str) -> None:
     toy = new_config("llama", vocab_size=300, max_positions=32, layers=1, hidden_size=16, heads=2)
     rehearse(Rehearsal(toy, "clm", 32, {"use_cpu": DEVICE == "cpu"}, toy, steps=1))
     measure = {"cuda": cuda_peak, "tensors": tensor_peak, "resident": resident_peak}[how]
-    found = {}
     for name in names:
         gc.collect()
-        found[name] = measure(rehearsal_of(name))
-    print(json.dumps(found))
+        print(json.dumps({name: measure(rehearsal_of(name))}), flush=True)
 
 
 def cuda_peak(rehearsal: Rehearsal) -> int:
@@ -128,8 +126,8 @@ def measured(names: list[str], how: str) -> dict[str, int]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{names}: {done.stderr[-2000:]}")
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return {name: size for line in lines for name, size in json.loads(line).items()}
 
 
 def memory(names: list[str], ways: list[str]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from lifelong.pipeline import run_recipe
 from lifelong.plan import Devices, Speed, plan_recipe, plan_tables, planned_devices, planned_speed
 from lifelong.plan.disk import folder_bytes
 from lifelong.plan.memory import SHARDINGS, device_memory, parts_of
+from lifelong.plan.shapes import is_stage
 from lifelong.plan.step import StepSettings, step_memory
-from lifelong.recipe import load_recipe, parse_recipe
+from lifelong.recipe import known_recipes, load_recipe, parse_recipe
 from lifelong.train.arguments import training_arguments
 from tests.pipeline_runs import WORDS, recipe_data, write_domain
 
@@ -205,7 +208,7 @@ def test_each_warning_is_given_where_it_is_due_and_only_there(cards):
     for text, data in faults.items():
         found = warned(parse_recipe(data))
         assert text in found
-        assert len(found.splitlines()) == 1
+        assert all(text.split()[-1] in line for line in found.splitlines())
 
 
 def test_a_domain_that_the_tokenizer_takes_badly_is_named(cards):
@@ -227,7 +230,7 @@ def train_on(cards, name, folder):
     from lifelong.stream.domain import load_domain
     from lifelong.stream.tokenize import train_tokenizer
 
-    train_tokenizer([load_domain(str(cards / f"{name}.yaml"))], vocab_size=320).save_pretrained(folder)
+    train_tokenizer([load_domain(str(cards / f"{name}.yaml"))], vocab_size=300).save_pretrained(folder)
     return folder
 
 
@@ -284,7 +287,7 @@ def test_a_recipe_whose_base_is_still_to_come_is_planned_by_the_recipe_that_writ
         plan_recipe(load_recipe("ki/adapt-cs-20m", ["model.checkpoint=runs/ki-base/stages/03-x/model"]))
 
 
-@pytest.mark.parametrize("size", ["tiny/sequential", "ki/two-domains", "ki/large", "elle-gpt/ours", "quickstart"])
+@pytest.mark.parametrize("size", ["tiny/ours", "ki/two-domains"])
 def test_packaged_recipes_are_planned_in_eighty_columns(size):
     from rich.console import Console
 
@@ -297,8 +300,21 @@ def test_packaged_recipes_are_planned_in_eighty_columns(size):
     assert max(map(len, printed.splitlines())) <= 80
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", known_recipes())
+def test_every_packaged_recipe_can_be_planned(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("LIFELONG_DATA", os.environ.get("LIFELONG_DATA", str(tmp_path)))
+    recipe = load_recipe(name)
+    if name.startswith("adapt-") or (recipe.model.checkpoint and not is_stage(recipe.model.checkpoint)):
+        # a checkpoint of the hub, or of the corpora: planned where it can be had, one message where not
+        with contextlib.suppress(InputError):
+            plan_recipe(recipe)
+        return
+    assert len(plan_recipe(recipe, Devices(8, "fsdp2", "cuda")).stages) == len(recipe.stages)
+
+
 def test_base_rate_of_a_run_that_is_there(cards, tmp_path):
-    data = recipe_data(cards)
+    data = recipe_data(cards, tokenizer={"train": {"kind": "bpe", "vocab_size": 300}})
     data["stages"], data["train"] = data["stages"][:1], data["train"] | {"learning_rate": 1e-3}
     run_recipe(parse_recipe(data), tmp_path / "run")
     (model,) = (tmp_path / "run").glob("stages/*/model")

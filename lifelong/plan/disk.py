@@ -26,6 +26,10 @@ BLOCK_BYTES = 12
 """Ends of the three lists of a block in its Arrow file."""
 PRIORITY_BYTES = 20
 """A block's priority in the memory's JSON."""
+FILE_BYTES = 1_300
+"""Schema and footer of an Arrow file."""
+HELDOUT_DOCUMENT_BYTES = 56
+"""A held-out document's key, length and ends."""
 USUAL_BYTES_PER_TOKEN = 4.0
 """Where the text cannot be looked at."""
 
@@ -83,15 +87,8 @@ def disk_plan(recipe: Recipe, files: Sequence[StageFiles], texts: Mapping[str, T
         documents = facts.documents if facts is not None else None
         tokens_of[card] = float(wanted.get(card, 0)) if tokens is None else tokens
         tokenised += tokens_of[card] * wide + SEGMENT_BYTES * (documents or 0)
-        tokenised += BLOCK_BYTES * tokens_of[card] / recipe.sequence_length
-    heldout = 0.0
-    for card in names:
-        facts = texts.get(card)
-        per_token = facts.bytes_per_token if facts is not None and facts.bytes_per_token else USUAL_BYTES_PER_TOKEN
-        held = (
-            facts.heldout_tokens if facts is not None and facts.heldout_tokens is not None else recipe.evaluate.tokens
-        )
-        heldout += min(held, recipe.evaluate.tokens) * (ID_BYTES + per_token)
+        tokenised += BLOCK_BYTES * tokens_of[card] / recipe.sequence_length + FILE_BYTES
+    heldout = sum(_heldout_bytes(recipe, texts.get(card)) for card in names)
     memory = 0.0
     if recipe.replay is not None and recipe.replay.memory_tokens:
         kept = min(recipe.replay.memory_tokens, sum(tokens_of[card] for card in names))
@@ -107,6 +104,17 @@ def disk_plan(recipe: Recipe, files: Sequence[StageFiles], texts: Mapping[str, T
         heldout=int(heldout),
         teacher_cache=sum(folder_bytes(Path(cache)) for cache in caches),
     )
+
+
+def _heldout_bytes(recipe: Recipe, facts: TextFacts | None) -> float:
+    """Of one domain: whole documents until there are enough tokens."""
+    held = float(recipe.evaluate.tokens)
+    per_token, documents = USUAL_BYTES_PER_TOKEN, 0.0
+    if facts is not None and facts.tokens and facts.bytes_per_token:
+        per_token, length = facts.bytes_per_token, facts.tokens / max(1.0, facts.documents)
+        held = min(held + length / 2, facts.heldout_tokens or held)
+        documents = held / length
+    return held * (ID_BYTES + per_token) + HELDOUT_DOCUMENT_BYTES * documents + FILE_BYTES
 
 
 def folder_bytes(folder: Path) -> int:

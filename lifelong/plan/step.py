@@ -158,7 +158,7 @@ def _trace(config: Any, settings: StepSettings) -> StepMemory:
             model(**batch)
         kept = live.others
         # a number that is known, as in training: the head looks at it
-        live.losses.pop().backward(torch.tensor(1.0))
+        live.losses.pop().backward(torch.tensor(1.0))  # type: ignore[no-untyped-call]
         return StepMemory(tuple(live.moments.values()), kept, sum(p.numel() * p.element_size() for p in live.trained))
 
 
@@ -231,11 +231,11 @@ class _Predicted(torch.autograd.Function):
         return gradients[0].new_zeros(ctx.shape), None
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of all tensors that are alive and were made while this is on, by kind."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.moments: dict[int, Moment] = {}
         self.losses: list[Tensor] = []
@@ -246,7 +246,7 @@ class _Live(TorchDispatchMode):
         for tensor in (*model.parameters(), *model.buffers()):
             self._known[tensor.untyped_storage()._cdata] = ("", 0)
         for parameter in self.trained:
-            parameter.register_post_accumulate_grad_hook(self._is_gradient)
+            parameter.register_post_accumulate_grad_hook(self._is_gradient)  # type: ignore[no-untyped-call]
 
     @property
     def others(self) -> int:
