@@ -28,7 +28,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.initialization import no_init_weights
@@ -150,7 +149,9 @@ def _trace(config: Any, settings: StepSettings) -> StepMemory:
         batch = _batch(config, settings)
         teacher = _teacher(model, settings)
         if settings.device == "cuda":
-            modes.enter_context(_FusedKernels())
+            # by name and not by a mode of torch functions: backward computes checkpointed layers again without modes
+            modes.enter_context(patch.object(nn.functional, "dropout", _fused_dropout))
+            modes.enter_context(patch.object(nn.functional, "scaled_dot_product_attention", _fused_attention))
         modes.enter_context(patch.object(head_tiles, "TILE_ELEMENTS", _tile_elements(settings.device)))
         modes.enter_context(_counting_head(model, settings, teacher, live))
         modes.enter_context(live)
@@ -298,23 +299,16 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known[key] = ("", 0)
 
 
-class _FusedKernels(TorchFunctionMode):
-    """What attention and dropout keep on a GPU."""
+def _fused_dropout(tensor: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """One byte an element is kept."""
+    del inplace
+    return torch.native_dropout(tensor, p, True)[0] if training and p > 0 else tensor
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Put the fused kernels in."""
-        kwargs = kwargs or {}
-        if function is nn.functional.dropout:
-            given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-            if given.get("training", True) and given.get("p", 0.5) > 0:
-                return torch.native_dropout(given["input"], given.get("p", 0.5), True)[0]
-            return given["input"]
-        if function is nn.functional.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            return _FusedAttention.apply(given["query"], given["key"], given["value"], given.get("attn_mask"))
-        return function(*args, **kwargs)
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+    """Attention whose softmax is not kept."""
+    attended: Tensor = _FusedAttention.apply(query, key, value, attn_mask)
+    return attended
 
 
 class _FusedAttention(torch.autograd.Function):
