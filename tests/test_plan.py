@@ -104,6 +104,8 @@ def test_checkpointing_accumulation_and_low_precision_move_what_they_should():
     assert memory_of(config, **{name: True}).activations < 0.7 * plain.activations
     assert memory_of(config, gradient_accumulation_steps=4).gradients > plain.gradients
     low = memory_of(config, Devices(1, "none", "cuda"), low_precision=True)
+    again = memory_of(config, Devices(1, "none", "cuda"), low_precision=True, **{name: True})
+    assert again.activations < low.activations  # fused kernels are there when layers are computed again, too
     assert low.activations < memory_of(config, Devices(1, "none", "cuda")).activations
 
 
