@@ -149,7 +149,7 @@ class ServerRun:
         model = initial_model(self.recipe, self.tokenizer)
         initial = weights_of(model)
         weights, memories = self._last_round() or (initial, {})
-        settings = {
+        settings: dict[str, str | int | float] = {
             "rounds": self.rounds,
             "local-steps": self.plan.local_steps,
             "moments": self.plan.moments,

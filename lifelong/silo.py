@@ -27,7 +27,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from lifelong.adapters.flower import Disagreement, Figures, Settings, Weights
+from lifelong.adapters.flower import DisagreementError, Figures, Settings, Weights
 from lifelong.checkpoint import load_config, read_json, remove_tree, save_model, whole_folder, write_json, write_text
 from lifelong.context import pad_id
 from lifelong.errors import InputError
@@ -140,7 +140,7 @@ class FederatedSilo:
         """Held-out loss of `weights`: sums over all documents, none of a single one.
 
         Raises:
-            Disagreement: another tokenizer or another model.
+            DisagreementError: another tokenizer or another model.
         """
         order = Order.of(settings)
         with self._owned():
@@ -164,7 +164,7 @@ class FederatedSilo:
         """Local steps from `weights`, on from where the last finished round of this silo ended.
 
         Raises:
-            Disagreement: another tokenizer or another model.
+            DisagreementError: another tokenizer or another model.
         """
         order = Order.of(settings)
         with self._owned():
@@ -226,7 +226,7 @@ class FederatedSilo:
         """A model of the recipe with the given weights."""
         recipe = self.recipe
         if (own := tokenizer_fingerprint(self.tokenizer)) != order.tokenizer:
-            raise Disagreement(
+            raise DisagreementError(
                 f"tokenizer {own[:12]} is not the federation's {order.tokenizer[:12]}; use the same tokenizer files"
             )
         config = (
@@ -379,13 +379,13 @@ def put_weights(model: PreTrainedModel, weights: Weights) -> None:
     """Give a model these parameters.
 
     Raises:
-        Disagreement: names or shapes differ.
+        DisagreementError: names or shapes differ.
     """
     own = dict(model.named_parameters())
     different = sorted(set(own) ^ set(weights))
     different += [name for name in own if name in weights and tuple(own[name].shape) != weights[name].shape]
     if different:
-        raise Disagreement(
+        raise DisagreementError(
             f"the model of this recipe is another one: {len(different)} parameters differ, {different[0]}"
         )
     with torch.no_grad():

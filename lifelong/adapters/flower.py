@@ -5,7 +5,7 @@
 Flower carries messages, waits for silos, and averages; what a silo does with weights and what the server does with
 the average is given to these apps from outside. What a silo sends is made in one place, `_reply`: weights by the
 names that it was sent, its name, and numbers. Of an error only its kind leaves the silo, because a message may quote
-text; `Disagreement` is the one that is meant to be read on the other side.
+text; `DisagreementError` is the one that is meant to be read on the other side.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MEMORIES = ("m_t", "v_t", "momentum_vector")
 logger = logging.getLogger("lifelong.federation")
 
 
-class Disagreement(InputError):
+class DisagreementError(InputError):
     """A silo cannot take part; the message names no text and may leave it."""
 
 
@@ -85,7 +85,7 @@ def make_client_app(open_silo: Callable[[Mapping[str, Any]], Silo]) -> Any:
             weights = _weights_of(message.content[WEIGHTS])
             trained, figures = work(silo, weights, dict(message.content[SETTINGS]))
             return Message(_reply(silo.domain, trained, figures), reply_to=message)
-        except Disagreement as error:
+        except DisagreementError as error:
             logger.error("%s", error)
             return Message(Error(0, f"silo {_name_of(context.node_config)}: {error}"), reply_to=message)
         except Exception as error:  # a silo that fails misses a round; it must not take Flower's process with it
@@ -93,14 +93,14 @@ def make_client_app(open_silo: Callable[[Mapping[str, Any]], Silo]) -> Any:
             reason = f"{type(error).__name__} in silo {_name_of(context.node_config)}; its own log says more"
             return Message(Error(0, reason), reply_to=message)
 
-    @app.train()
     def train(message: Any, context: Any) -> Any:
         return handle(message, context, lambda silo, weights, settings: silo.train(weights, settings))
 
-    @app.evaluate()
     def evaluate(message: Any, context: Any) -> Any:
         return handle(message, context, lambda silo, weights, settings: (None, silo.evaluate(weights, settings)))
 
+    app.train()(train)
+    app.evaluate()(evaluate)
     return app
 
 
@@ -123,7 +123,8 @@ def _reply(domain: str, weights: Weights | None, figures: Figures) -> Any:
 def _arrays_of(weights: Weights) -> Any:
     from flwr.app import Array, ArrayRecord
 
-    return ArrayRecord({name: Array(array) for name, array in weights.items()})
+    # FedAvgM pairs arrays by their place, not by their name
+    return ArrayRecord({name: Array(array) for name, array in sorted(weights.items())})
 
 
 def _weights_of(arrays: Any) -> Weights:
@@ -329,10 +330,10 @@ def make_server_app(lead: Callable[[Mapping[str, Any], Callable[[Terms], Federat
 
     app = ServerApp()
 
-    @app.main()
     def main(grid: Any, context: Any) -> None:
         lead(dict(context.run_config), lambda terms: Federation(grid, terms))
 
+    app.main()(main)
     return app
 
 
