@@ -1,4 +1,4 @@
-"""Federated training: silos in this process, and (slow) as processes of their own, one of which is killed."""
+"""Federated training with all silos in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from lifelong.errors import InputError, LifelongError
@@ -403,8 +402,8 @@ def test_a_folder_belongs_to_one_recipe(corpora: Corpora, tmp_path: Path) -> Non
     settings = {"server-round": 1, "rounds": 4, "local-steps": 2, "tokenizer": "", "moments": "keep"}
     with pytest.raises(InputError, match="belongs to another recipe"):
         silo.train({}, settings)
+    (tmp_path / "r.yaml").write_text(corpora.recipe(*NAMES, tokens=100).to_yaml())
     with pytest.raises(InputError, match="needs domain="):
-        (tmp_path / "r.yaml").write_text(corpora.recipe(*NAMES, tokens=100).to_yaml())
         open_silo({"recipe": str(tmp_path / "r.yaml")})
 
 
