@@ -26,14 +26,14 @@ from lifelong.recipe import Recipe, parse_recipe
 
 DOMAINS = ("wiki", "bio", "code")
 SEQUENCE, BATCH = 128, 8
-HELDOUT = 20_000
+HELDOUT = 10_000
 
 
 def recipe(options: argparse.Namespace, seed: int, domains: tuple[str, ...], steps: int, batch: int = BATCH) -> Recipe:
     """One stage on the domains, `steps` optimizer steps of `batch` rows."""
     return parse_recipe({
         "name": "federated",
-        "model": {"family": "llama", "layers": 2, "hidden_size": 96, "heads": 3},
+        "model": {"family": "llama", "layers": 2, "hidden_size": 64, "heads": 2},
         "tokenizer": {"checkpoint": options.tokenizer},
         "sequence_length": SEQUENCE,
         "stages": [
@@ -106,8 +106,8 @@ FORMS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forms", default=",".join(FORMS))
-    parser.add_argument("--steps", type=int, default=150, help="of each silo")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=100, help="of each silo")
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tokenizer", default=os.environ.get("LIFELONG_DATA", "") + "/tokenizers/bpe4k-public")
     parser.add_argument("--runs", type=Path, default=Path("runs/federated"))
@@ -117,7 +117,7 @@ def main() -> None:
         print("left out: set LIFELONG_DATA to the folder of the corpora")
         return
     torch.set_num_threads(1)
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    logging.disable(logging.INFO)
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     print(f"{'':<16}{''.join(f'{domain:>9}' for domain in DOMAINS)}{'mean':>9}{'tokens':>10}  nats per held-out token")

@@ -27,7 +27,7 @@ from lifelong.federation import (
 )
 from lifelong.history import read_history
 from lifelong.ledger import check_run
-from lifelong.pipeline import run_recipe
+from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import Recipe, parse_recipe
 from lifelong.silo import (
     FederatedSilo,
@@ -251,6 +251,15 @@ def test_the_server_leaves_a_run_folder(lost_and_found: Exchange) -> None:
     assert [point.step for point in history.train[0]] == [2, 4, 6, 8]
     assert (out / "report/index.html").is_file()
     assert not [path for path in out.rglob("*") if "heldout" in path.name]
+
+
+def test_a_federation_is_not_extended(lost_and_found: Exchange, corpora: Corpora) -> None:
+    out = lost_and_found.out / "server"
+    before = (out / "recipe.yaml").read_bytes()
+    with pytest.raises(InputError, match="held-out documents of sea, farm, law are not here.*begin another run"):
+        extend_run(out, str(corpora.cards["sea"]), tokens=100)
+    assert (out / "recipe.yaml").read_bytes() == before
+    assert check_run(out) == []
 
 
 @needs_flower
