@@ -51,7 +51,7 @@ from lifelong.records import (
 )
 from lifelong.silo import FederatedSilo, check_federated, put_weights, silo_domains, weights_of
 from lifelong.stream.tokenize import tokenizer_fingerprint
-from lifelong.train.arguments import tokens_per_step, training_arguments
+from lifelong.train.arguments import check_train_section, tokens_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
 
 
@@ -82,7 +82,7 @@ class FederationPlan:
             InputError: recipe or plan.
         """
         check_federated(recipe)
-        lines = []
+        lines = check_train_section({**recipe.train, **recipe.stages[0].train})
         silos = len(silo_domains(recipe))
         if self.local_steps < 1:
             lines.append(f"local-steps: is at least 1, not {self.local_steps}")
@@ -103,7 +103,12 @@ class FederationPlan:
     def rounds(self, recipe: Recipe) -> int:
         """Rounds in which all silos together train on the stage's tokens, rounded up."""
         stage = recipe.stages[0]
-        arguments = training_arguments({**recipe.train, **stage.train}, output_dir=Path(), max_steps=1, seed=0)
+        asked = {**recipe.train, **stage.train}
+        # the server trains nothing: neither its devices nor its precision count
+        sizes = {
+            key: asked[key] for key in ("per_device_train_batch_size", "gradient_accumulation_steps") if key in asked
+        }
+        arguments = training_arguments({**sizes, "use_cpu": True}, output_dir=Path("unused"), max_steps=1, seed=0)
         per_round = len(silo_domains(recipe)) * self.local_steps * tokens_per_step(arguments, recipe.sequence_length)
         return max(1, -(-stage.tokens // per_round))
 
@@ -155,12 +160,12 @@ class ServerRun:
             "moments": self.plan.moments,
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
         }
-        met = self.federation.gather(initial, settings)
-        if set(met) != set(self.domains):
-            raise InputError(
-                f"federation: the silos hold {', '.join(sorted(met))}; the recipe names {', '.join(self.domains)}"
-            )
         if not self.ledger.records:
+            met = self.federation.gather(initial, settings)
+            if set(met) != set(self.domains):
+                raise InputError(
+                    f"federation: the silos hold {', '.join(sorted(met))}; the recipe names {', '.join(self.domains)}"
+                )
             self._commit_initial(model, met)
         weights = self.federation.run(
             weights,

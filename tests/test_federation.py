@@ -26,6 +26,7 @@ from lifelong.federation import (
     write_app,
 )
 from lifelong.history import read_history
+from lifelong.initial import initial_model
 from lifelong.ledger import check_run
 from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import Recipe, parse_recipe
@@ -41,7 +42,7 @@ from lifelong.silo import (
 )
 from lifelong.stream.domain import load_domain
 from lifelong.stream.mixing import StageDataset
-from lifelong.stream.tokenize import tokenize_domain, train_tokenizer
+from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint, train_tokenizer
 from lifelong.train.arguments import training_arguments
 from tests.pipeline_runs import write_domain
 
@@ -256,7 +257,7 @@ def test_the_server_leaves_a_run_folder(lost_and_found: Exchange) -> None:
 def test_a_federation_is_not_extended(lost_and_found: Exchange, corpora: Corpora) -> None:
     out = lost_and_found.out / "server"
     before = (out / "recipe.yaml").read_bytes()
-    with pytest.raises(InputError, match="held-out documents of sea, farm, law are not here.*begin another run"):
+    with pytest.raises(InputError, match=r"held-out documents of sea, farm, law are not here.*begin another run"):
         extend_run(out, str(corpora.cards["sea"]), tokens=100)
     assert (out / "recipe.yaml").read_bytes() == before
     assert check_run(out) == []
@@ -361,6 +362,19 @@ def test_a_silo_refuses_another_model(corpora: Corpora) -> None:
     assert min(float(value.min()) for value in weights_of(small).values()) > 0.5
 
 
+def test_a_masked_silo(corpora: Corpora, tmp_path: Path) -> None:
+    model = {"family": "bert", "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 24}
+    recipe = corpora.recipe("sea", tokens=100, model=model, objective="mlm")
+    silo = FederatedSilo(recipe, str(corpora.cards["sea"]), tmp_path)
+    before = weights_of(initial_model(recipe, silo.tokenizer))
+    settings = {"rounds": 8, "local-steps": 8, "tokenizer": tokenizer_fingerprint(silo.tokenizer), "moments": "reset"}
+    first = silo.evaluate(before, {**settings, "server-round": 0})
+    trained, figures = silo.train(before, {**settings, "server-round": 2})
+    assert figures["tokens"] == 8 * 4 * 32
+    assert silo.evaluate(trained, {**settings, "server-round": 8})["nats"] < first["nats"]
+    assert not list(tmp_path.glob("state/*/moments.safetensors"))
+
+
 def test_rounds_are_parts_of_one_walk_and_one_schedule(corpora: Corpora, tmp_path: Path) -> None:
     recipe = corpora.recipe("sea", tokens=8 * 4 * 32)
     silo = FederatedSilo(recipe, str(corpora.cards["sea"]), tmp_path)
@@ -398,8 +412,10 @@ def test_what_cannot_be_federated_is_said_at_once(corpora: Corpora) -> None:
     for key in ("stages:", "tokenizer.train:", "inherit:", "replay:"):
         assert key in str(refused.value)
     with pytest.raises(InputError) as refused:
-        FederationPlan(local_steps=0, min_silos=4, moments="lose", timeout=0).check(corpora.recipe(*NAMES, tokens=100))
-    for key in ("local-steps", "min-silos", "moments", "timeout"):
+        FederationPlan(local_steps=0, min_silos=4, moments="lose", timeout=0).check(
+            corpora.recipe(*NAMES, tokens=100, train={"learning_rat": 1.0})
+        )
+    for key in ("local-steps", "min-silos", "moments", "timeout", "train.learning_rat"):
         assert key in str(refused.value)
 
 

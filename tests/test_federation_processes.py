@@ -100,6 +100,19 @@ def wait_for(what: Callable[[], Any], seconds: float, otherwise: Callable[[], st
         time.sleep(0.5)
 
 
+def check_no_text(folder: Path, server: Path) -> None:
+    """No sentence of any corpus lies on the server, in Flower's folders or in a log."""
+    openings = [
+        json.loads(line)["text"][:40].encode()
+        for path in folder.glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    for path in [*server.rglob("*"), *(folder / "flower").rglob("*"), *folder.glob("*.log")]:
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(opening in content for opening in openings), path
+
+
 def test_a_silo_is_killed_and_comes_back(tmp_path: Path) -> None:
     cards = {name: write_domain(tmp_path, name, documents=30) for name in NAMES}
     train_tokenizer([load_domain(card) for card in cards.values()], vocab_size=300).save_pretrained(
@@ -166,13 +179,4 @@ def test_a_silo_is_killed_and_comes_back(tmp_path: Path) -> None:
         by_hand = sum(part[key].astype(np.float64) * n for part, n in zip(last, tokens, strict=True)) / sum(tokens)
         np.testing.assert_allclose(array, by_hand, rtol=0, atol=2e-7)
 
-    # no sentence of any corpus lies on the server, in Flower's folders or in a log
-    openings = [
-        json.loads(line)["text"][:40].encode()
-        for path in tmp_path.glob("*.jsonl")
-        for line in path.read_text().splitlines()
-    ]
-    for path in [*server.rglob("*"), *(tmp_path / "flower").rglob("*"), *tmp_path.glob("*.log")]:
-        if path.is_file():
-            content = path.read_bytes()
-            assert not any(opening in content for opening in openings), path
+    check_no_text(tmp_path, server)
