@@ -105,7 +105,7 @@ class FederationPlan:
         stage = recipe.stages[0]
         asked = {**recipe.train, **stage.train}
         # the server trains nothing: neither its devices nor its precision count
-        sizes = {
+        sizes: dict[str, Any] = {
             key: asked[key] for key in ("per_device_train_batch_size", "gradient_accumulation_steps") if key in asked
         }
         arguments = training_arguments({**sizes, "use_cpu": True}, output_dir=Path("unused"), max_steps=1, seed=0)
