@@ -74,6 +74,22 @@ def known_columns(ledger: Ledger) -> list[str]:
     return list(dict.fromkeys(loss.domain for row in rows for loss in row))
 
 
+def require_heldouts(ledger: Ledger) -> None:
+    """Refuse to go on where the held-out documents of an earlier domain never were.
+
+    Raises:
+        InputError: names them.
+    """
+    missing = [name for name in known_columns(ledger) if not (ledger.out / "heldout" / name).is_dir()]
+    if missing and ledger.stages:
+        model = ledger.stage_folder(ledger.stages[-1]) / "model"
+        raise InputError(
+            f"run folder {str(ledger.out)!r}: held-out documents of {', '.join(missing)} are not here (those of a "
+            f"federation stay in its silos), so that no stage can follow; begin another run from its model: "
+            f"model: {{checkpoint: {model}}}"
+        )
+
+
 def initial_record(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, losses: Any
 ) -> StageRecord:

@@ -30,7 +30,7 @@ from lifelong.errors import InputError, Interrupted, LifelongError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.expand import plan_expansion
 from lifelong.history import read_history
-from lifelong.initial import begin, fresh_config, last_model, package_versions
+from lifelong.initial import begin, fresh_config, last_model, package_versions, require_heldouts
 from lifelong.ledger import Ledger, is_run_folder, read_records
 from lifelong.metrics import compute_all
 from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, parse_recipe
@@ -121,6 +121,7 @@ def extend_run(
     if not is_run_folder(out):
         raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
     with stop_on_signals() as stop, Ledger.open(out) as ledger:
+        require_heldouts(ledger)
         recipe = extended_recipe(ledger, domain, tokens, overrides)
         ledger.replace_recipe(recipe.to_yaml())
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
