@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -23,8 +24,9 @@ from lifelong.ledger import INITIAL, Ledger
 from lifelong.recipe import Recipe
 from lifelong.records import RunObserver, StageRecord
 from lifelong.stream.domain import Domain
+from lifelong.stream.domain_tokenizers import MergedTokenizers, load_merged, merge_tokenizers
 from lifelong.stream.heldout import write_heldout
-from lifelong.stream.tokenize import load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from lifelong.stream.tokenize import load_tokenizer, train_tokenizer
 from lifelong.train.compute import num_parameters
 from lifelong.train.stage_trainer import StopRequest
 
@@ -41,12 +43,14 @@ def begin(
     by_name = {domain.name: domain for domain in domains}
     columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
     tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
+    merged = load_merged(tokenizer_folder(ledger))
+    context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
     for name in columns:
         folder = ledger.out / "heldout" / name
         if not folder.exists():
             with whole_folder(folder) as partial:
-                write_heldout(by_name[name], recipe.evaluate.split, tokenizer, recipe.evaluate.tokens, partial)
-    context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop)
+                own = context.tokenizer_of(name)
+                write_heldout(by_name[name], recipe.evaluate.split, own, recipe.evaluate.tokens, partial)
     if ledger.records:
         return context, None
     model = initial_model(recipe, tokenizer)
@@ -64,7 +68,7 @@ def begin(
         num_samples=recipe.evaluate.samples,
     )
     write_json(work / "samples.json", [asdict(sample) for sample in samples])
-    ledger.commit(work, initial_record(recipe, model, tokenizer, losses), [ledger.out / "heldout"])
+    ledger.commit(work, initial_record(context, model, losses), [ledger.out / "heldout"])
     return context, model
 
 
@@ -74,10 +78,9 @@ def known_columns(ledger: Ledger) -> list[str]:
     return list(dict.fromkeys(loss.domain for row in rows for loss in row))
 
 
-def initial_record(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, losses: Any
-) -> StageRecord:
+def initial_record(context: RunContext, model: PreTrainedModel, losses: Any) -> StageRecord:
     """The first line of a ledger: the model before the stream."""
+    recipe = context.recipe
     return StageRecord(
         index=-1,
         name=INITIAL,
@@ -89,7 +92,7 @@ def initial_record(
         parameters=num_parameters(model),
         cost={},
         row=loss_row(losses),
-        fingerprints={"tokenizer": tokenizer_fingerprint(tokenizer), "model": weights_fingerprint(model)},
+        fingerprints={"tokenizer": context.tokenizer_fingerprint, "model": weights_fingerprint(model)},
         seeds={"model": recipe.seed},
         versions=package_versions(),
         files={},
@@ -100,15 +103,29 @@ def initial_record(
 def prepare_tokenizer(
     ledger: Ledger, recipe: Recipe, domains: Sequence[Domain], observer: RunObserver
 ) -> PreTrainedTokenizerBase:
-    """The run's tokenizer: from its folder, or trained on the stream, or the checkpoint's own."""
-    folder = ledger.work_folder(INITIAL) / "tokenizer"
-    if ledger.records:
-        folder = ledger.out / INITIAL / "tokenizer"
+    """The run's tokenizer: from its folder, or trained on the stream, merged, or the checkpoint's own."""
+    folder = tokenizer_folder(ledger)
     if not folder.exists():
         observer.phase_started("prepare", 0)
         with whole_folder(folder) as partial:
-            make_tokenizer(recipe, domains).save_pretrained(partial)
+            if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
+                merged_tokenizers(recipe).save(partial)
+            else:
+                make_tokenizer(recipe, domains).save_pretrained(partial)
     return load_tokenizer(folder)
+
+
+def tokenizer_folder(ledger: Ledger) -> Path:
+    """Where a run keeps its tokenizer."""
+    return (ledger.out / INITIAL if ledger.records else ledger.work_folder(INITIAL)) / "tokenizer"
+
+
+def merged_tokenizers(recipe: Recipe) -> MergedTokenizers:
+    """The tokenizers of a run that merges vocabularies; ids of the model that it begins with stay."""
+    section, checkpoint = recipe.tokenizer, recipe.model.checkpoint
+    assert section is not None and section.merge is not None, "a recipe that merges"
+    first = load_tokenizer(checkpoint) if checkpoint is not None else None
+    return merge_tokenizers(section.merge, first=first, fixed=bool(section.fixed))
 
 
 def make_tokenizer(recipe: Recipe, domains: Sequence[Domain]) -> PreTrainedTokenizerBase:

@@ -200,7 +200,8 @@ def evaluate_cards(
     losses = []
     with TemporaryDirectory() as folder:
         for domain in domains:
-            heldout = write_heldout(domain, split, tokenizer, count, Path(folder) / domain.name)
+            own = load_tokenizer(source, domain.name)
+            heldout = write_heldout(domain, split, own, count, Path(folder) / domain.name)
             losses.append(
                 evaluate_domain(
                     loaded,
