@@ -21,10 +21,11 @@ from lifelong.expand import model_shape, new_config
 from lifelong.history import read_losses, write_losses
 from lifelong.learning_rates import next_model_folder
 from lifelong.ledger import INITIAL, Ledger
+from lifelong.merging import merged_tokenizers, same_merge
 from lifelong.recipe import Recipe
 from lifelong.records import RunObserver, StageRecord
 from lifelong.stream.domain import Domain
-from lifelong.stream.domain_tokenizers import MergedTokenizers, load_merged, merge_tokenizers
+from lifelong.stream.domain_tokenizers import load_merged
 from lifelong.stream.heldout import write_heldout
 from lifelong.stream.tokenize import load_tokenizer, train_tokenizer
 from lifelong.train.compute import num_parameters
@@ -44,6 +45,7 @@ def begin(
     columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
     tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
     merged = load_merged(tokenizer_folder(ledger))
+    same_merge(recipe, merged)
     context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
     for name in columns:
         folder = ledger.out / "heldout" / name
@@ -118,14 +120,6 @@ def prepare_tokenizer(
 def tokenizer_folder(ledger: Ledger) -> Path:
     """Where a run keeps its tokenizer."""
     return (ledger.out / INITIAL if ledger.records else ledger.work_folder(INITIAL)) / "tokenizer"
-
-
-def merged_tokenizers(recipe: Recipe) -> MergedTokenizers:
-    """The tokenizers of a run that merges vocabularies; ids of the model that it begins with stay."""
-    section, checkpoint = recipe.tokenizer, recipe.model.checkpoint
-    assert section is not None and section.merge is not None, "a recipe that merges"
-    first = load_tokenizer(checkpoint) if checkpoint is not None else None
-    return merge_tokenizers(section.merge, first=first, fixed=bool(section.fixed))
 
 
 def make_tokenizer(recipe: Recipe, domains: Sequence[Domain]) -> PreTrainedTokenizerBase:

@@ -32,6 +32,7 @@ from lifelong.expand import plan_expansion
 from lifelong.history import read_history
 from lifelong.initial import begin, fresh_config, last_model, package_versions
 from lifelong.ledger import Ledger, is_run_folder, read_records
+from lifelong.merging import check_merge
 from lifelong.metrics import compute_all
 from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, parse_recipe
 from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult
@@ -251,6 +252,8 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     with collecting(lines):
         check_steering(recipe, names if start == 0 and not lines else ())
     check_teachers(recipe, lines.append)
+    if start == 0:
+        check_merge(recipe, lines.append)
     with collecting(lines):
         if recipe.facts is not None and recipe.facts.file is not None and start <= recipe.facts.stage:
             read_facts(Path(recipe.facts.file))

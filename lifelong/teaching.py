@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -23,10 +22,10 @@ from lifelong.inherit.inheritor import Inheritor, Surpassed
 from lifelong.inherit.mapped import MappedTeacher
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import CachedTeacher, MixtureTeacher, OnlineTeacher, Teacher, weights_by_domain
+from lifelong.merging import read_by_all
 from lifelong.recipe import InheritSection, Recipe, TeacherSection
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
-from lifelong.stream.domain_tokenizers import MergedTokenizers
 from lifelong.stream.tokenize import load_tokenizer, tokenizer_fingerprint
 from lifelong.stream.vocabulary import IntArray
 from lifelong.train.compute import forward_flops_per_token
@@ -164,26 +163,6 @@ def _online_map(source: str, lesson: Lesson, domains: Sequence[str]) -> IntArray
             return None
         fingerprint = own.fingerprint  # weights without a tokenizer: believed, where its width fits
     return read_by_all(lesson.run.merged, domains, fingerprint, source)
-
-
-def read_by_all(merged: MergedTokenizers, domains: Sequence[str], fingerprint: str, teacher: str) -> IntArray | None:
-    """Where the tokens of a teacher's tokenizer stand in the union; None where they are the union's own.
-
-    Raises:
-        InputError: a domain that it is to teach is read by another tokenizer.
-    """
-    found = {name: merged.read_by(name, fingerprint) for name in domains}
-    if refused := [name for name, ids_V in found.items() if ids_V is None]:
-        raise InputError(
-            f"inherit.teacher: {teacher!r} (tokenizer {fingerprint[:12]}) cannot teach {', '.join(refused)}, which the run "
-            "reads by another tokenizer; teach each domain by a teacher of its own (`inherit.teacher.by_domain`) and "
-            "name the same checkpoint for it under `tokenizer.merge`"
-        )
-    maps = [ids_V for ids_V in found.values() if ids_V is not None]
-    size = len(merged.tokenizer)
-    if not maps or all(len(ids_V) == size and bool((ids_V == np.arange(size)).all()) for ids_V in maps):
-        return None
-    return maps[0]
 
 
 def _same_tokenizer(source: str, lesson: Lesson) -> None:

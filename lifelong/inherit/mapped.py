@@ -41,7 +41,7 @@ class MappedTeacher:
         self.teacher, self.name, self.mass = teacher, name, MappedMass()
         self.student_ids_V = student_ids_V.long()
         placed = self.student_ids_V[self.student_ids_V >= 0]
-        if len(placed.unique()) != len(placed):
+        if len(set(placed.tolist())) != len(placed):
             raise InputError(f"teacher {name}: its id map gives two of its tokens the same id")
         if len(placed) and int(placed.max()) >= student_size:
             raise InputError(f"teacher {name}: its id map names token {int(placed.max())} of {student_size}")

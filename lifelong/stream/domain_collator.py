@@ -45,7 +45,7 @@ class DomainCollator(Collator):
         )
         block = row["block"]
         ids = domain.own_ids(self.vocab_size)[block.ids]
-        own_row: PackedRow = {**row, "block": Block(ids.astype(block.ids.dtype), block.starts)}
+        own_row: PackedRow = {**row, "block": Block(ids.astype(block.ids.dtype), block.starts, block.offsets)}
         inputs_T, labels_T = theirs._inputs_and_labels(own_row)
         kept = labels_T != IGNORED
         labels_T[kept] = domain.ids_V[labels_T[kept]]

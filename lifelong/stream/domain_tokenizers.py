@@ -1,4 +1,4 @@
-"""Text of each domain in the tokens of its own teacher, written in the ids of one union: the tokenizers of a merged run.
+"""The tokenizers of a merged run: text of a domain in the tokens of its own teacher, written in the ids of a union.
 
 A folder of them, beside the tokenizer of the whole union: `domain_tokenizers/NAME/` is a plain tokenizer that
 writes ids of the union, `maps.safetensors` the place of every token of the original ones, `vocabularies.json` what
@@ -91,7 +91,7 @@ class MergedTokenizers:
         return self.domains[domain].tokenizer if domain in self.domains else self.tokenizer
 
     def read_by(self, domain: str, fingerprint: str) -> IntArray | None:
-        """Place in the union of every token of the tokenizer with this fingerprint, if text of the domain is read by it.
+        """Place in the union of every token of the tokenizer with this fingerprint, if it is what reads the domain.
 
         None where it is not. A tokenizer that writes ids of the union already has every token where it is.
         """

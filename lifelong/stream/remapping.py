@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lifelong.errors import InputError
-from lifelong.stream.vocabulary import ROLES, IntArray, Union, Vocabulary, backend_json, spelled
+from lifelong.stream.vocabulary import NEVER, ROLES, IntArray, Union, Vocabulary, backend_json, spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Rules = dict[str, Any]
-# a character that Unicode reserves for no text: names of ids that a tokenizer must never write
-_NEVER = "\U0010ffff"
 
 
 def union_names(union: Union, spelling: str) -> list[str]:
@@ -30,7 +28,7 @@ def union_names(union: Union, spelling: str) -> list[str]:
     for number, key in enumerate(union.keys):
         name = None if key is None else spelled(key, spelling)
         if name is None or name in taken:
-            name = f"{_NEVER}{number}"
+            name = f"{NEVER}{number}"
         names.append(name)
         taken.add(name)
     return names
@@ -59,7 +57,7 @@ def with_union_ids(
     model = rules["model"]
     silent = model["type"] == "BPE" and not model.get("ignore_merges") and vocabulary.spelling == "bytes"
     own = set(vocabulary.tokens)
-    others = [name if silent and name not in own else f"{_NEVER}{number}" for number, name in enumerate(names)]
+    others = [name if silent and name not in own else f"{NEVER}{number}" for number, name in enumerate(names)]
     _renumber(rules, [by_place.get(number, name) for number, name in enumerate(others)], place)
     return _tokenizer(rules, tokenizer)
 

@@ -27,6 +27,8 @@ IntArray = NDArray[np.int64]
 Key = tuple[str, str | bytes]
 ROLES = ("bos", "eos", "cls", "sep", "pad", "mask", "unk")
 NOWHERE = -1
+# a character that Unicode reserves for no text: it begins the names of ids that a tokenizer must never write
+NEVER = "\U0010ffff"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -86,7 +88,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, name: str) -> Vocabulary:
     by_token = tokenizer.get_vocab()
     tokens: list[str | None] = [None] * (max(by_token.values()) + 1)
     for token, number in by_token.items():
-        tokens[number] = token
+        tokens[number] = None if token.startswith(NEVER) else token
     added = {entry["id"]: entry for entry in rules["added_tokens"]}
     keys: list[Key | None] = []
     taken: set[Key] = set()
@@ -200,7 +202,7 @@ class _Placing:
         self.used: set[int] = set()
 
     @property
-    def ids_V(self) -> IntArray:
+    def ids_V(self) -> IntArray:  # noqa: N802 - a shape letter
         """Place of every token."""
         return np.array([self.placed.get(n, NOWHERE) for n in range(len(self.vocabulary))], dtype=np.int64)
 
