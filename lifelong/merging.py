@@ -89,11 +89,13 @@ def check_merge(recipe: Recipe, fail: Fail) -> None:
             fail(f"tokenizer.merge.{name}: {error}")
     for name, others in zip(names, joint, strict=True):
         different = [other for other in others if fingerprints.get(other) != fingerprints.get(name)]
-        if different and (recipe.objective == "mlm" or recipe.inherit is not None):
+        if missing := [other for other in different if other not in names]:
             fail(
-                f"tokenizer.merge: {name} and {', '.join(different)} are trained on together and read by different "
-                "tokenizers; teachers and masks cannot tell their rows apart. Give them one tokenizer, or a stage each"
+                f"stages: {', '.join(missing)} is trained on together with {name}, is read by another tokenizer, and "
+                "has no stage of its own, by which it would be evaluated; give it one"
             )
+        if different and recipe.facts is not None:
+            fail(f"facts: are written for one tokenizer, {name} and {', '.join(different)} are read by several")
     if recipe.inherit is None or recipe.inherit.alpha == 0:
         return
     if merge:

@@ -94,7 +94,9 @@ class StageRun:
         observer.phase_started("prepare", 0)
         corpus = self._corpus(previous_model)
         if self.section.together_with:
-            corpus = JointBlocks([corpus, *map(self._tokenized, self.section.together_with)])  # type: ignore[assignment]
+            others = [load_domain(card) for card in self.section.together_with]
+            names = [self.domain.name, *(other.name for other in others)]
+            corpus = JointBlocks([corpus, *map(self._tokenized, others)], names)  # type: ignore[assignment]
         self._evaluate_before(previous_model)
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
@@ -108,10 +110,9 @@ class StageRun:
         trunk = self.context.ledger.stage_folder(record) / TRUNK
         return record, load_model(trunk, self.recipe.objective) if trunk.is_dir() else model
 
-    def _tokenized(self, card: str) -> Any:
+    def _tokenized(self, domain: Domain) -> Any:
         """Blocks of another domain that is trained on together with the stage's own."""
         length, cache = self.recipe.sequence_length, self.context.out / ".cache"
-        domain = load_domain(card)
         tokenizer = self.context.tokenizer_of(domain.name)
         return tokenize_domain(domain, "train", tokenizer, sequence_length=length, cache_dir=cache)
 
