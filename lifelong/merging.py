@@ -112,6 +112,13 @@ def _check_readers(recipe: Recipe, names: Sequence[str], fingerprints: dict[str,
         refused = [name for name in domains if theirs is not None and theirs != fingerprints.get(name)]
         if theirs is not None and refused:
             fail(_cannot_teach(model, theirs, refused))
+    if recipe.tokenizer is not None and recipe.tokenizer.fixed:
+        for leaf in recipe.inherit.teacher.leaves():
+            if leaf.cache is not None:
+                fail(
+                    f"inherit.teacher: the cache {leaf.cache} holds text as its teacher cuts it, with `tokenizer.fixed` "
+                    "the run cuts it more finely; name the model itself"
+                )
     if recipe.inherit.until == "surpassed" and any(
         leaf.model != "previous" for leaf in recipe.inherit.teacher.leaves()
     ):

@@ -227,6 +227,14 @@ def test_what_cannot_be_is_refused_before_anything_is_written(folder, teachers, 
         ({"tokenizer": {"merge": {"sae": clm["sea"]}}}, "did you mean 'sea'"),
         ({"tokenizer": {"merge": {"sea": str(tmp_path / "none")}}}, "tokenizer.merge.sea: tokenizer"),
         ({"inherit": {**inherit, "teacher": clm["sea"]}}, "cannot teach farm, which the run reads by another"),
+        (
+            {
+                "model": {"checkpoint": clm["sea"]},
+                "tokenizer": {"merge": clm, "fixed": True},
+                "inherit": {**inherit, "teacher": {"by_domain": {"sea": {"cache": "caches/x"}}}},
+            },
+            "the run cuts it more finely; name the model itself",
+        ),
         ({"inherit": {**inherit, "until": "surpassed"}}, "compares student and teacher on the same ids"),
     ):
         assert message in refusal({**plain, **changes}, out)
@@ -242,6 +250,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(folder, teachers, 
 
 
 def test_the_vocabularies_of_a_run_do_not_change(folder, teachers, student):
-    """An extension reads what is new by the union; another merge is refused."""
+    """Another merge is refused, and the run's recipe stays what it was."""
+    before = (student / "recipe.yaml").read_bytes()
     with pytest.raises(InputError, match="the run was begun with"):
         extend_run(student, str(folder / "farm.yaml"), tokens=600, overrides=["tokenizer={checkpoint: gpt2}"])
+    assert (student / "recipe.yaml").read_bytes() == before
