@@ -116,8 +116,8 @@ def _check_readers(recipe: Recipe, names: Sequence[str], fingerprints: dict[str,
         for leaf in recipe.inherit.teacher.leaves():
             if leaf.cache is not None:
                 fail(
-                    f"inherit.teacher: the cache {leaf.cache} holds text as its teacher cuts it, with `tokenizer.fixed` "
-                    "the run cuts it more finely; name the model itself"
+                    f"inherit.teacher: the cache {leaf.cache} holds text as its teacher cuts it, with "
+                    "`tokenizer.fixed` the run cuts it more finely; name the model itself"
                 )
     if recipe.inherit.until == "surpassed" and any(
         leaf.model != "previous" for leaf in recipe.inherit.teacher.leaves()
