@@ -49,6 +49,7 @@ def write_card(folder: Path, domain: str) -> str:
     return str(path)
 
 
+STUDENTS = ("control", "student", "cached", "fixed-control", "fixed")
 SPLITS = {"files": "train", "valid": "valid", "test": "test"}
 
 
@@ -70,7 +71,7 @@ def unmapped(out: Path) -> dict[str, str]:
     """What the stages of a run noted about teachers with other vocabularies."""
     found = {}
     for stage in sorted((out / "stages").iterdir()):
-        noted = json.loads((stage / "history.json").read_text())["unmapped_mass"]
+        noted = json.loads((stage / "history.json").read_text()).get("unmapped_mass", {})
         found[stage.name] = ", ".join(f"{Path(name).parts[-4]} {share['share']:.4f}" for name, share in noted.items())
     return found
 
@@ -82,7 +83,8 @@ def main() -> None:
     parser.add_argument("--teacher-tokens", default="200k")
     parser.add_argument("--student-tokens", default="75k", help="of each of the two stages, both on both domains")
     parser.add_argument("--sizes", nargs=2, type=int, default=[1024, 1536], help="vocabularies of the teachers")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--students", nargs="*", default=STUDENTS, choices=STUDENTS)
+    parser.add_argument("--out", type=Path, default=None, help="goes on where an earlier call stopped")
     options = parser.parse_args()
     folder = options.out or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ def main() -> None:
     taught = {"alpha": 0.5, "schedule": "constant", "until": 1.0, "temperature": 1.0}
     online = {**taught, "teacher": {"by_domain": teachers}}
     caches = {name: {"cache": str(folder / f"cache-{name}"), "of": model} for name, model in teachers.items()}
-    for name, model in teachers.items():
+    for name, model in teachers.items() if "cached" in options.students else ():
         request = CacheRequest(model, [cards[name]], TauSampler(), temperature=1.0, sequence_length=LENGTH)
         written = write_cache(request, folder / f"cache-{name}")
         print(f"cache of {name}: {written.tokens:,} tokens, {written.bytes_per_token:.1f} bytes a token", flush=True)
@@ -113,19 +115,20 @@ def main() -> None:
     students = {
         "control": recipe("control", joint, merged),
         "student": recipe("student", joint, merged, inherit=online),
-        "student, cached": recipe(
-            "student-cached", joint, merged, inherit={**taught, "teacher": {"by_domain": caches}}
-        ),
-        "fixed, control": recipe("fixed-control", joint, {}, **kept),
+        "cached": recipe("cached", joint, merged, inherit={**taught, "teacher": {"by_domain": caches}}),
+        "fixed-control": recipe("fixed-control", joint, {}, **kept),
         "fixed": recipe("fixed", joint, {}, **kept, inherit=online),
     }
     rows = {f"teacher {name}": losses(Path(model), list(cards.values())) for name, model in teachers.items()}
-    for name, plain in students.items():
-        rows[name] = losses(run(plain, folder / plain["name"]), list(cards.values()))
-    facts = json.loads((folder / "student/initial/tokenizer/domain_tokenizers/vocabularies.json").read_text())
-    second = facts["domains"][options.domains[1]]
-    print(f"\nvocabularies {options.sizes}, union {facts['tokens']}, {second['shared']} tokens are in both")
-    print(f"probability without a place: student {unmapped(folder / 'student')}, fixed {unmapped(folder / 'fixed')}\n")
+    for name in options.students:
+        rows[name] = losses(run(students[name], folder / name), list(cards.values()))
+        facts = json.loads((folder / name / "initial/tokenizer/domain_tokenizers/vocabularies.json").read_text())
+        second = facts["domains"][options.domains[1]]
+        print(
+            f"{name}: {facts['tokens']} tokens; of {second['tokens']} of {options.domains[1]} {second['shared']} were "
+            f"there, {second['unplaced']} have no place; probability without a place: {unmapped(folder / name)}",
+            flush=True,
+        )
     print(f"| bits per byte | {' | '.join(cards)} |\n|---|{'---:|' * len(cards)}")
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(f'{row[domain]:.3f}' for domain in cards)} |")
