@@ -110,14 +110,13 @@ def main() -> None:
         written = write_cache(request, folder / f"cache-{name}")
         print(f"cache of {name}: {written.tokens:,} tokens, {written.bytes_per_token:.1f} bytes a token", flush=True)
     first = teachers[options.domains[0]]
-    kept = {"model": {"checkpoint": first}, "tokenizer": {"merge": teachers, "fixed": True}}
-    merged = {"merge": teachers}
+    merged, fixed = {"merge": teachers}, {"merge": teachers, "fixed": True}
     students = {
         "control": recipe("control", joint, merged),
         "student": recipe("student", joint, merged, inherit=online),
         "cached": recipe("cached", joint, merged, inherit={**taught, "teacher": {"by_domain": caches}}),
-        "fixed-control": recipe("fixed-control", joint, {}, **kept),
-        "fixed": recipe("fixed", joint, {}, **kept, inherit=online),
+        "fixed-control": recipe("fixed-control", joint, fixed, model={"checkpoint": first}),
+        "fixed": recipe("fixed", joint, fixed, model={"checkpoint": first}, inherit=online),
     }
     rows = {f"teacher {name}": losses(Path(model), list(cards.values())) for name, model in teachers.items()}
     for name in options.students:

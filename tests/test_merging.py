@@ -10,7 +10,7 @@ from lifelong.caching import CacheRequest, write_cache
 from lifelong.errors import InputError, Interrupted
 from lifelong.history import read_history
 from lifelong.inherit.sparse import TauSampler, TopK
-from lifelong.integrity import damaged_files, expected_files
+from lifelong.integrity import damaged_files, files_in_use
 from lifelong.ledger import read_records
 from lifelong.pipeline import evaluate_cards, extend_run, run_recipe
 from lifelong.recipe import parse_recipe
@@ -91,7 +91,7 @@ def test_a_student_of_two_teachers(folder, teachers, student):
     last = json.loads((student / "stages/01-farm/history.json").read_text())["unmapped_mass"]
     assert {found["share"] for found in last.values()} == {0.0}
     assert set(last) == set(teachers["clm"].values())  # replayed text of the first domain by the first teacher
-    assert not list(damaged_files(student, expected_files(read_records(student))))
+    assert not list(damaged_files(student, files_in_use(read_records(student))))
     history = read_history(student)
     assert not history.notes
     assert len({record.fingerprints["tokenizer"] for record in history.stages}) == 1
@@ -132,7 +132,7 @@ def test_a_cache_of_a_teacher_serves_any_student(folder, teachers, tmp_path):
     cached = run_recipe(parse_recipe({**plain, "inherit": inherit}), tmp_path / "cached")
     for one, other in zip(online.matrix.nats_per_token, cached.matrix.nats_per_token, strict=True):
         assert one == pytest.approx(other, abs=0.02)
-    swapped = {"teacher": {"by_domain": {"sea": caches["farm"], "farm": caches["sea"]}}}
+    swapped = {**inherit, "teacher": {"by_domain": {"sea": caches["farm"], "farm": caches["sea"]}}}
     with pytest.raises(InputError, match="cannot teach sea, which the run reads by another tokenizer"):
         run_recipe(parse_recipe({**plain, "inherit": swapped}), tmp_path / "swapped")
 

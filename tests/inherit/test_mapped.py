@@ -96,8 +96,9 @@ def renumbered(objective, seed):
     order = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(seed))
     other = build(objective, seed)
     with torch.no_grad():
-        for module in {other.get_input_embeddings(), other.get_output_embeddings()}:
-            module.weight.copy_(module.weight[order].clone())
+        embeddings = (other.get_input_embeddings().weight, other.get_output_embeddings().weight)
+        for weight in {id(weight): weight for weight in embeddings}.values():  # tied ones once
+            weight.copy_(weight[order].clone())
         if (bias := getattr(other.get_output_embeddings(), "bias", None)) is not None:
             bias.copy_(bias[order].clone())
     return OnlineTeacher(plain, objective), MappedTeacher(
