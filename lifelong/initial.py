@@ -111,7 +111,9 @@ def prepare_tokenizer(
         observer.phase_started("prepare", 0)
         with whole_folder(folder) as partial:
             if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
-                merged_tokenizers(recipe).save(partial)
+                merged = merged_tokenizers(recipe)
+                merged.save(partial)
+                observer.noted(merged.summary())
             else:
                 make_tokenizer(recipe, domains).save_pretrained(partial)
     return load_tokenizer(folder)

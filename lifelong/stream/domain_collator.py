@@ -40,9 +40,8 @@ class DomainCollator(Collator):
         if domain is None or self.objective == "clm":
             return super()._inputs_and_labels(row)
         settings = {item.name: getattr(self, item.name) for item in fields(Collator)}
-        theirs = replace(
-            Collator(**settings), mask_id=domain.mask_id, vocab_size=len(domain.ids_V), special_ids=domain.special_ids
-        )
+        never = (*domain.special_ids, *np.flatnonzero(domain.ids_V < 0).tolist())  # nor what has no place
+        theirs = replace(Collator(**settings), mask_id=domain.mask_id, vocab_size=len(domain.ids_V), special_ids=never)
         block = row["block"]
         ids = domain.own_ids(self.vocab_size)[block.ids]
         own_row: PackedRow = {**row, "block": Block(ids.astype(block.ids.dtype), block.starts, block.offsets)}

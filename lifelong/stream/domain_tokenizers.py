@@ -90,6 +90,15 @@ class MergedTokenizers:
         """What reads the text of a domain; one without its own is read by the union's."""
         return self.domains[domain].tokenizer if domain in self.domains else self.tokenizer
 
+    def summary(self) -> str:
+        """How many tokens there are, and how many of each domain's are the same as others'."""
+        each = [
+            f"{name} {len(own.ids_V):,} ({own.shared:,} were there"
+            + (f", {own.unplaced:,} have no place)" if own.unplaced else ")")
+            for name, own in self.domains.items()
+        ]
+        return f"vocabularies merged to {len(self.tokenizer):,} tokens: {', '.join(each)}"
+
     def read_by(self, domain: str, fingerprint: str) -> IntArray | None:
         """Place in the union of every token of the tokenizer with this fingerprint, if it is what reads the domain.
 

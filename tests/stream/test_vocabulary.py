@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lifelong.errors import CorruptionError, InputError
+from lifelong.stream.blocks import Block
+from lifelong.stream.collator import Collator
+from lifelong.stream.domain_collator import DomainCollator
 from lifelong.stream.domain_tokenizers import load_merged, merge_tokenizers
 from lifelong.stream.encoding import Encoder
 from lifelong.stream.tokenize import load_tokenizer, tokenizer_fingerprint
@@ -205,7 +209,7 @@ def test_a_changed_map_is_refused(sources, tmp_path, file):
         facts["domains"]["two"]["mask_id"] = 7
         facts["domains"]["two"]["map"] = "0" * 64
         path.write_text(json.dumps(facts))
-    with pytest.raises(CorruptionError, match="of two is not what was written"):
+    with pytest.raises(CorruptionError, match=r"of (two|words) is not what was written"):
         load_merged(tmp_path)
 
 
@@ -244,3 +248,26 @@ def test_every_kind_has_distinct_keys(sources):
     for name, source in sources.items():
         keys = [key for key in vocabulary_of(load_tokenizer(source), name).keys if key is not None]
         assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_masked_text_of_a_domain_stays_in_its_tokens(sources, fixed):
+    """What is drawn in a token's stead is known to the domain's tokenizer; without `fixed` it is what that one draws."""
+    original = load_tokenizer(sources["two"])
+    first = load_tokenizer(sources["one"]) if fixed else None
+    merged = merge_tokenizers({"other": sources["words"], "two": sources["two"]} if not fixed else {"two": sources["two"]}, first=first, fixed=fixed)  # fmt: skip
+    domain = merged.domains["two"]
+    plain = Collator.for_tokenizer(merged.tokenizer, "mlm", 64, seed=5)
+    collator = replace(DomainCollator.of(plain, merged.domains, ["x", "two"]), mask_rate=0.9)
+    ids = Encoder(merged.of("two")).held_out("the hens then sail shipping 7 ships, the seal they sail " * 2)[:64]
+    block = Block(ids, np.zeros(1, np.int32), np.zeros(1, np.int32))
+    row = {"block": block, "domain_id": 1, "is_replay": False, "mask_key": 3}
+    batch = collator([row])
+    assert set(batch["input_ids"][0, : len(ids)].tolist()) <= set(domain.ids_V.tolist())
+    assert int(batch["input_ids"].min()) >= 0
+    assert (batch["labels"][batch["labels"] != -100].numpy() == np.pad(ids, (0, 64 - len(ids)))[batch["labels"][0] != -100]).all()  # fmt: skip
+    if not fixed:
+        own = replace(Collator.for_tokenizer(original, "mlm", 64, seed=5), mask_rate=0.9)
+        theirs = Block(Encoder(original).held_out("the hens then sail shipping 7 ships, the seal they sail " * 2)[:64], *(np.zeros(1, np.int32),) * 2)  # fmt: skip
+        there = own([{**row, "block": theirs}])["input_ids"][0, : len(ids)]
+        assert domain.ids_V[there.numpy()].tolist() == batch["input_ids"][0, : len(ids)].tolist()
