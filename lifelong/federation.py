@@ -219,7 +219,7 @@ class ServerRun:
         work, losses = self.ledger.work_folder(INITIAL), self._losses(met)
         write_losses(work / "losses.json", losses)
         write_json(work / "samples.json", [])
-        self.ledger.commit(work, initial_record(self.recipe, model, self.tokenizer, losses))
+        self.ledger.commit(work, initial_record(self.recipe, model, tokenizer_fingerprint(self.tokenizer), losses))
 
     def _commit(self, model: PreTrainedModel) -> StageRecord:
         folder, losses = self.work / "trained", self._losses(self.history[-1]["evaluated"])

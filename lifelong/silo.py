@@ -95,6 +95,8 @@ def check_federated(recipe: Recipe) -> None:
         )
     if recipe.tokenizer is not None and recipe.tokenizer.train is not None:
         lines.append("tokenizer.train: would need the text of all silos in one place; name a checkpoint that all have")
+    if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
+        lines.append("tokenizer.merge: all silos read with one tokenizer; name a checkpoint that all have")
     stage = recipe.stages[0]
     asked = {
         "stages[0].expand": stage.expand, "stages[0].select": stage.select, "inherit": recipe.inherit,

@@ -16,6 +16,7 @@ from lifelong.checkpoint import load_config
 from lifelong.errors import InputError, LifelongError
 from lifelong.expand import plan_expansion
 from lifelong.initial import fresh_config
+from lifelong.merging import merged_tokenizers
 from lifelong.recipe import Recipe, known_recipes, load_recipe
 from lifelong.stream.tokenize import load_tokenizer
 
@@ -92,10 +93,12 @@ def writes(recipe: str, run: str) -> bool:
 
 def _size_of(recipe: Recipe) -> int | None:
     """Tokens of a tokenizer that is named and can be read; the sizes of a model may be planned without it."""
-    if recipe.model.vocab_size is not None or recipe.tokenizer is None or recipe.tokenizer.checkpoint is None:
+    if recipe.model.vocab_size is not None or recipe.tokenizer is None:
         return None
     try:
-        return len(load_tokenizer(recipe.tokenizer.checkpoint))
+        if recipe.tokenizer.merge is not None:
+            return len(merged_tokenizers(recipe).tokenizer)
+        return len(load_tokenizer(recipe.tokenizer.checkpoint)) if recipe.tokenizer.checkpoint is not None else None
     except InputError:
         return None
 
