@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test slow soak check bench bench-data docs clean
+.PHONY: quickstart test federated slow soak check bench bench-data docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,16 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+# Flower holds typer and rich below their newest releases: an environment of its own
+.venv-federated/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-federated
+	.venv-federated/bin/python -m pip install --quiet -e '.[test,federated]'
+	touch $@
+
+federated: .venv-federated/.installed
+	.venv-federated/bin/python -m pytest tests/test_federation.py
+	.venv-federated/bin/python -m pytest -m slow tests/test_federation_processes.py
 
 # needs the corpora: LIFELONG_DATA=... make slow
 slow: $(VENV)/.installed-test
@@ -53,4 +63,4 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build -W -b html docs docs/_build
 
 clean:
-	rm -rf $(VENV) .soak docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-federated .soak docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

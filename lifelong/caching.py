@@ -118,7 +118,7 @@ def write_cache(request: CacheRequest, out: Path, progress: Progress = lambda *_
     _check(request)
     source = _model_folder(request.model)
     domains = [load_domain(card) for card in request.cards]
-    tokenizer = load_tokenizer(request.tokenizer or source)
+    tokenizer = _tokenizer(request, source, [domain.name for domain in domains])
     objective: Literal["clm", "mlm"] = "clm" if request.objective == "clm" else "mlm"
     collator = Collator.for_tokenizer(tokenizer, objective, request.sequence_length, request.mask_seed)
     model = load_model(source, objective)
@@ -178,6 +178,19 @@ def _check(request: CacheRequest) -> None:
             raise InputError(f"cache {name}: is at least {least}, not {value}")
     if not request.cards:
         raise InputError("cache: name at least one --domain")
+
+
+def _tokenizer(request: CacheRequest, source: str, domains: Sequence[str]) -> Any:
+    """The one that is named, or the model's own for these domains."""
+    if request.tokenizer is not None:
+        return load_tokenizer(request.tokenizer)
+    found = [load_tokenizer(source, domain) for domain in domains]
+    if len({tokenizer_fingerprint(tokenizer) for tokenizer in found}) > 1:
+        raise InputError(
+            f"cache: the model {request.model!r} reads {', '.join(domains)} by tokenizers of their own; write one "
+            "cache for each"
+        )
+    return found[0]
 
 
 def _model_folder(model: str) -> str:

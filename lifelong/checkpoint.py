@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHUNK_BYTES = 1 << 20
+# beside the tokenizer of a model that was taught by several vocabularies: a folder for each domain
+DOMAIN_TOKENIZERS = "domain_tokenizers"
 # names under which files and folders are filled before they get their own: what a kill leaves behind
 PARTIAL = re.compile(r"\..+\.(tmp|part|partial|[0-9a-f]{8})$")
 
@@ -184,6 +186,12 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """A plain `save_pretrained` folder with the tokenizer beside the weights."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def copy_domain_tokenizers(source: Path, out: Path) -> None:
+    """Take along what reads the domains of a checkpoint, where teachers of several vocabularies were merged in it."""
+    if (source / DOMAIN_TOKENIZERS).is_dir():
+        shutil.copytree(source / DOMAIN_TOKENIZERS, out / DOMAIN_TOKENIZERS)
 
 
 def load_model(source: str | Path, objective: str, revision: str | None = None) -> PreTrainedModel:

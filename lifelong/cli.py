@@ -105,21 +105,33 @@ def extend(
 def plan(
     recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
     overrides: OverrideOption = None,
+    devices: Annotated[int, typer.Option(help="Devices that share a step.")] = 1,
+    sharding: Annotated[
+        str | None, typer.Option(help="none, ddp, fsdp2, zero2 or zero3; default: ddp on several devices.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; default: this machine's, cuda where --devices is above 1.")
+    ] = None,
+    flops: Annotated[float | None, typer.Option(help="Peak FLOP/s of one device, for example 400e12.")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Share of --flops that is reached; default 0.4.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time a few real steps of every shape here.")] = False,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Look at the beginning of local corpora.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Dry run: shapes, parameters, tokens, steps, FLOPs and warnings of every stage; loads no weights."""
+    """Dry run: shapes, steps, FLOPs, memory, disk, time and warnings of every stage; loads no weights."""
     from lifelong.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     quiet_libraries()
-    from lifelong.plan import plan_recipe, plan_table, rates_table
+    from lifelong.plan import plan_recipe, plan_tables, planned_devices, planned_speed
 
-    stages = plan_recipe(loaded)
+    on = planned_devices(devices, sharding, device)
+    planned = plan_recipe(loaded, on, speed=planned_speed(loaded, flops, mfu, measure), text=text)
     if as_json:
-        typer.echo(json.dumps(stages.to_json(), indent=1))
+        typer.echo(json.dumps(planned.to_json(), indent=1))
     else:
-        _print(plan_table(stages))
-        _print(rates_table(stages))
+        for part in plan_tables(planned):
+            _print(part)
 
 
 @app.command()

@@ -10,12 +10,16 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lifelong.checkpoint import save_model
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.ledger import Ledger
 from lifelong.recipe import Recipe
 from lifelong.records import DomainLoss, RunObserver
 from lifelong.stream.collator import Collator
+from lifelong.stream.domain_collator import DomainCollator
+from lifelong.stream.domain_tokenizers import MergedTokenizers
 from lifelong.stream.heldout import Heldout
+from lifelong.stream.tokenize import tokenizer_fingerprint
 from lifelong.train.stage_trainer import PhaseCurve, StopRequest
 
 
@@ -30,11 +34,27 @@ class RunContext:
     versions: dict[str, str]
     observer: RunObserver = field(default_factory=RunObserver)
     stop: StopRequest = field(default_factory=StopRequest)
+    merged: MergedTokenizers | None = None
 
     @property
     def out(self) -> Path:
         """The run folder."""
         return self.ledger.out
+
+    def tokenizer_of(self, domain: str) -> PreTrainedTokenizerBase:
+        """What reads the text of a domain: its own tokenizer where vocabularies were merged, else the run's."""
+        return self.tokenizer if self.merged is None else self.merged.of(domain)
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Of everything that decides which ids a text of any domain gets."""
+        return tokenizer_fingerprint(self.tokenizer) if self.merged is None else self.merged.fingerprint
+
+    def save_model(self, model: PreTrainedModel, folder: Path) -> None:
+        """A plain checkpoint with all that reads text for it."""
+        save_model(model, self.tokenizer, folder)
+        if self.merged is not None:
+            self.merged.save_domains(folder)
 
     @cached_property
     def heldouts(self) -> list[Heldout]:
@@ -48,7 +68,8 @@ class RunContext:
 
     def collator(self, seed: int) -> Collator:
         """Packed rows to batches, with the masks of `seed`."""
-        return Collator.for_tokenizer(self.tokenizer, self.recipe.objective, self.recipe.sequence_length, seed)
+        plain = Collator.for_tokenizer(self.tokenizer, self.recipe.objective, self.recipe.sequence_length, seed)
+        return plain if self.merged is None else DomainCollator.of(plain, self.merged.domains, self.columns)
 
     def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
         """Held-out loss of every domain."""
@@ -100,3 +121,22 @@ def replay_counts(curves: Sequence[PhaseCurve]) -> dict[str, int]:
         for domain, tokens in curve.replayed.items():
             counts[domain] = counts.get(domain, 0) + tokens
     return counts
+
+
+def unmapped_json(curves: Sequence[PhaseCurve]) -> dict[str, Any]:
+    """What a stage keeps of teachers with other vocabularies: the share of their probability without a place."""
+    mapped = [curve.mapped for curve in curves if curve.mapped]
+    if not mapped:
+        return {}
+    shares = {name: {"tokens": rows, "share": mass / max(1, rows)} for name, (rows, mass) in mapped[-1].items()}
+    return {"unmapped_mass": shares}
+
+
+def unmapped_notes(curves: Sequence[PhaseCurve]) -> tuple[str, ...]:
+    """The same for whoever reads the ledger, where there is any."""
+    shares = unmapped_json(curves).get("unmapped_mass", {})
+    return tuple(
+        f"teacher {name}: {found['share']:.2%} of its probability is on tokens that the student's vocabulary lacks"
+        for name, found in shares.items()
+        if found["share"] > 0
+    )

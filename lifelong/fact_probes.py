@@ -11,6 +11,7 @@ from lifelong.checkpoint import read_json
 from lifelong.context import RunContext, pad_id
 from lifelong.evaluate.facts import FactProbe, fact_steps
 from lifelong.records import FactPoint
+from lifelong.stream.domain import load_domain
 from lifelong.stream.injection import Fact, InjectedDataset, fact_blocks, injection_steps, invented_facts, read_facts
 from lifelong.train.stage_trainer import PhaseCurve
 
@@ -22,6 +23,12 @@ class StageFacts:
     context: RunContext
     facts: Sequence[Fact]
     injects: bool
+    domain: str
+
+    @property
+    def tokenizer(self) -> Any:
+        """What reads the domain whose text holds the facts, also where they are asked for later."""
+        return self.context.tokenizer_of(self.domain)
 
     def injected(self, dataset: Any) -> Any:
         """The stage's rows with the facts among them; as they are in every later stage."""
@@ -29,7 +36,7 @@ class StageFacts:
         if not self.injects or section is None:
             return dataset
         recipe = self.context.recipe
-        blocks = fact_blocks(self.facts, self.context.tokenizer, recipe.sequence_length, section.repeats)
+        blocks = fact_blocks(self.facts, self.tokenizer, recipe.sequence_length, section.repeats)
         return InjectedDataset(dataset, dict.fromkeys(injection_steps(section.at, dataset.num_steps), blocks))
 
     def probe(self, model: Any, num_steps: int) -> Callable[[int, int], Sequence[FactPoint]]:
@@ -39,7 +46,7 @@ class StageFacts:
         at = injection_steps(section.at, num_steps) if self.injects else []
         due = set(fact_steps(at, num_steps, section.probes))
         ask = FactProbe(
-            self.facts, self.context.tokenizer, self.context.recipe.objective, pad_id(self.context.tokenizer),
+            self.facts, self.tokenizer, self.context.recipe.objective, pad_id(self.context.tokenizer),
             self.context.mask_id,
         )  # fmt: skip
 
@@ -58,12 +65,12 @@ def stage_facts(context: RunContext, index: int) -> StageFacts | None:
         return None
     if index == section.stage:
         found = read_facts(Path(section.file)) if section.file else invented_facts(section.count, context.recipe.seed)
-        return StageFacts(context, found, injects=True)
+        return StageFacts(context, found, injects=True, domain=load_domain(context.recipe.stages[index].domain).name)
     first = context.ledger.stages[section.stage]
     kept = read_json(context.ledger.stage_folder(first) / "history.json").get("facts")
     if not kept:  # the recipe was given facts after that stage: they were never put in
         return None
-    return StageFacts(context, [Fact(**fact) for fact in kept["facts"]], injects=False)
+    return StageFacts(context, [Fact(**fact) for fact in kept["facts"]], injects=False, domain=first.domain)
 
 
 def stage_facts_json(context: RunContext, index: int, curves: Sequence[PhaseCurve]) -> dict[str, Any] | None:

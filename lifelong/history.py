@@ -102,7 +102,7 @@ def fact_curve(curves: Sequence[Mapping[str, Any]]) -> FactCurve | None:
 def read_afterwards(out: Path, stages: Sequence[StageRecord]) -> dict[str, Any]:
     """What was measured on a run after it was committed; what belongs to other weights is left out and noted."""
     lines = {record_hash(record) for record in stages}
-    notes: list[str] = []
+    notes = [f"{record.name}: {note}" for record in stages for note in record.notes]
 
     def measured(folder: str, kind: type[Front] | type[TaskScores]) -> list[Any]:
         found = []

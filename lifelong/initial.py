@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -20,11 +21,13 @@ from lifelong.expand import model_shape, new_config
 from lifelong.history import read_losses, write_losses
 from lifelong.learning_rates import next_model_folder
 from lifelong.ledger import INITIAL, Ledger
+from lifelong.merging import merged_tokenizers, same_merge
 from lifelong.recipe import Recipe
 from lifelong.records import RunObserver, StageRecord
 from lifelong.stream.domain import Domain
+from lifelong.stream.domain_tokenizers import load_merged
 from lifelong.stream.heldout import write_heldout
-from lifelong.stream.tokenize import load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from lifelong.stream.tokenize import load_tokenizer, train_tokenizer
 from lifelong.train.compute import num_parameters
 from lifelong.train.stage_trainer import StopRequest
 
@@ -41,12 +44,15 @@ def begin(
     by_name = {domain.name: domain for domain in domains}
     columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
     tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
+    merged = load_merged(tokenizer_folder(ledger))
+    same_merge(recipe, merged)
+    context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
     for name in columns:
         folder = ledger.out / "heldout" / name
         if not folder.exists():
             with whole_folder(folder) as partial:
-                write_heldout(by_name[name], recipe.evaluate.split, tokenizer, recipe.evaluate.tokens, partial)
-    context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop)
+                own = context.tokenizer_of(name)
+                write_heldout(by_name[name], recipe.evaluate.split, own, recipe.evaluate.tokens, partial)
     if ledger.records:
         return context, None
     model = initial_model(recipe, tokenizer)
@@ -64,7 +70,7 @@ def begin(
         num_samples=recipe.evaluate.samples,
     )
     write_json(work / "samples.json", [asdict(sample) for sample in samples])
-    ledger.commit(work, initial_record(recipe, model, tokenizer, losses), [ledger.out / "heldout"])
+    ledger.commit(work, initial_record(recipe, model, context.tokenizer_fingerprint, losses), [ledger.out / "heldout"])
     return context, model
 
 
@@ -74,10 +80,24 @@ def known_columns(ledger: Ledger) -> list[str]:
     return list(dict.fromkeys(loss.domain for row in rows for loss in row))
 
 
-def initial_record(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, losses: Any
-) -> StageRecord:
-    """The first line of a ledger: the model before the stream."""
+def require_heldouts(ledger: Ledger) -> None:
+    """Refuse to go on where the held-out documents of an earlier domain never were.
+
+    Raises:
+        InputError: names them.
+    """
+    missing = [name for name in known_columns(ledger) if not (ledger.out / "heldout" / name).is_dir()]
+    if missing and ledger.stages:
+        model = ledger.stage_folder(ledger.stages[-1]) / "model"
+        raise InputError(
+            f"run folder {str(ledger.out)!r}: held-out documents of {', '.join(missing)} are not here (those of a "
+            f"federation stay in its silos), so that no stage can follow; begin another run from its model: "
+            f"model: {{checkpoint: {model}}}"
+        )
+
+
+def initial_record(recipe: Recipe, model: PreTrainedModel, tokenizer: str, losses: Any) -> StageRecord:
+    """The first line of a ledger: the model before the stream, with the fingerprint of its tokenizer."""
     return StageRecord(
         index=-1,
         name=INITIAL,
@@ -89,7 +109,7 @@ def initial_record(
         parameters=num_parameters(model),
         cost={},
         row=loss_row(losses),
-        fingerprints={"tokenizer": tokenizer_fingerprint(tokenizer), "model": weights_fingerprint(model)},
+        fingerprints={"tokenizer": tokenizer, "model": weights_fingerprint(model)},
         seeds={"model": recipe.seed},
         versions=package_versions(),
         files={},
@@ -100,15 +120,23 @@ def initial_record(
 def prepare_tokenizer(
     ledger: Ledger, recipe: Recipe, domains: Sequence[Domain], observer: RunObserver
 ) -> PreTrainedTokenizerBase:
-    """The run's tokenizer: from its folder, or trained on the stream, or the checkpoint's own."""
-    folder = ledger.work_folder(INITIAL) / "tokenizer"
-    if ledger.records:
-        folder = ledger.out / INITIAL / "tokenizer"
+    """The run's tokenizer: from its folder, or trained on the stream, merged, or the checkpoint's own."""
+    folder = tokenizer_folder(ledger)
     if not folder.exists():
         observer.phase_started("prepare", 0)
         with whole_folder(folder) as partial:
-            make_tokenizer(recipe, domains).save_pretrained(partial)
+            if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
+                merged = merged_tokenizers(recipe)
+                merged.save(partial)
+                observer.noted(merged.summary())
+            else:
+                make_tokenizer(recipe, domains).save_pretrained(partial)
     return load_tokenizer(folder)
+
+
+def tokenizer_folder(ledger: Ledger) -> Path:
+    """Where a run keeps its tokenizer."""
+    return (ledger.out / INITIAL if ledger.records else ledger.work_folder(INITIAL)) / "tokenizer"
 
 
 def make_tokenizer(recipe: Recipe, domains: Sequence[Domain]) -> PreTrainedTokenizerBase:

@@ -30,8 +30,9 @@ from lifelong.errors import InputError, Interrupted, LifelongError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.expand import plan_expansion
 from lifelong.history import read_history
-from lifelong.initial import begin, fresh_config, last_model, package_versions
-from lifelong.ledger import Ledger, is_run_folder, read_records
+from lifelong.initial import begin, fresh_config, last_model, package_versions, require_heldouts
+from lifelong.ledger import INITIAL, Ledger, is_run_folder, read_records
+from lifelong.merging import check_merge, same_merge
 from lifelong.metrics import compute_all
 from lifelong.recipe import Recipe, apply_override, load_recipe, parse_count, parse_recipe
 from lifelong.records import ComputeLedger, Cost, DomainLoss, RunObserver, RunResult
@@ -42,6 +43,7 @@ from lifelong.stage import StageRun
 from lifelong.stage_methods import check_methods
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
+from lifelong.stream.domain_tokenizers import load_merged
 from lifelong.stream.heldout import write_heldout
 from lifelong.stream.injection import read_facts
 from lifelong.stream.tokenize import load_tokenizer
@@ -121,6 +123,7 @@ def extend_run(
     if not is_run_folder(out):
         raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
     with stop_on_signals() as stop, Ledger.open(out) as ledger:
+        require_heldouts(ledger)
         recipe = extended_recipe(ledger, domain, tokens, overrides)
         ledger.replace_recipe(recipe.to_yaml())
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
@@ -153,6 +156,7 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
     for override in overrides:
         apply_override(plain, override)
     recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with a stage for {card.name}")
+    same_merge(recipe, load_merged(ledger.out / INITIAL / "tokenizer"))
     check_recipe(recipe, start=done, config=last_config(ledger))
     return recipe
 
@@ -200,7 +204,8 @@ def evaluate_cards(
     losses = []
     with TemporaryDirectory() as folder:
         for domain in domains:
-            heldout = write_heldout(domain, split, tokenizer, count, Path(folder) / domain.name)
+            own = load_tokenizer(source, domain.name)
+            heldout = write_heldout(domain, split, own, count, Path(folder) / domain.name)
             losses.append(
                 evaluate_domain(
                     loaded,
@@ -250,6 +255,8 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     with collecting(lines):
         check_steering(recipe, names if start == 0 and not lines else ())
     check_teachers(recipe, lines.append)
+    if start == 0:
+        check_merge(recipe, lines.append)
     with collecting(lines):
         if recipe.facts is not None and recipe.facts.file is not None and start <= recipe.facts.stage:
             read_facts(Path(recipe.facts.file))

@@ -146,10 +146,21 @@ class TokenizerTraining(Section):
 
 
 class TokenizerSection(Section):
-    """`train` or `checkpoint`; without either the model's own."""
+    """`train`, `checkpoint` or `merge`; without any the model's own.
+
+    `merge` names for each domain the checkpoint whose tokenizer reads it: that of its teacher. The run's vocabulary is
+    the union of theirs, or with `fixed` that of the model's own checkpoint.
+    """
 
     train: TokenizerTraining | None = None
     checkpoint: str | None = None
+    merge: Annotated[dict[str, str], Field(min_length=1)] | None = None
+    fixed: bool | None = None
+
+    @field_validator("merge")
+    @classmethod
+    def _variables(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        return None if value is None else {name: expand_variables(source) for name, source in value.items()}
 
     @field_validator("checkpoint")
     @classmethod
@@ -158,8 +169,10 @@ class TokenizerSection(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> TokenizerSection:
-        if (self.train is None) == (self.checkpoint is None):
-            raise ValueError("name either `train` or `checkpoint`")
+        if sum(origin is not None for origin in (self.train, self.checkpoint, self.merge)) != 1:
+            raise ValueError("name one of `train`, `checkpoint` and `merge`")
+        if self.fixed and self.merge is None:
+            raise ValueError("`fixed` belongs to `merge`: it keeps the model's own vocabulary")
         return self
 
 
@@ -454,6 +467,8 @@ class Recipe(Section):
                 "`tokenizer` is missing: a model from random weights brings none; use "
                 "{train: {kind: bpe, vocab_size: 8192}} or {checkpoint: ...}"
             )
+        if self.tokenizer is not None and self.tokenizer.fixed and self.model.checkpoint is None:
+            raise ValueError("`tokenizer.fixed` keeps the vocabulary of `model.checkpoint`; there is none")
         # a card named by its path: its name is known when it is read, and checked there
         named = {Path(stage.domain).stem for stage in self.stages}
         for domain in self.budget if not any("/" in stage.domain for stage in self.stages) else ():

@@ -88,7 +88,7 @@ class Selection:
         recipe = self.context.recipe
         own = source == "previous"
         model = self.previous if own else load_model(source, recipe.objective)
-        tokenizer = self.context.tokenizer if own else load_tokenizer(source)
+        tokenizer = self.context.tokenizer_of(self.domain.name) if own else load_tokenizer(source, self.domain.name)
         positions = getattr(model.config, "max_position_embeddings", None) or recipe.sequence_length
         length = min(positions, max(recipe.sequence_length, self.section.sequence_length or 0))
         return DocumentScorer(model, tokenizer, objective=recipe.objective, sequence_length=length)
@@ -148,7 +148,8 @@ def select_corpus(
 
 def _chosen_store(context: RunContext, domain: Domain, chosen: NDArray[np.bool_]) -> BlockStore:
     length, cache = context.recipe.sequence_length, context.out / ".cache"
-    return tokenize_domain(domain, "train", context.tokenizer, sequence_length=length, cache_dir=cache, chosen=chosen)
+    tokenizer = context.tokenizer_of(domain.name)
+    return tokenize_domain(domain, "train", tokenizer, sequence_length=length, cache_dir=cache, chosen=chosen)
 
 
 def _places_and_sizes(selection: Selection) -> tuple[list[int], list[int]]:

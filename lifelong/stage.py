@@ -26,7 +26,7 @@ from lifelong.checkpoint import (
     whole_folder,
     write_json,
 )
-from lifelong.context import RunContext, loss_row, replay_counts
+from lifelong.context import RunContext, loss_row, replay_counts, unmapped_json, unmapped_notes
 from lifelong.errors import BrokenPromiseError
 from lifelong.evaluate.probes import probe_steps
 from lifelong.evaluate.samples import sample_texts
@@ -53,7 +53,7 @@ from lifelong.stream.domain import Domain, load_domain
 from lifelong.stream.joint import JointBlocks
 from lifelong.stream.memory import ReplayMemory, write_generation
 from lifelong.stream.mixing import StageDataset, stage_plan
-from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint
+from lifelong.stream.tokenize import tokenize_domain
 from lifelong.teaching import Lesson, stage_collator, stage_inheritor
 from lifelong.train.arguments import blocks_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
@@ -94,7 +94,9 @@ class StageRun:
         observer.phase_started("prepare", 0)
         corpus = self._corpus(previous_model)
         if self.section.together_with:
-            corpus = JointBlocks([corpus, *map(self._tokenized, self.section.together_with)])  # type: ignore[assignment]
+            others = [load_domain(card) for card in self.section.together_with]
+            names = [self.domain.name, *(other.name for other in others)]
+            corpus = JointBlocks([corpus, *map(self._tokenized, others)], names)  # type: ignore[assignment]
         self._evaluate_before(previous_model)
         model = self._grow(previous_model)
         observer.stage_started(self.index, model_shape(model.config), num_parameters(model))
@@ -108,11 +110,11 @@ class StageRun:
         trunk = self.context.ledger.stage_folder(record) / TRUNK
         return record, load_model(trunk, self.recipe.objective) if trunk.is_dir() else model
 
-    def _tokenized(self, card: str) -> Any:
+    def _tokenized(self, domain: Domain) -> Any:
         """Blocks of another domain that is trained on together with the stage's own."""
         length, cache = self.recipe.sequence_length, self.context.out / ".cache"
-        domain = load_domain(card)
-        return tokenize_domain(domain, "train", self.context.tokenizer, sequence_length=length, cache_dir=cache)
+        tokenizer = self.context.tokenizer_of(domain.name)
+        return tokenize_domain(domain, "train", tokenizer, sequence_length=length, cache_dir=cache)
 
     def _evaluate_before(self, model: PreTrainedModel) -> None:
         """Loss of the model before this stage on domains that joined only now: where forward transfer starts."""
@@ -128,7 +130,7 @@ class StageRun:
         corpus = tokenize_domain(
             self.domain,
             "train",
-            context.tokenizer,
+            context.tokenizer_of(self.domain.name),
             sequence_length=self.recipe.sequence_length,
             cache_dir=context.out / ".cache",
         )
@@ -284,7 +286,7 @@ class StageRun:
         times = {"seconds": curve.seconds, "probe_seconds": curve.probe_seconds}
         write_json(self.work / f"{name}-seconds.json", times)
         with whole_folder(folder) as partial:
-            save_model(model, run.tokenizer, partial / "model")
+            run.save_model(model, partial / "model")
             write_json(partial / "curve.json", curve.to_json() | dict.fromkeys(times, 0.0))
             save_methods(self.methods if context is not None else (), partial / "methods.safetensors")
             write_exports(self.methods if context is not None else (), partial)
@@ -445,7 +447,7 @@ class StageRun:
             row=loss_row(losses),
             fingerprints={
                 "corpus": corpus.fingerprint,
-                "tokenizer": tokenizer_fingerprint(context.tokenizer),
+                "tokenizer": context.tokenizer_fingerprint,
                 "model": weights_fingerprint(model),
             },
             seeds={"stage": self.seed},
@@ -453,6 +455,7 @@ class StageRun:
             files={},
             expansion=expansion,
             replay=replay_counts(curves),
+            notes=unmapped_notes(curves),
             committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         return context.ledger.commit(trained, record, [*memory_folders, *self._new_heldouts()])
@@ -475,6 +478,7 @@ class StageRun:
                 "train": [asdict(point) for curve in curves for point in curve.train],
                 "probes": [asdict(point) for curve in curves for point in curve.probes],
                 "facts": stage_facts_json(self.context, self.index, curves),
+                **unmapped_json(curves),
             },
         )
         return curves

@@ -19,6 +19,7 @@ from lifelong.inherit.head import loss_head
 from lifelong.recipe import Recipe
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator, PackedRow
+from lifelong.stream.joint import domain_of
 from lifelong.stream.memory import ReplayMemory
 from lifelong.stream.ordering import key_of, permuted
 from lifelong.train.method import Batch, Method, StageContext, check_method, make_methods
@@ -104,7 +105,9 @@ def stage_context(
             epoch, turn = divmod(place, len(corpus))
             row = permuted(turn, len(corpus), key_of(seed, "rows of a method", epoch))
             key = key_of(seed, "mask of a method", epoch, row)
-            yield _on(model, collator([_row(corpus[row], run.columns.index(domain), key)]))
+            owner = domain_of(corpus, row, domain)
+            column = run.columns.index(owner if owner in run.columns else domain)
+            yield _on(model, collator([_row(corpus[row], column, key)]))
 
     def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         with loss_head(model, recipe.objective):

@@ -19,12 +19,15 @@ from lifelong.context import RunContext
 from lifelong.errors import InputError, LifelongError, UnknownNameError
 from lifelong.inherit.cache import TargetCache
 from lifelong.inherit.inheritor import Inheritor, Surpassed
+from lifelong.inherit.mapped import MappedTeacher
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import CachedTeacher, MixtureTeacher, OnlineTeacher, Teacher, weights_by_domain
+from lifelong.merging import read_by_all
 from lifelong.recipe import InheritSection, Recipe, TeacherSection
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
 from lifelong.stream.tokenize import load_tokenizer, tokenizer_fingerprint
+from lifelong.stream.vocabulary import IntArray
 from lifelong.train.compute import forward_flops_per_token
 
 PREVIOUS = "previous"
@@ -68,7 +71,7 @@ def stage_inheritor(lesson: Lesson) -> Inheritor | None:
     inherit = lesson.inherit
     if inherit.alpha == 0:
         return None
-    teacher = make_teacher(inherit.teacher, lesson)
+    teacher = make_teacher(inherit.teacher, lesson, lesson.run.columns)
     if teacher is None:
         return None
     surpassed = _surpassed(teacher, lesson) if inherit.until == "surpassed" else None
@@ -84,16 +87,16 @@ def stage_inheritor(lesson: Lesson) -> Inheritor | None:
     )
 
 
-def make_teacher(section: TeacherSection, lesson: Lesson) -> Teacher | None:
-    """The teacher of a section; None for a previous model that does not exist.
+def make_teacher(section: TeacherSection, lesson: Lesson, domains: Sequence[str]) -> Teacher | None:
+    """The teacher of a section for some domains; None for a previous model that does not exist.
 
     Raises:
         InputError: see `stage_inheritor`.
     """
     if section.model is not None:
-        return _online(section.model, lesson)
+        return _online(section.model, lesson, domains)
     if section.cache is not None:
-        return _cached(section, lesson)
+        return _cached(section, lesson, domains)
     columns = lesson.run.columns
     if section.by_domain:
         _known_domains(section.by_domain, columns, "inherit.teacher.by_domain")
@@ -102,7 +105,7 @@ def make_teacher(section: TeacherSection, lesson: Lesson) -> Teacher | None:
         parts = [(part.teacher, _weights(part.weight, columns)) for part in section.mixture]
     teachers, table = [], []
     for part, weights in parts:
-        if (teacher := make_teacher(part, lesson)) is not None:
+        if (teacher := make_teacher(part, lesson, [name for name in domains if weights.get(name)])) is not None:
             teachers.append(teacher)
             table.append([weights.get(name, 0.0) for name in columns])
     if not teachers:
@@ -123,21 +126,43 @@ def _known_domains(named: Any, columns: Sequence[str], where: str) -> None:
             raise UnknownNameError("domain of this stream", name, columns, where)
 
 
-def _online(source: str, lesson: Lesson) -> OnlineTeacher | None:
+def _online(source: str, lesson: Lesson, domains: Sequence[str]) -> Teacher | None:
     recipe = lesson.run.recipe
     if source == PREVIOUS:
         if lesson.previous is None:
             return None
-        model = load_model(lesson.previous, recipe.objective)
+        model, ids_V = load_model(lesson.previous, recipe.objective), None
     else:
-        model = load_model(source, recipe.objective)
-        _same_tokenizer(source, lesson)
-    return OnlineTeacher(
+        model, ids_V = load_model(source, recipe.objective), _online_map(source, lesson, domains)
+    teacher = OnlineTeacher(
         model,
         recipe.objective,
-        vocab_size=_real_tokens(model.config.vocab_size, source, lesson),
+        vocab_size=_real_tokens(model.config.vocab_size, source, lesson) if ids_V is None else len(ids_V),
         flops_per_token=forward_flops_per_token(model, recipe.sequence_length, recipe.objective),
     )
+    if ids_V is None:
+        return teacher
+    if model.config.vocab_size < len(ids_V):
+        raise InputError(
+            f"inherit.teacher: {source!r} has a vocabulary of {model.config.vocab_size} tokens, the tokenizer that "
+            f"`tokenizer.merge` names for it has {len(ids_V)}"
+        )
+    return MappedTeacher(teacher, torch.from_numpy(ids_V), len(lesson.run.tokenizer), source)
+
+
+def _online_map(source: str, lesson: Lesson, domains: Sequence[str]) -> IntArray | None:
+    """Where the tokens of a checkpoint stand in the union; None where it reads the run's ids."""
+    if lesson.run.merged is None:
+        _same_tokenizer(source, lesson)
+        return None
+    own = lesson.run.merged.domains.get(domains[0]) if domains else None
+    try:
+        fingerprint = tokenizer_fingerprint(load_tokenizer(source))
+    except InputError:
+        if own is None:
+            return None
+        fingerprint = own.fingerprint  # weights without a tokenizer: believed, where its width fits
+    return read_by_all(lesson.run.merged, domains, fingerprint, source)
 
 
 def _same_tokenizer(source: str, lesson: Lesson) -> None:
@@ -151,7 +176,8 @@ def _same_tokenizer(source: str, lesson: Lesson) -> None:
         raise InputError(
             f"inherit.teacher: {source!r} has another tokenizer than the run (fingerprint {theirs[:12]}, the run's is "
             f"{mine[:12]}); a teacher must read the same tokens: name `tokenizer: {{checkpoint: {source}}}` in the "
-            "recipe, or take a teacher that was trained with the run's tokenizer"
+            "recipe, take a teacher that was trained with the run's tokenizer, or merge the vocabularies of several "
+            f"teachers: `tokenizer: {{merge: {{{lesson.domain}: {source}, ...}}}}`"
         )
 
 
@@ -172,22 +198,30 @@ def _real_tokens(teacher_rows: int, source: str, lesson: Lesson) -> int | None:
     return real if real < max(teacher_rows, student_rows) else None
 
 
-def _cached(section: TeacherSection, lesson: Lesson) -> CachedTeacher:
-    recipe = lesson.run.recipe
+def _cached(section: TeacherSection, lesson: Lesson, domains: Sequence[str]) -> Teacher:
+    recipe, merged = lesson.run.recipe, lesson.run.merged
     assert section.cache is not None, "a section of a cache"
     teacher = None
     if section.of == PREVIOUS:
         teacher = lesson.previous_fingerprint
     elif section.of is not None:
         teacher = weights_fingerprint(load_model(section.of, recipe.objective))
-    return CachedTeacher(
-        Path(section.cache),
-        tokenizer=tokenizer_fingerprint(lesson.run.tokenizer),
+    cache, ids_V = TargetCache(Path(section.cache)), None
+    fingerprint = tokenizer_fingerprint(lesson.run.tokenizer)
+    if merged is not None:
+        fingerprint = cache.settings.tokenizer
+        ids_V = read_by_all(merged, domains, fingerprint, section.cache)
+    cached = CachedTeacher(
+        cache,
+        tokenizer=fingerprint,
         temperature=lesson.inherit.temperature,
         objective=recipe.objective,
         sequence_length=recipe.sequence_length,
         teacher=teacher,
     )
+    if ids_V is None:
+        return cached
+    return MappedTeacher(cached, torch.from_numpy(ids_V), len(lesson.run.tokenizer), section.cache)
 
 
 def _surpassed(teacher: Teacher, lesson: Lesson) -> Surpassed:

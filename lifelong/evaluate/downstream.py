@@ -117,11 +117,12 @@ def evaluate_tasks(
         record = committed_stages(run)[-1]
         source = str(run / "stages" / record.name / "model")
         objective = str(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["objective"])
-    tokenizer = load_tokenizer(source)
     given = read_prompts(prompts) if prompts is not None else {}
     found = []
     for task in tasks:
-        scores = evaluate_task(source, task, settings, tokenizer, objective=objective, prompts=given)
+        scores = evaluate_task(
+            source, task, settings, load_tokenizer(source, task.domain), objective=objective, prompts=given
+        )
         if record is not None:
             scores = replace(scores, stage=record.name, record=record_hash(record))
             write_json(run / FOLDER / f"{record.name}-{task.name}.json", scores.to_json())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifelong.checkpoint import load_config, remove_tree, whole_folder, write_json
+from lifelong.checkpoint import copy_domain_tokenizers, load_config, remove_tree, whole_folder, write_json
 from lifelong.errors import InputError
 from lifelong.expand.apply import expansion_map, grown_class
 from lifelong.expand.depth import Placement
@@ -262,6 +262,7 @@ def _write_companions(source: Path, out: Path) -> None:
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, out / path.name)
+    copy_domain_tokenizers(source, out)
 
 
 def _verify_written(

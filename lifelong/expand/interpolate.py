@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lifelong.checkpoint import file_hash, load_model, read_json, save_model, whole_folder, write_json
+from lifelong.checkpoint import (
+    copy_domain_tokenizers,
+    file_hash,
+    load_model,
+    read_json,
+    save_model,
+    whole_folder,
+    write_json,
+)
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
 from lifelong.expand.lazy import tied_names
 from lifelong.expand.mapping import ExpansionMap
@@ -116,12 +124,14 @@ def merge_stage(
     import transformers
 
     ends = stage_ends(run, recipe, stage)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "stages" / ends.record.name / "model")
+    source = run / "stages" / ends.record.name / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     model = ends.at(weight)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(out) as partial:
             save_model(model, tokenizer, partial)
+            copy_domain_tokenizers(source, partial)
             origin = {"run": recipe["name"], "stage": ends.record.name, "record": record_hash(ends.record)}
             write_json(partial / "merge.json", {**origin, "weight": weight})
     except OSError as error:

@@ -150,7 +150,9 @@ class _Teacher:
         self.scale_R: Tensor | None = None
         targets = active_targets(targets)
         self.is_there = bool(targets)
-        self.is_mixture = len(targets) > 1 or any(target.weight_N is not None for target in targets)
+        self.is_mixture = len(targets) > 1 or any(
+            target.weight_N is not None or getattr(target, "student_ids_V", None) is not None for target in targets
+        )
         online = [target for target in targets if isinstance(target, OnlineTarget)]
         cached = [target for target in targets if isinstance(target, CachedTarget)]
         self.mass_C, self.score_C = logits_CV.new_ones(len(soft_C)), logits_CV.new_zeros(len(soft_C))
@@ -211,6 +213,20 @@ def _dense_logits(target: OnlineTarget, like_CV: Tensor) -> Tensor:
     return logits_CV
 
 
+def _dense_probabilities(target: OnlineTarget, like_CV: Tensor, tau: float) -> Tensor:
+    """The teacher's probabilities in the student's columns; what has no place there is noted and left out."""
+    if target.student_ids_V is None:
+        return _dense_logits(target, like_CV).div_(tau).softmax(1)
+    hidden_CE = target.hidden_NE.double() if like_CV.dtype == torch.float64 else target.hidden_NE
+    own_CV = project(hidden_CE, target.weight_VE, target.bias_V, target.softcap, target.logit_scale)
+    own_CV = own_CV.div_(tau).softmax(1)
+    placed_V = target.student_ids_V >= 0
+    columns = target.student_ids_V[placed_V]
+    if target.mass is not None:
+        target.mass.add(own_CV[:, ~placed_V].sum(1))
+    return torch.zeros_like(like_CV).index_copy_(1, columns, own_CV[:, placed_V])
+
+
 def _dense_mixture(
     online: Sequence[OnlineTarget], cached: Sequence[CachedTarget], like_CV: Tensor, tau: float
 ) -> Tensor:
@@ -218,14 +234,14 @@ def _dense_mixture(
     mixed_CV = torch.zeros_like(like_CV)
     for target in online:
         if target.weight_N is None:
-            mixed_CV += _dense_logits(target, like_CV).div_(tau).softmax(1)
+            mixed_CV += _dense_probabilities(target, like_CV, tau)
             continue
         active = target.weight_N != 0
         if bool(active.any()):
             part = target_rows(target, active)
             assert isinstance(part, OnlineTarget), "rows keep their kind"
             assert part.weight_N is not None, "rows keep their weights"
-            probabilities_RV = _dense_logits(part, like_CV[active]).div_(tau).softmax(1)
+            probabilities_RV = _dense_probabilities(part, like_CV[active], tau)
             mixed_CV[active] += probabilities_RV.mul_(part.weight_N[:, None].to(like_CV.dtype))
     if cached:
         ids_CK, values_CK = mixed_entries(list(cached))

@@ -94,8 +94,7 @@ class Inheritor:
     @property
     def cost(self) -> TeacherCost:
         """What the teacher has cost in this stage, before a resumption included."""
-        now = self.teacher.cost if self.teacher is not None else TeacherCost()
-        return TeacherCost(self._before.tokens + now.tokens, self._before.flops + now.flops)
+        return self._before + (self.teacher.cost if self.teacher is not None else TeacherCost())
 
     @property
     def teacher_tokens(self) -> int:
@@ -146,14 +145,18 @@ class Inheritor:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed stage continues with."""
-        state = {"teacher_tokens": self.cost.tokens, "teacher_flops": self.cost.flops}
+        cost = self.cost
+        state: dict[str, Any] = {"teacher_tokens": cost.tokens, "teacher_flops": cost.flops}
+        if cost.mapped:
+            state["mapped"] = {name: list(sums) for name, sums in cost.mapped.items()}
         if self.surpassed is not None:
-            state["surpassed"] = self.surpassed.state_dict()  # type: ignore[assignment]
+            state["surpassed"] = self.surpassed.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self._before = TeacherCost(int(state["teacher_tokens"]), float(state.get("teacher_flops", 0.0)))
+        mapped = {name: (int(rows), float(mass)) for name, (rows, mass) in state.get("mapped", {}).items()}
+        self._before = TeacherCost(int(state["teacher_tokens"]), float(state.get("teacher_flops", 0.0)), mapped)
         if self.surpassed is not None and "surpassed" in state:
             self.surpassed.load_state_dict(state["surpassed"])
             if self.surpassed.reached:

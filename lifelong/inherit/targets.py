@@ -15,6 +15,31 @@ from torch import Tensor
 from lifelong.errors import InputError
 
 
+class MappedMass:
+    """How much of a teacher's probability is on tokens that have a place in the student's vocabulary.
+
+    Sums stay on the device until they are asked for.
+    """
+
+    def __init__(self) -> None:
+        self.rows, self._unmapped = 0, 0.0
+        self._waiting: Tensor | None = None
+
+    def add(self, unmapped_C: Tensor) -> None:
+        """Note the mass of each row that has no place."""
+        self.rows += unmapped_C.numel()
+        total = unmapped_C.detach().sum(dtype=torch.float64)
+        self._waiting = total if self._waiting is None else self._waiting + total
+
+    @property
+    def unmapped(self) -> float:
+        """Sum over all rows so far."""
+        if self._waiting is not None:
+            self._unmapped += float(self._waiting)
+            self._waiting = None
+        return self._unmapped
+
+
 @dataclass(frozen=True)
 class OnlineTarget:
     """A teacher's hidden states and output embedding; its probabilities are formed chunk by chunk.
@@ -28,6 +53,9 @@ class OnlineTarget:
         weight_N: weight of this target in a mixture, per token; 1 where not given.
         vocab_size: tokens of the vocabulary, where the embedding has more rows than that; the rest is padding
             and gets probability 0. A teacher that names it may have another number of rows than the student.
+        student_ids_V: of a teacher with another vocabulary: the student's id of each of its `vocab_size` tokens, -1
+            where the student has none. What the teacher says about those is left out: the target's mass is smaller.
+        mass: told how large the target's mass is.
     """
 
     hidden_NE: Tensor
@@ -37,6 +65,8 @@ class OnlineTarget:
     logit_scale: float = 1.0
     weight_N: Tensor | None = None
     vocab_size: int | None = None
+    student_ids_V: Tensor | None = None
+    mass: MappedMass | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +119,9 @@ def check_target(target: Target, student_rows: int, vocab_size: int) -> None:
     """
     if isinstance(target, OnlineTarget):
         rows = target.weight_VE.shape[0]
+        if target.student_ids_V is not None:
+            _check_map(target.student_ids_V, target.vocab_size or rows, rows, vocab_size)
+            return
         if target.vocab_size is None and rows not in (student_rows, vocab_size):
             raise InputError(
                 f"the teacher has a vocabulary of {rows} tokens, the student of {student_rows}; use a teacher with "
@@ -107,6 +140,17 @@ def check_target(target: Target, student_rows: int, vocab_size: int) -> None:
         raise InputError(
             f"a cached target names token {int(target.ids_NK.max())}, the student's vocabulary has {vocab_size}; "
             "the cache was written for another tokenizer"
+        )
+
+
+def _check_map(student_ids_V: Tensor, tokens: int, rows: int, vocab_size: int) -> None:
+    if len(student_ids_V) != tokens or tokens > rows:
+        raise InputError(
+            f"the teacher's id map speaks of {len(student_ids_V)} tokens, its vocabulary has {tokens} in {rows} rows"
+        )
+    if int(student_ids_V.max()) >= vocab_size:
+        raise InputError(
+            f"the teacher's id map names token {int(student_ids_V.max())}, the student's vocabulary has {vocab_size}"
         )
 
 

@@ -6,7 +6,7 @@ Letters: B sequences, T tokens, N predicted tokens, V vocabulary, J teachers, K 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +24,22 @@ Batch = Mapping[str, Tensor]
 
 @dataclass
 class TeacherCost:
-    """Tokens that teachers have been run on, and the FLOPs of that."""
+    """Tokens that teachers have been run on, and the FLOPs of that.
+
+    `mapped` is of teachers with other vocabularies: predicted tokens that they taught, and their probability that has
+    no place in the student's vocabulary, summed over these.
+    """
 
     tokens: int = 0
     flops: float = 0.0
+    mapped: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def __add__(self, other: TeacherCost) -> TeacherCost:
+        mapped = dict(self.mapped)
+        for name, (rows, mass) in other.mapped.items():
+            before = mapped.get(name, (0, 0.0))
+            mapped[name] = (before[0] + rows, before[1] + mass)
+        return TeacherCost(self.tokens + other.tokens, self.flops + other.flops, mapped)
 
 
 class Teacher(Protocol):
@@ -193,8 +205,7 @@ class MixtureTeacher:
     @property
     def cost(self) -> TeacherCost:
         """Of all of them together."""
-        costs = [teacher.cost for teacher in self.teachers]
-        return TeacherCost(sum(cost.tokens for cost in costs), sum(cost.flops for cost in costs))
+        return sum((teacher.cost for teacher in self.teachers), TeacherCost())
 
     def _weights(self, batch: Batch) -> Tensor:
         weights_BJ = self.weigh(batch)

@@ -99,7 +99,7 @@ class Collator:
             block = row["block"]
             n = len(block.ids)
             segments_BT[b, :n], positions_BT[b, :n] = segments_and_positions(block)
-            inputs_BT[b, :n], labels_BT[b, :n] = self._inputs_and_labels(block, row["mask_key"])
+            inputs_BT[b, :n], labels_BT[b, :n] = self._inputs_and_labels(row)
         arrays = {
             "input_ids": inputs_BT,
             "labels": labels_BT,
@@ -110,7 +110,8 @@ class Collator:
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _inputs_and_labels(self, block: Block, mask_key: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _inputs_and_labels(self, row: PackedRow) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        block, mask_key = row["block"], row["mask_key"]
         ids = block.ids.astype(np.int64)
         if self.objective == "clm":
             labels = ids.copy()

@@ -21,10 +21,15 @@ class Corpus(Protocol):
 
 
 class JointBlocks:
-    """Blocks of several domains in equal parts: an epoch is the longest of them, shorter ones come again."""
+    """Blocks of several domains in equal parts: an epoch is the longest of them, shorter ones come again.
 
-    def __init__(self, corpora: Sequence[Corpus]) -> None:
-        self.corpora = list(corpora)
+    Args:
+        corpora: of the domains.
+        domains: their names, where they are known.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], domains: Sequence[str] = ()) -> None:
+        self.corpora, self.domains = list(corpora), tuple(domains)
         named = "+".join(corpus.fingerprint for corpus in corpora)
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
 
@@ -37,3 +42,10 @@ class JointBlocks:
         place, which = divmod(index, len(self.corpora))
         corpus = self.corpora[which]
         return corpus[place % len(corpus)]
+
+
+def domain_of(corpus: object, row: int, domain: str) -> str:
+    """Whose block a row of a stage's corpus is; `domain` is the stage's own."""
+    if isinstance(corpus, JointBlocks) and corpus.domains:
+        return corpus.domains[row % len(corpus.corpora)]
+    return domain

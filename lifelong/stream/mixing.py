@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lifelong.errors import InputError
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import PackedRow
+from lifelong.stream.joint import domain_of
 from lifelong.stream.memory import ReplayMemory
 from lifelong.stream.ordering import key_of, permuted, uniforms
 from lifelong.stream.steering import BudgetController, Mix, adaptive_weights, replay_weights
@@ -123,6 +124,7 @@ class StageDataset:
         self._replay = [memory.blocks(name) for name in self.replay_domains] if memory is not None else []
         names = dict.fromkeys([*self.replay_domains, domain])
         columns = domain_ids or {name: column for column, name in enumerate(names)}
+        self._columns, self._domain = columns, domain
         self._new_column = columns.get(domain, -1) if replay_only else columns[domain]
         self._replay_columns = [columns[name] for name in self.replay_domains]
         self._segments = [self._changed(self._beginning, 0, share, weights)]
@@ -280,7 +282,7 @@ class StageDataset:
         row = permuted(place, len(self._new), key_of(self.seed, "new", self.stage_index, epoch))
         return PackedRow(
             block=self._new[row],
-            domain_id=self._new_column,
+            domain_id=self._columns.get(domain_of(self._new, row, self._domain), self._new_column),
             is_replay=False,
             mask_key=key_of(self.seed, "mask", self.stage_index, epoch, row),
         )

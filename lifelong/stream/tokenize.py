@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lifelong.checkpoint import sync_folder, write_json
+from lifelong.checkpoint import DOMAIN_TOKENIZERS, sync_folder, write_json
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.stream.blocks import BlockStore, BlockWriter
 from lifelong.stream.domain import Domain
@@ -120,8 +120,12 @@ def _sample(domain: Domain, max_bytes: int, seed: int) -> Iterator[str]:
     yield from (text for _, _, text in sorted(kept, key=lambda item: item[1]))
 
 
-def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, of a `tokenizer.json` folder without config, or of a hub model.
+
+    Args:
+        path_or_id: where it is.
+        domain: name of what it is to read; of a model that was merged from several teachers, the domain's own one.
 
     Raises:
         InputError: there is none.
@@ -129,6 +133,9 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(path_or_id)
+    if domain is not None and (folder / DOMAIN_TOKENIZERS / domain / "tokenizer.json").is_file():
+        folder = folder / DOMAIN_TOKENIZERS / domain
+        path_or_id = folder
     try:
         if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
             present = Path(folder / "tokenizer.json").read_text(encoding="utf-8")

@@ -59,7 +59,8 @@ class StopRequest:
 class PhaseCurve:
     """What a phase leaves behind besides its weights.
 
-    `replayed` counts replayed tokens by domain; `seconds` does not hold `probe_seconds`.
+    `replayed` counts replayed tokens by domain; `seconds` does not hold `probe_seconds`; `mapped` is as in
+    `TeacherCost`.
     """
 
     train: list[TrainPoint] = field(default_factory=list)
@@ -72,6 +73,7 @@ class PhaseCurve:
     probe_tokens: int = 0
     probe_seconds: float = 0.0
     facts: list[FactPoint] = field(default_factory=list)
+    mapped: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -91,6 +93,7 @@ class PhaseCurve:
             probe_tokens=data.get("probe_tokens", 0),
             probe_seconds=data.get("probe_seconds", 0.0),
             facts=[FactPoint(**point) for point in data.get("facts", ())],
+            mapped={name: (rows, mass) for name, (rows, mass) in data.get("mapped", {}).items()},
         )
 
 
@@ -380,6 +383,7 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     if phase.inheritor is not None:
         cost = phase.inheritor.cost
         trainer.curve.teacher_tokens, trainer.curve.teacher_flops = cost.tokens, cost.flops
+        trainer.curve.mapped = cost.mapped
     trainer.curve.seconds = trainer.seconds
     model.zero_grad(set_to_none=True)
     return trainer.curve

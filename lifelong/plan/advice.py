@@ -1,0 +1,88 @@
+"""What looks unwise in a recipe before a machine is rented for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from lifelong.errors import InputError
+from lifelong.pipeline import read_recipe_file
+from lifelong.plan.shapes import Shapes, is_stage, stage_of
+from lifelong.recipe import Recipe, load_recipe
+from lifelong.train.arguments import DEFAULTS
+
+LONGEST_WARMUP = 0.1
+FEWEST_STEPS = 20
+
+
+def warnings_of(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[str]:
+    """One line for everything that looks unwise about replay, schedule and learning rates.
+
+    Args:
+        recipe: to judge.
+        stages: as planned.
+        shapes: knows which runs are still to come.
+    """
+    warnings = []
+    several = len({stage.domain for stage in stages}) > 1
+    joint = all(section.together_with for section in recipe.stages)
+    if several and not joint and not (recipe.replay and recipe.replay.memory_tokens and _replays(recipe)):
+        warnings.append("no replay: earlier domains will be forgotten; see `replay:`")
+    for stage in stages:
+        if stage.warmup_steps > LONGEST_WARMUP * stage.steps:
+            warnings.append(
+                f"stage {stage.index}: the warm-up of {stage.warmup_steps} steps is longer than a tenth of it"
+            )
+        if stage.steps < FEWEST_STEPS:
+            warnings.append(
+                f"stage {stage.index}: only {stage.steps} optimizer steps; give it more tokens or smaller batches"
+            )
+    return warnings + _rates(recipe, stages, shapes)
+
+
+def _replays(recipe: Recipe) -> bool:
+    """Whether the memory is used: trained on, or by a method that needs it."""
+    return bool((recipe.replay and recipe.replay.share) or any(m.name in ("gem", "a-gem") for m in recipe.methods))
+
+
+def _rates(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[str]:
+    warnings = []
+    first = stages[0].peak_learning_rate
+    base = base_rate(recipe, shapes) if recipe.model.checkpoint else None
+    if base is not None and first > base:
+        warnings.append(
+            f"learning rate {first:g}: above the {base:g} at which its base was trained; re-warming beyond the old "
+            "peak forgets more"
+        )
+    elif recipe.model.checkpoint and base is None and first >= DEFAULTS["learning_rate"]:
+        warnings.append(
+            f"learning rate {first:g}: high for a model that is pre-trained already; "
+            "re-warming to the rate it ended its own training with forgets less"
+        )
+    for before, stage in pairwise(stages):
+        if stage.peak_learning_rate > before.peak_learning_rate:
+            warnings.append(
+                f"stage {stage.index}: its learning rate {stage.peak_learning_rate:g} is above the "
+                f"{before.peak_learning_rate:g} of the stage before"
+            )
+    return warnings
+
+
+def base_rate(recipe: Recipe, shapes: Shapes) -> float | None:
+    """Peak learning rate of the stage that the recipe's checkpoint is, where its run or its recipe can be read."""
+    source = str(recipe.model.checkpoint)
+    if not is_stage(source):
+        return None
+    try:
+        if source in shapes.coming:
+            writer = load_recipe(shapes.coming[source])
+        else:
+            writer = read_recipe_file(Path(source).parents[2])
+    except (InputError, OSError):
+        return None
+    index = stage_of(source)
+    if index >= len(writer.stages):
+        return None
+    return float({**DEFAULTS, **writer.train, **writer.stages[index].train}["learning_rate"])

@@ -1,0 +1,115 @@
+"""Configurations of the models that a recipe names, those included that another recipe has still to write.
+
+A recipe may start from, or be taught by, a stage of an earlier run: `runs/ki-medium/stages/00-wikitext-103/model`.
+Before that run is there, its recipe says what the model will be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lifelong.checkpoint import load_config
+from lifelong.errors import InputError, LifelongError
+from lifelong.expand import plan_expansion
+from lifelong.initial import fresh_config
+from lifelong.merging import merged_tokenizers
+from lifelong.recipe import Recipe, known_recipes, load_recipe
+from lifelong.stream.tokenize import load_tokenizer
+
+_STAGE = re.compile(r"(?:.*/)?(?P<run>[^/]+)/stages/(?P<index>\d+)-[^/]+/(?:model|trunk)/?")
+
+
+@dataclass
+class Shapes:
+    """Looks configurations up, each once; `coming` says which recipe stood in for which run folder."""
+
+    coming: dict[str, str] = field(default_factory=dict)
+    _found: dict[tuple[str, str | None], Any] = field(default_factory=dict)
+
+    def of(self, source: str, revision: str | None = None, above: Sequence[str] = ()) -> Any:
+        """The configuration of a checkpoint, a run's stage that is still to come included.
+
+        Raises:
+            InputError: there is no such checkpoint, and no known recipe writes it.
+        """
+        key = (source, revision)
+        if key not in self._found:
+            self._found[key] = self._look_up(source, revision, above)
+        return self._found[key]
+
+    def _look_up(self, source: str, revision: str | None, above: Sequence[str]) -> Any:
+        match = _STAGE.fullmatch(source)
+        if match is None or Path(source).exists():
+            return load_config(source, revision)
+        writer = next((name for name in known_recipes() if writes(name, match["run"])), None)
+        if writer is None or writer in above:
+            raise InputError(
+                f"checkpoint {source!r} is not there yet, and no known recipe is named {match['run']!r} to say what it "
+                "will be; run it first, or name another checkpoint"
+            )
+        recipe, index = load_recipe(writer), int(match["index"])
+        if index >= len(recipe.stages):
+            raise InputError(
+                f"checkpoint {source!r} is not there yet; recipe {writer} has {len(recipe.stages)} stages, none of "
+                f"number {index}"
+            )
+        self.coming[source] = writer
+        return self.stages(recipe, (*above, writer))[index]
+
+    def first(self, recipe: Recipe, above: Sequence[str] = ()) -> Any:
+        """The model before the first stage."""
+        if recipe.model.checkpoint is not None:
+            return self.of(recipe.model.checkpoint, recipe.model.revision, above)
+        return fresh_config(recipe, vocab_size=recipe.tokenizer_size or _size_of(recipe) or 512)
+
+    def stages(self, recipe: Recipe, above: Sequence[str] = ()) -> list[Any]:
+        """The model of every stage.
+
+        Raises:
+            InputError: a growth that cannot be.
+        """
+        config, found = self.first(recipe, above), []
+        for index, section in enumerate(recipe.stages):
+            if section.expand is not None:
+                try:
+                    config = plan_expansion(config, **section.expand.options(), **section.expand.sizes()).target_config
+                except LifelongError as error:
+                    raise InputError(f"stages[{index}].expand: {error}") from None
+            found.append(config)
+        return found
+
+
+def writes(recipe: str, run: str) -> bool:
+    """Whether a recipe's run folder has this name by default."""
+    try:
+        return load_recipe(recipe).name == run
+    except InputError:
+        return False
+
+
+def _size_of(recipe: Recipe) -> int | None:
+    """Tokens of a tokenizer that is named and can be read; the sizes of a model may be planned without it."""
+    if recipe.model.vocab_size is not None or recipe.tokenizer is None:
+        return None
+    try:
+        if recipe.tokenizer.merge is not None:
+            return len(merged_tokenizers(recipe).tokenizer)
+        return len(load_tokenizer(recipe.tokenizer.checkpoint)) if recipe.tokenizer.checkpoint is not None else None
+    except InputError:
+        return None
+
+
+def is_stage(source: str) -> bool:
+    """Whether a checkpoint is named as a stage of a run folder."""
+    return _STAGE.fullmatch(source) is not None
+
+
+def stage_of(source: str) -> int:
+    """Number of the stage in the name of a checkpoint."""
+    match = _STAGE.fullmatch(source)
+    assert match is not None, f"{source!r} names no stage"
+    return int(match["index"])

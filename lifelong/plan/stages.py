@@ -1,0 +1,299 @@
+"""A dry run: what every stage will be, cost and need, from configurations alone; no weights are loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lifelong.context import meta_model
+from lifelong.errors import InputError
+from lifelong.expand import model_shape
+from lifelong.learning_rates import lr_policy, stage_curve
+from lifelong.pipeline import check_recipe
+from lifelong.plan.advice import warnings_of
+from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
+from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
+from lifelong.plan.shapes import Shapes, is_stage
+from lifelong.plan.speed import Speed
+from lifelong.plan.text import TextLook, look_at_text
+from lifelong.recipe import InheritSection, Recipe, parse_recipe
+from lifelong.replay import MOST_PROBES, PROBING_COST
+from lifelong.stream.domain import load_domain
+from lifelong.stream.mixing import stage_plan
+from lifelong.train.arguments import blocks_per_step, training_arguments
+from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
+from lifelong.train.method import make_methods
+from lifelong.train.schedule import trunk_step
+
+OF_THE_DEVICE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile")
+"""TrainingArguments asks for the device that these need; a plan is made on any machine."""
+BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage before it is run.
+
+    `flops` include those of teacher and methods, `evaluation_flops` come on top. `training_state_bytes` are weights,
+    gradients and moments on one device, `memory` what one of the planned devices holds at its fullest.
+    `learning_rates` are taken in the middle of equal parts of the stage. `seconds` is None where no speed is known.
+    """
+
+    index: int
+    domain: str
+    shape: dict[str, int]
+    parameters: int
+    tokens: int
+    steps: int
+    replay_share: float
+    peak_learning_rate: float
+    warmup_steps: int
+    learning_rates: tuple[float, ...]
+    flops: float
+    teacher_flops: float
+    evaluation_flops: float
+    training_state_bytes: int
+    checkpoint_bytes: int
+    trunk_bytes: int
+    resumable_bytes: int
+    memory: DeviceMemory
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The stages of a recipe on some devices, what looks unwise in it, and what the plan could not know."""
+
+    name: str
+    stages: tuple[PlannedStage, ...]
+    warnings: tuple[str, ...]
+    devices: Devices
+    disk: DiskPlan
+    speed: Speed | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all stages; None where no speed is known."""
+        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(known) if len(known) == len(self.stages) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, totals included."""
+        plain = asdict(self)
+        for entry, stage in zip(plain["stages"], self.stages, strict=True):
+            entry["memory"] = stage.memory.to_json()
+        speed = None if self.speed is None else self.speed.describe()
+        return {**plain, "disk": self.disk.to_json(), "speed": speed, "seconds": self.seconds}
+
+
+def plan_recipe(
+    recipe: Recipe, devices: Devices | None = None, *, speed: Speed | None = None, text: bool = False
+) -> RunPlan:
+    """Plan a run.
+
+    Args:
+        recipe: to plan.
+        devices: what it is to run on; one device without a GPU where absent.
+        speed: of one device; no times without it.
+        text: look at the beginning of every corpus that is here.
+
+    Raises:
+        InputError: everything that `run` would refuse about recipe, cards and growth.
+    """
+    devices, shapes = devices or Devices(), Shapes()
+    with runs_to_come(recipe, shapes) as there:
+        check_recipe(there)
+    first, configs = shapes.first(recipe), shapes.stages(recipe)
+    look = look_at_text(recipe) if text else TextLook({}, (), {})
+    stages = [
+        _planned(recipe, index, before, config, devices, shapes)
+        for index, (before, config) in enumerate(zip([first, *configs[:-1]], configs, strict=True))
+    ]
+    if speed is not None:
+        stages = [
+            replace(stage, seconds=speed.seconds(stage.flops + stage.evaluation_flops, devices.count, config, section))
+            for stage, config, section in zip(
+                stages, configs, (_train(recipe, i) for i in range(len(stages))), strict=True
+            )
+        ]
+    files = [
+        StageFiles(stage.checkpoint_bytes, stage.trunk_bytes, stage.resumable_bytes, _checkpoints_kept(recipe, index))
+        for index, stage in enumerate(stages)
+    ]
+    disk = disk_plan(recipe, files, look.facts, look.vocab_size or int(configs[-1].vocab_size))
+    warnings = [*warnings_of(recipe, stages, shapes), *look.warnings]
+    return RunPlan(
+        recipe.name, tuple(stages), tuple(warnings), devices, disk, speed, tuple(_notes(recipe, shapes, look))
+    )
+
+
+@contextlib.contextmanager
+def runs_to_come(recipe: Recipe, shapes: Shapes) -> Iterator[Recipe]:
+    """The recipe with the stages of runs that are not there yet replaced by their configurations alone."""
+    plain = recipe.to_plain()
+    with TemporaryDirectory() as folder:
+        for number, source in enumerate(sorted(_named(plain))):
+            if is_stage(source) and not Path(source).exists():
+                stand_in = Path(folder) / str(number)
+                shapes.of(source).save_pretrained(stand_in)
+                plain = _replaced(plain, source, str(stand_in))
+        yield parse_recipe(plain)
+
+
+def _named(plain: Any) -> set[str]:
+    if isinstance(plain, dict):
+        return {text for value in plain.values() for text in _named(value)}
+    if isinstance(plain, list):
+        return {text for value in plain for text in _named(value)}
+    return {plain} if isinstance(plain, str) else set()
+
+
+def _replaced(plain: Any, old: str, new: str) -> Any:
+    if isinstance(plain, dict):
+        return {key: _replaced(value, old, new) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_replaced(value, old, new) for value in plain]
+    return new if plain == old else plain
+
+
+def _train(recipe: Recipe, index: int) -> dict[str, Any]:
+    return {**recipe.train, **recipe.stages[index].train}
+
+
+def stage_arguments(recipe: Recipe, index: int) -> Any:
+    """TrainingArguments of a stage, without what only its device can have."""
+    train = {key: value for key, value in _train(recipe, index).items() if key not in OF_THE_DEVICE}
+    return training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0)
+
+
+def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devices, shapes: Shapes) -> PlannedStage:
+    section, length, objective = recipe.stages[index], recipe.sequence_length, recipe.objective
+    arguments = stage_arguments(recipe, index)
+    plan = stage_plan(section.tokens, length, blocks_per_step(arguments) // arguments.world_size * devices.count)
+    recover = recipe.recover.tokens if recipe.recover and section.expand and index else 0
+    model = meta_model(config, objective)
+    teachers = _teachers(recipe, index, before, shapes)
+    teacher_flops = 0.0
+    if teachers and recipe.inherit is not None:
+        each = [forward_flops_per_token(meta_model(teacher, objective), length, objective) for teacher in teachers]
+        # where each domain has its own teacher, one runs for a token; in a mixture all of them
+        together = sum(each) / len(each) if recipe.inherit.teacher.by_domain else sum(each)
+        teacher_flops = plan.tokens * taught_share(recipe.inherit) * together
+    parameters = num_parameters(model)
+    trained = plan.tokens + (stage_plan(recover, length, plan.blocks_per_step).tokens if recover else 0)
+    forward = forward_flops_per_token(model, length, objective)
+    trunk = (policy := lr_policy(recipe)) is not None and trunk_step(policy, plan.num_steps) is not None
+    low = any(_train(recipe, index).get(name) for name in ("bf16", "fp16"))
+    return PlannedStage(
+        index=index,
+        domain=load_domain(section.domain).name,
+        shape=model_shape(config),
+        parameters=parameters,
+        tokens=trained,
+        steps=trained // plan.tokens_per_step,
+        replay_share=recipe.replay.share if recipe.replay and index else 0.0,
+        peak_learning_rate=float(arguments.learning_rate),
+        warmup_steps=_warmup_steps(recipe, index, arguments, plan.num_steps),
+        learning_rates=tuple(stage_curve(recipe, index, arguments, plan.num_steps)),
+        flops=(trained + _method_tokens(recipe, index, plan.num_steps))
+        * training_flops_per_token(model, length, objective)
+        + teacher_flops,
+        teacher_flops=teacher_flops,
+        evaluation_flops=_evaluated_tokens(recipe, index, plan.tokens) * forward,
+        training_state_bytes=parameters * BYTES_PER_PARAMETER,
+        checkpoint_bytes=parameters * FLOAT32,
+        trunk_bytes=parameters * FLOAT32 if trunk else 0,
+        resumable_bytes=int(parameters * (FLOAT32 + moment_bytes(arguments))),
+        memory=device_memory(
+            config, arguments, devices, objective=objective, length=length, teachers=teachers, low_precision=low
+        ),
+    )
+
+
+def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[Any]:
+    """Configurations of the models that run beside the student in a stage."""
+    if recipe.inherit is None or recipe.inherit.alpha == 0:
+        return []
+    learned = index > 0 or recipe.model.checkpoint is not None
+    found = []
+    for leaf in recipe.inherit.teacher.leaves():
+        if leaf.model == "previous":
+            found += [before] if learned else []
+        elif leaf.model is not None:
+            found.append(shapes.of(leaf.model))
+    return found
+
+
+def _evaluated_tokens(recipe: Recipe, index: int, trained: int) -> float:
+    """Tokens that are evaluated in a stage: all domains at its end (and before the first), and probes during it."""
+    evaluate = recipe.evaluate
+    domains = len({stage.domain for stage in recipe.stages})
+    seen = len({stage.domain for stage in recipe.stages[:index]})
+    tokens = evaluate.tokens * domains * (2 if index == 0 else 1)
+    tokens += evaluate.probes * evaluate.probe_tokens * (seen + 1)
+    replay = recipe.replay
+    if replay is not None and seen and replay.share and recipe.replay_mix in ("adaptive", "budget"):
+        probed = evaluate.probe_tokens * seen
+        wanted = min(MOST_PROBES, int(3 * PROBING_COST * trained / probed)) if replay.probes is None else replay.probes
+        tokens += wanted * probed
+    return float(tokens)
+
+
+def _checkpoints_kept(recipe: Recipe, index: int) -> int:
+    """Resumable checkpoints of a stage at a time, the one being written included."""
+    return int(stage_arguments(recipe, index).save_total_limit or 2) + 1
+
+
+def _method_tokens(recipe: Recipe, index: int, num_steps: int) -> float:
+    """Tokens that the methods pass forward and backward beside training."""
+    earlier = len({section.domain for section in recipe.stages[:index]})
+    methods = make_methods([(method.name, method.settings()) for method in recipe.methods])
+    return sum(method.planned_tokens(num_steps, recipe.sequence_length, earlier) for method in methods)
+
+
+def _warmup_steps(recipe: Recipe, index: int, arguments: Any, num_steps: int) -> int:
+    if recipe.lr is None:
+        return int(arguments.get_warmup_steps(num_steps))
+    warms = recipe.lr.policy not in ("continue", "infinite") or index == 0
+    return round(recipe.lr.warmup * num_steps) if warms else 0
+
+
+def taught_share(inherit: InheritSection) -> float:
+    """Share of a stage's tokens on which the teacher runs, where all tokens are taught."""
+    if inherit.alpha == 0:
+        return 0.0
+    if all(leaf.cache for leaf in inherit.teacher.leaves()):
+        return 0.0
+    span = 1.0 if inherit.schedule == "constant" else inherit.last_progress
+    if not inherit.bernoulli:
+        return span
+    mean = {"linear": 0.5, "cosine": 0.5, "step": 1.0, "constant": 1.0}[inherit.schedule]
+    return span * mean * inherit.alpha
+
+
+def _notes(recipe: Recipe, shapes: Shapes, look: TextLook) -> list[str]:
+    """What was taken for granted."""
+    notes = [f"{source} is not there yet: planned by recipe {writer}" for source, writer in shapes.coming.items()]
+    hub = [card for card, reason in look.unread.items() if "hub" in reason and card != "tokenizer"]
+    if hub:
+        notes.append(f"text on the hub was not looked at: {', '.join(hub)}; its size on disk is that of the stages")
+    notes += [
+        f"{card}: was not looked at ({reason.splitlines()[0][:160]})"
+        for card, reason in look.unread.items()
+        if card not in hub
+    ]
+    if recipe.methods:
+        names = ", ".join(method.name for method in recipe.methods)
+        notes.append(f"tensors that methods keep for themselves ({names}) are not in the memory figures")
+    compiled = any(_train(recipe, index).get("torch_compile") for index in range(len(recipe.stages)))
+    if compiled:
+        notes.append("torch_compile: activations are counted as without it; a compiled step keeps fewer")
+    return notes
+
+
+__all__ = ["InputError", "PlannedStage", "RunPlan", "plan_recipe", "stage_arguments", "taught_share"]

@@ -1,0 +1,238 @@
+"""What a plan can know of the text: how much there is, how the tokenizer takes it, and whether held-out text is in it.
+
+Only text that is here is looked at, and only its beginning; a hub data set is left alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lifelong.errors import LifelongError
+from lifelong.recipe import Recipe
+from lifelong.stream.domain import Domain, FileSource, HubSource, load_domain
+from lifelong.stream.encoding import Encoder
+from lifelong.stream.overlap import DuplicateFilter
+from lifelong.stream.paths import expand_patterns
+from lifelong.stream.source import Document, read_documents
+from lifelong.stream.tokenize import load_tokenizer, train_tokenizer
+
+READ_BYTES = 4_000_000
+ENCODED_BYTES = 300_000
+HELDOUT_BYTES = 250_000
+COMPARED_BYTES = 1_000_000
+STAND_IN_BYTES = 2_000_000
+RATIO_BYTES = 1 << 20
+FERTILITY_RISE = 1.3
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """What was found about a domain; None where it could not be told.
+
+    Args:
+        name: of the domain.
+        text_bytes: of the training split; an estimate by the size of the files where not all was read.
+        documents: likewise.
+        bytes_per_token: by the run's tokenizer, on the beginning.
+        tokens_per_word: likewise, words being what stands between white space.
+        heldout_tokens: of the held-out split.
+        complete: whether all of the training split was read.
+    """
+
+    name: str
+    text_bytes: float
+    documents: float
+    bytes_per_token: float | None
+    tokens_per_word: float | None
+    heldout_tokens: float | None
+    complete: bool
+
+    @property
+    def tokens(self) -> float | None:
+        """Tokens of the training split."""
+        return None if self.bytes_per_token is None else self.text_bytes / self.bytes_per_token + 2 * self.documents
+
+
+@dataclass(frozen=True)
+class TextLook:
+    """Facts by card, warnings, and the cards that could not be looked at with the reason."""
+
+    facts: Mapping[str, TextFacts]
+    warnings: tuple[str, ...]
+    unread: Mapping[str, str]
+    vocab_size: int | None = None
+
+
+def look_at_text(recipe: Recipe) -> TextLook:
+    """Read the beginning of every domain of a recipe that is here."""
+    domains, unread = _readable(recipe)
+    tokenizer, reason = _tokenizer(recipe, domains)
+    facts: dict[str, TextFacts] = {}
+    read: dict[str, list[Document]] = {}
+    encoder = Encoder(tokenizer) if tokenizer is not None else None
+    for card, domain in domains.items():
+        if (held := _try_beginning(domain, recipe.evaluate.split, unread, card)) and (
+            train := _try_beginning(domain, "train", unread, card)
+        ):
+            read[card] = train
+            facts[card] = _facts(domain, train, held, encoder)
+    if reason:
+        unread["tokenizer"] = reason
+    stages = list(dict.fromkeys(stage.domain for stage in recipe.stages))
+    warnings = [*_fertility(stages, facts), *_overlaps(recipe, stages, domains, read)]
+    return TextLook(facts, tuple(warnings), unread, len(tokenizer) if tokenizer is not None else None)
+
+
+def _readable(recipe: Recipe) -> tuple[dict[str, Domain], dict[str, str]]:
+    found: dict[str, Domain] = {}
+    unread: dict[str, str] = {}
+    for card in dict.fromkeys(name for stage in recipe.stages for name in (stage.domain, *stage.together_with)):
+        domain = load_domain(card)
+        if isinstance(domain.source, HubSource):
+            unread[card] = "its text is on the hub"
+        else:
+            found[card] = domain
+    return found, unread
+
+
+def _tokenizer(recipe: Recipe, domains: Mapping[str, Domain]) -> tuple[Any, str]:
+    """The run's tokenizer, or one of its kind from less text where it is still to be trained."""
+    section = recipe.tokenizer
+    try:
+        if section is None or section.train is None:
+            return load_tokenizer(str(section.checkpoint if section is not None else recipe.model.checkpoint)), ""
+        if not domains:
+            return None, "is to be trained on text that is not here"
+        size = min(section.train.max_bytes, STAND_IN_BYTES)
+        return train_tokenizer(
+            list(domains.values()), vocab_size=section.train.vocab_size, seed=recipe.seed, max_bytes=size
+        ), ""
+    except LifelongError as error:
+        return None, str(error)
+
+
+def _beginning(domain: Domain, split: str, limit: int) -> list[Document]:
+    size, documents = 0, []
+    for document in read_documents(domain, split):
+        documents.append(document)
+        size += document.num_bytes
+        if size >= limit:
+            break
+    return documents
+
+
+def _try_beginning(domain: Domain, split: str, unread: dict[str, str], card: str) -> list[Document]:
+    try:
+        return _beginning(domain, split, READ_BYTES)
+    except LifelongError as error:
+        unread[card] = str(error)
+        return []
+
+
+def _facts(domain: Domain, train: Sequence[Document], held: Sequence[Document], encoder: Encoder | None) -> TextFacts:
+    size = sum(document.num_bytes for document in train)
+    complete = size < READ_BYTES
+    whole = float(size) if complete else max(size, corpus_bytes(domain) or size)
+    if domain.take_bytes is not None:
+        whole = min(whole, domain.take_bytes)
+    bytes_per_token = tokens_per_word = None
+    if encoder is not None:
+        texts = _texts(train, ENCODED_BYTES)
+        tokens = sum(len(ids) for ids in encoder.encode_batch(texts))
+        bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, tokens)
+        tokens_per_word = tokens / max(1, sum(len(text.split()) for text in texts))
+    held_bytes = sum(document.num_bytes for document in held)
+    heldout = held_bytes / bytes_per_token if bytes_per_token and held_bytes < READ_BYTES else None
+    return TextFacts(
+        domain.name, whole, len(train) * whole / max(1, size), bytes_per_token, tokens_per_word, heldout, complete
+    )
+
+
+def _texts(documents: Sequence[Document], limit: int) -> list[str]:
+    reached = itertools.accumulate((document.num_bytes for document in documents), initial=0)
+    return [document.text for document, before in zip(documents, reached, strict=False) if before < limit]
+
+
+def corpus_bytes(domain: Domain) -> float | None:
+    """Bytes of the training files, unpacked, by what their beginnings unpack to; None where there are no files."""
+    if not isinstance(domain.source, FileSource):
+        return None
+    files = expand_patterns(domain, domain.source.files, "source.files")
+    return sum(path.stat().st_size * _unpacked(path) for path in files)
+
+
+def _unpacked(path: Path) -> float:
+    if path.suffix != ".gz":
+        return 1.0
+    with path.open("rb") as stream:
+        packed = stream.read(RATIO_BYTES)
+    try:
+        return len(zlib.decompressobj(wbits=31).decompress(packed)) / max(1, len(packed))
+    except zlib.error:
+        return 1.0
+
+
+def _fertility(stages: Sequence[str], facts: Mapping[str, TextFacts]) -> list[str]:
+    warnings = []
+    for place, card in enumerate(stages):
+        mine = facts.get(card)
+        earlier = [facts[name] for name in stages[:place] if name in facts]
+        if mine is None or not mine.bytes_per_token or not mine.tokens_per_word:
+            continue
+        known = [fact for fact in earlier if fact.bytes_per_token]
+        if not known:
+            continue
+        worst = min(known, key=lambda fact: fact.bytes_per_token or 0.0)
+        if worst.bytes_per_token and worst.bytes_per_token / mine.bytes_per_token > FERTILITY_RISE:
+            warnings.append(
+                f"{mine.name}: the tokenizer makes {mine.tokens_per_word:.2f} tokens a word of it and "
+                f"{mine.bytes_per_token:.2f} bytes a token, of {worst.name} {worst.tokens_per_word:.2f} and "
+                f"{worst.bytes_per_token:.2f}: it costs more steps a page than its tokens say; a tokenizer that has "
+                "seen it would help"
+            )
+    return warnings
+
+
+def _overlaps(
+    recipe: Recipe, stages: Sequence[str], domains: Mapping[str, Domain], read: Mapping[str, Sequence[Document]]
+) -> list[str]:
+    """Training text of a stage that is held-out text of an earlier domain: evaluation would measure memory."""
+    warnings: list[str] = []
+    filters: dict[str, DuplicateFilter] = {}
+    for place, card in enumerate(stages):
+        if card in read:
+            for earlier in stages[:place]:
+                if earlier not in filters:
+                    continue
+                found, compared = _repeats(read[card], filters[earlier])
+                if found:
+                    warnings.append(
+                        f"{domains[card].name}: {found} of its first {compared} documents are held-out text of "
+                        f"{domains[earlier].name} ({recipe.evaluate.split}): what that domain keeps would look better "
+                        "than it is"
+                    )
+            filters[card] = _filter(_beginning(domains[card], recipe.evaluate.split, HELDOUT_BYTES))
+    return warnings
+
+
+def _filter(documents: Sequence[Document]) -> DuplicateFilter:
+    known = DuplicateFilter(near=True)
+    for document in documents:
+        known.is_new(document)
+    return known
+
+
+def _repeats(documents: Sequence[Document], known: DuplicateFilter) -> tuple[int, int]:
+    found = compared = size = 0
+    for document in documents:
+        found += known.kind_of(document) != "new"
+        compared += 1
+        size += document.num_bytes
+        if size >= COMPARED_BYTES:
+            break
+    return found, compared
