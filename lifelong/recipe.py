@@ -333,12 +333,12 @@ class InheritSection(Section):
 class ReplaySection(Section):
     """A bounded memory of earlier domains and its share of what is trained on, in tokens.
 
-    `mix` is `budget` where the recipe has a budget, else `adaptive`. `probes` are the small evaluations of a
-    stage by which those two steer; as many as cost a twentieth of the stage, twenty at most, where not given.
+    `mix` is `budget` where the recipe has a budget, else `uniform`. `probes` are the small evaluations of a stage by
+    which `adaptive` and `budget` steer; as many as cost a twentieth of the stage, twenty at most, where not given.
     """
 
     memory_tokens: Count = 200_000
-    share: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.1
+    share: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.3
     mix: Literal["uniform", "proportional", "adaptive", "budget"] | None = None
     policy: Annotated[
         Literal["reservoir", "experience-balanced", "domain-balanced", "loss-ranked", "diverse"],
@@ -491,7 +491,7 @@ class Recipe(Section):
     def replay_mix(self) -> str:
         """How replay is divided among earlier domains."""
         chosen = self.replay.mix if self.replay else None
-        return chosen or ("budget" if self.budget else "adaptive")
+        return chosen or ("budget" if self.budget else "uniform")
 
     def to_plain(self) -> dict[str, Any]:
         """Plain YAML values; what was not written in the recipe is written out with its default."""
