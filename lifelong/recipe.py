@@ -159,7 +159,7 @@ class TokenizerSection(Section):
 
     @field_validator("merge")
     @classmethod
-    def _variables(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+    def _variables_in_merge(cls, value: dict[str, str] | None) -> dict[str, str] | None:
         return None if value is None else {name: expand_variables(source) for name, source in value.items()}
 
     @field_validator("checkpoint")

@@ -159,7 +159,11 @@ def test_a_recipe_cannot_be_mended_where_no_budget_was_broken(steered, cards):
 
 
 BAD = [
-    ({"train": {"dataloader_num_workers": 2}}, InputError, "dataloader_num_workers: 2, but `replay.mix: adaptive`"),
+    (
+        {"train": {"dataloader_num_workers": 2}, "replay": {"memory_tokens": 4000, "mix": "adaptive"}},
+        InputError,
+        "dataloader_num_workers: 2, but `replay.mix: adaptive`",
+    ),
     ({"budget": {"see": "2%"}}, UnknownNameError, "there is no stage with domain 'see'; did you mean 'sea'"),
 ]
 
