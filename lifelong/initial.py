@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +12,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lifelong import ranks
 from lifelong.checkpoint import load_model, weights_fingerprint, whole_folder, write_json
 from lifelong.context import RunContext, loss_row
 from lifelong.errors import InputError
@@ -21,7 +22,7 @@ from lifelong.history import read_losses, write_losses
 from lifelong.learning_rates import next_model_folder
 from lifelong.ledger import INITIAL, Ledger
 from lifelong.recipe import Recipe
-from lifelong.records import RunObserver, StageRecord
+from lifelong.records import DomainLoss, RunObserver, StageRecord
 from lifelong.stream.domain import Domain
 from lifelong.stream.heldout import write_heldout
 from lifelong.stream.tokenize import load_tokenizer, tokenizer_fingerprint, train_tokenizer
@@ -41,11 +42,7 @@ def begin(
     by_name = {domain.name: domain for domain in domains}
     columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
     tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
-    for name in columns:
-        folder = ledger.out / "heldout" / name
-        if not folder.exists():
-            with whole_folder(folder) as partial:
-                write_heldout(by_name[name], recipe.evaluate.split, tokenizer, recipe.evaluate.tokens, partial)
+    ranks.on_first(lambda: prepare_heldouts(ledger, recipe, columns, by_name, tokenizer))
     context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop)
     if ledger.records:
         return context, None
@@ -53,19 +50,42 @@ def begin(
     observer.phase_started("evaluate", 0)
     losses = context.evaluate(model)
     observer.evaluated(-1, losses)
+    ranks.on_first(lambda: commit_initial(context, model, losses))
+    if not ranks.is_first():
+        ledger.refresh()
+    return context, model
+
+
+def prepare_heldouts(
+    ledger: Ledger,
+    recipe: Recipe,
+    columns: Sequence[str],
+    by_name: Mapping[str, Domain],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write the held-out documents of every domain that are not there yet."""
+    for name in columns:
+        folder = ledger.out / "heldout" / name
+        if not folder.exists():
+            with whole_folder(folder) as partial:
+                write_heldout(by_name[name], recipe.evaluate.split, tokenizer, recipe.evaluate.tokens, partial)
+
+
+def commit_initial(context: RunContext, model: PreTrainedModel, losses: Sequence[DomainLoss]) -> None:
+    """Row -1 of the matrix, and what the initial model writes."""
+    recipe, ledger = context.recipe, context.ledger
     work = ledger.work_folder(INITIAL)
     write_losses(work / "losses.json", losses)
     samples = sample_texts(
         model,
-        tokenizer,
+        context.tokenizer,
         context.heldouts,
         stage=-1,
         objective=recipe.objective,
         num_samples=recipe.evaluate.samples,
     )
     write_json(work / "samples.json", [asdict(sample) for sample in samples])
-    ledger.commit(work, initial_record(recipe, model, tokenizer, losses), [ledger.out / "heldout"])
-    return context, model
+    ledger.commit(work, initial_record(recipe, model, context.tokenizer, losses), [ledger.out / "heldout"])
 
 
 def known_columns(ledger: Ledger) -> list[str]:
@@ -104,10 +124,14 @@ def prepare_tokenizer(
     folder = ledger.work_folder(INITIAL) / "tokenizer"
     if ledger.records:
         folder = ledger.out / INITIAL / "tokenizer"
-    if not folder.exists():
-        observer.phase_started("prepare", 0)
-        with whole_folder(folder) as partial:
-            make_tokenizer(recipe, domains).save_pretrained(partial)
+
+    def prepare() -> None:
+        if not folder.exists():
+            observer.phase_started("prepare", 0)
+            with whole_folder(folder) as partial:
+                make_tokenizer(recipe, domains).save_pretrained(partial)
+
+    ranks.on_first(prepare)
     return load_tokenizer(folder)
 
 

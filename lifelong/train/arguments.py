@@ -13,6 +13,7 @@ from typing import Any
 
 import transformers
 
+from lifelong import ranks
 from lifelong.errors import InputError, did_you_mean
 
 DEFAULTS: dict[str, Any] = {
@@ -43,6 +44,8 @@ DECIDED_BY_THE_LOOP = {
     "label_names": "the loop",
     "include_num_input_tokens_seen": "the cost ledger",
     "disable_tqdm": "the live display",
+    "ddp_backend": "the loop, which connects its processes before it reads the recipe",
+    "ddp_timeout": "the loop, which connects its processes before it reads the recipe",
 }
 
 
@@ -71,6 +74,9 @@ def training_arguments(
         raise InputError("\n".join(lines))
     values = {**DEFAULTS, **{key: value for key, value in section.items() if value is not None}}
     values = {key: _number(value) for key, value in values.items()}
+    values |= micro_batches(values, ranks.world_size())
+    if ranks.world_size() > 1 and not _has_accelerator():
+        values["use_cpu"] = True  # accelerate takes processes without an accelerator for as many runs of their own
     try:
         arguments = transformers.TrainingArguments(
             output_dir=str(output_dir),
@@ -84,11 +90,48 @@ def training_arguments(
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"train: {' '.join(str(error).split())}") from None
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several devices are for several processes, not for DataParallel
     # without an accelerator pinning is not possible and only earns a warning
     if arguments.device.type == "cpu":
         arguments.dataloader_pin_memory = False
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     return arguments
+
+
+def micro_batches(section: Mapping[str, Any], processes: int) -> dict[str, int]:
+    """How an optimizer step is cut for so many processes: the same sequences in every step, whatever their number.
+
+    A recipe says by `per_device_train_batch_size` times `gradient_accumulation_steps` how many sequences a step has.
+    More processes first share the accumulation; where that is not enough, each takes fewer sequences at a time.
+
+    Raises:
+        InputError: the sequences of a step cannot be divided equally.
+    """
+    size = section.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"])
+    accumulation = section.get("gradient_accumulation_steps", 1)
+    if processes == 1 or not (_is_count(size) and _is_count(accumulation)):
+        return {}
+    step = int(size) * int(accumulation)
+    if step % processes:
+        known = [count for count in range(1, step + 1) if step % count == 0 and count < 2 * processes]
+        raise InputError(
+            f"train: an optimizer step of {step} sequences (per_device_train_batch_size {int(size)} x "
+            f"gradient_accumulation_steps {int(accumulation)}) cannot be divided among {processes} processes; start "
+            f"{' or '.join(map(str, known[-3:]))}, or set gradient_accumulation_steps to a multiple of {processes}"
+        )
+    own = step // processes
+    taken = max(count for count in range(1, min(int(size), own) + 1) if own % count == 0)
+    return {"per_device_train_batch_size": taken, "gradient_accumulation_steps": own // taken}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and value == int(value) and value >= 1
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
 
 
 def tokens_per_step(arguments: transformers.TrainingArguments, sequence_length: int) -> int:
@@ -97,7 +140,7 @@ def tokens_per_step(arguments: transformers.TrainingArguments, sequence_length: 
 
 
 def blocks_per_step(arguments: transformers.TrainingArguments) -> int:
-    """Sequences of one optimizer step over all devices."""
+    """Sequences of one optimizer step over all devices; the same number however many there are."""
     return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
 
 
