@@ -592,6 +592,7 @@ def quiet_libraries() -> None:
     # threads that spin while they wait cost a factor of ten on a machine whose cores are shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not _verbose:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
         warnings.filterwarnings("ignore")
         logging.getLogger("torch").setLevel(logging.ERROR)
     import datasets
@@ -675,6 +676,8 @@ def _storage_message(error: Exception) -> str | None:
 
 def _end(message: str, exit_code: int) -> NoReturn:
     """Tell the reason and end; of several processes only the first that has one tells it."""
+    if ranks.launched() > 1:  # the launcher ends the others as soon as one has ended
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     told, exit_code = ranks.announce(exit_code)
     if told:
         print(message, file=sys.stderr, flush=True)  # noqa: T201

@@ -49,7 +49,7 @@ from lifelong.stream.injection import read_facts
 from lifelong.storage import storage_faults
 from lifelong.stream.tokenize import load_tokenizer
 from lifelong.teaching import check_teachers
-from lifelong.train.arguments import check_train_section
+from lifelong.train.arguments import check_processes, check_train_section
 from lifelong.train.stage_trainer import StopRequest
 
 
@@ -72,6 +72,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
     with stop_on_signals() as stop:
         ranks.connect()
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        check_launch(recipe)
         if not is_run_folder(Path(out)):
             check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
         with open_together(Path(out)) as ledger:
@@ -161,6 +162,7 @@ def extend_run(
             lambda: ledger.replace_recipe(extended_recipe(ledger, domain, tokens, overrides).to_yaml())
         )
         recipe = read_recipe_file(out)
+        check_launch(recipe)
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
@@ -293,6 +295,20 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
             read_facts(Path(recipe.facts.file))
     if lines:
         raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
+
+
+def check_launch(recipe: Recipe) -> None:
+    """What the processes of this launch cannot do together; nothing is refused to a single process.
+
+    Raises:
+        InputError: one message with a line for every error.
+    """
+    lines: list[str] = []
+    for stage in recipe.stages:
+        with collecting(lines):
+            check_processes({**recipe.train, **stage.train})
+    if lines:
+        raise InputError(f"recipe {recipe.name}: " + "\n  ".join(dict.fromkeys(lines)))
 
 
 @contextlib.contextmanager

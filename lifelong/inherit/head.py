@@ -89,7 +89,7 @@ def at_the_head(model: Any, batch: Mapping[str, Any], objective: str, look: Call
 
     def head_forward(hidden_BTD: Tensor) -> Tensor:
         seen.append(look(hidden_BTD))
-        return hidden_BTD[..., :0]
+        return hidden_BTD[..., :0].clone()  # no view: FSDP2 hangs hooks on what a module returns
 
     inputs = packed_inputs(model, batch, objective)
     with instance_forward(model.get_output_embeddings(), head_forward):
@@ -121,7 +121,7 @@ def loss_head(model: Any, objective: str) -> Iterator[None]:
             logits: Tensor = stock_head(hidden_BTD)
             return logits
         step["result"] = batch_loss(model, hidden_BTD, objective, **step)
-        return hidden_BTD[..., :0]
+        return hidden_BTD[..., :0].clone()  # no view: FSDP2 hangs hooks on what a module returns
 
     def forward(*args: Any, inheritance: Inheritance | None = None, num_items: Any = None, **batch: Any) -> Any:
         if args or batch.get("labels") is None or "segment_ids" not in batch:

@@ -6,7 +6,9 @@ What the lifelong loop decides itself (length, order, output folder, seeds) may 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,48 @@ def training_arguments(
         arguments.dataloader_pin_memory = False
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     return arguments
+
+
+def check_processes(section: Mapping[str, Any]) -> None:
+    """Refuse what the processes that were launched cannot do with a `train:` section.
+
+    Raises:
+        InputError: a step that they cannot share; or parameters in parts where, or as, that is not right.
+    """
+    micro_batches(section, ranks.world_size())
+    config = section.get("fsdp_config") or {}
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if launched or section.get("fsdp"):
+        version = os.environ.get("FSDP_VERSION", "1") if launched else config.get("version", 2)
+        if int(version) != 2:
+            raise InputError(
+                "FSDP: version 1 flattens the parameters, which nothing here was tested with; write fsdp_version: 2 "
+                "into the configuration of accelerate"
+            )
+        if not _has_accelerator():
+            raise InputError(
+                "FSDP: accelerate shards over accelerators only, and this machine has none; launch without FSDP: "
+                "several processes then share the batches and each holds the whole model"
+            )
+    if _zero_stage(section) == 3:
+        raise InputError(
+            "DeepSpeed: ZeRO-3 hides the parameters from the growth, the probes and the teacher; take FSDP2 "
+            "(recipes/launch/fsdp2.yaml), which shards the same, or ZeRO stage 1 or 2"
+        )
+
+
+def _zero_stage(section: Mapping[str, Any]) -> int | None:
+    """Stage of ZeRO, where DeepSpeed is asked for by the recipe or by the launcher."""
+    named: Any = section.get("deepspeed")
+    if isinstance(named, str) and Path(named).is_file():
+        named = json.loads(Path(named).read_text(encoding="utf-8"))
+    if isinstance(named, Mapping):
+        return int(named.get("zero_optimization", {}).get("stage", 0))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        if (config := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")) and Path(config).is_file():
+            return _zero_stage({"deepspeed": config})
+        return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    return None
 
 
 def micro_batches(section: Mapping[str, Any], processes: int) -> dict[str, int]:
