@@ -118,6 +118,7 @@ class Inheritor:
         alpha_B = self._rates(batch, self.schedule.alpha(progress), step) * self.teacher.teaches(batch)
         taught = alpha_B > 0
         if not bool(taught.any()):
+            self.teacher.attend(batch)
             return None
         shown = {name: tensor[taught] for name, tensor in batch.items()}
         return Inheritance(self.teacher.targets(shown), alpha_B, self.temperature)
@@ -136,6 +137,11 @@ class Inheritor:
             replayed = batch["is_replay"]
             alpha_B = alpha_B * (replayed if self.on == "replay" else ~replayed)
         return alpha_B
+
+    def shard(self, wrap: Callable[[Any], Any]) -> None:
+        """Let every process hold a part of the teacher only, as `wrap` does it to a model."""
+        if self.teacher is not None:
+            self.teacher.shard(wrap)
 
     def close(self) -> None:
         """Free the teacher."""

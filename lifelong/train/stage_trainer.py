@@ -312,6 +312,13 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.log(logs)
         self.control.should_log = due
 
+    def shard_teacher(self) -> None:
+        """With FSDP2 the teacher lies in parts like the student, wrapped by the same policy."""
+        if self.is_fsdp_enabled and self.phase.inheritor is not None:
+            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+            self.phase.inheritor.shard(lambda model: fsdp2_prepare_model(self.accelerator, model))
+
     @property
     def sharding(self) -> str | None:
         """How parameters lie in parts on the devices; None where each holds all of them."""
@@ -354,6 +361,7 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
             method.edit_gradients(self.trainer.model)
 
     def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        self.trainer.shard_teacher()
         if state.global_step == 0:
             self.trainer.run_probe()
 
