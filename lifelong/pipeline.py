@@ -41,12 +41,12 @@ from lifelong.replay import check_steering
 from lifelong.report import write_report
 from lifelong.selection import check_selection
 from lifelong.stage import StageRun
-from lifelong.stage_methods import check_methods
+from lifelong.stage_methods import check_methods, is_sharded
+from lifelong.storage import storage_faults
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
 from lifelong.stream.heldout import write_heldout
 from lifelong.stream.injection import read_facts
-from lifelong.storage import storage_faults
 from lifelong.stream.tokenize import load_tokenizer
 from lifelong.teaching import check_teachers
 from lifelong.train.arguments import check_processes, check_train_section
@@ -158,9 +158,7 @@ def extend_run(
     if not is_run_folder(out):
         raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
     with stop_on_signals() as stop, open_together(out) as ledger:
-        ranks.on_first(
-            lambda: ledger.replace_recipe(extended_recipe(ledger, domain, tokens, overrides).to_yaml())
-        )
+        ranks.on_first(lambda: ledger.replace_recipe(extended_recipe(ledger, domain, tokens, overrides).to_yaml()))
         recipe = read_recipe_file(out)
         check_launch(recipe)
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
@@ -307,6 +305,14 @@ def check_launch(recipe: Recipe) -> None:
     for stage in recipe.stages:
         with collecting(lines):
             check_processes({**recipe.train, **stage.train})
+    if is_sharded(recipe.train):
+        with collecting(lines):
+            check_methods(recipe)
+        if recipe.lr is not None and recipe.lr.policy == "infinite":
+            lines.append(
+                "lr.policy: infinite keeps whole weights in the middle of a stage, but this launch shards them (FSDP); "
+                "choose another policy, for example wsd, or launch without FSDP"
+            )
     if lines:
         raise InputError(f"recipe {recipe.name}: " + "\n  ".join(dict.fromkeys(lines)))
 

@@ -53,7 +53,8 @@ def connect() -> None:
         backend = "gloo"
         if torch.accelerator.is_available():
             kind = torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
-            torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
+            local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+            torch.accelerator.set_device_index(local_rank % torch.accelerator.device_count())
             backend = f"{kind}:{dist.get_default_backend_for_device(kind)},cpu:gloo"
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     _waiting = dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT)

@@ -130,7 +130,7 @@ class StageRun:
 
     def _is_there(self, name: str) -> bool:
         """Whether an earlier call has got so far; all processes hear the same."""
-        return ranks.on_first(lambda: (self.work / name).exists())
+        return ranks.on_first((self.work / name).exists)
 
     def _corpus(self, previous: PreTrainedModel) -> BlockStore:
         """What the stage trains on: its domain, or what `select:` chooses of it."""

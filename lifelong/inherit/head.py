@@ -181,10 +181,11 @@ def predicted_nats(model: Any, batch: Mapping[str, Any], objective: str) -> Tens
 
     def nats(hidden_BTD: Tensor) -> Tensor:
         settings = head_settings(model)
-        hidden_ND, labels_N, _ = predicted_rows(hidden_BTD, batch["labels"], objective)
+        # parameters that are offloaded say `cpu`, where the model computes on an accelerator
+        hidden_ND, labels_N, _ = predicted_rows(hidden_BTD, batch["labels"].to(hidden_BTD.device), objective)
         return token_nats(hidden_ND, settings.pop("weight_VD"), labels_N, **settings)
 
     nats_N = at_the_head(model, batch, objective, nats)
     nats_BT = torch.zeros(batch["labels"].shape, dtype=torch.float32, device=nats_N.device)
-    nats_BT[batch["labels"] != IGNORED] = nats_N
+    nats_BT[batch["labels"].to(nats_N.device) != IGNORED] = nats_N
     return nats_BT

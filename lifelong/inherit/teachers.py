@@ -92,7 +92,7 @@ class OnlineTeacher:
         def target(hidden_BTD: Tensor) -> OnlineTarget:
             settings = head_settings(self.model)
             if self.is_sharded:  # the whole output embedding is there inside the forward only
-                settings |= {name: settings[name].clone() for name in ("weight_VD", "bias_V") if settings[name] is not None}
+                settings = {k: v.clone() if isinstance(v, Tensor) else v for k, v in settings.items()}
             hidden_NE, _, _ = predicted_rows(hidden_BTD, batch["labels"], self.objective)
             return OnlineTarget(hidden_NE, settings.pop("weight_VD"), vocab_size=self.vocab_size, **settings)
 

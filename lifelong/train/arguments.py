@@ -124,7 +124,7 @@ def check_processes(section: Mapping[str, Any]) -> None:
     if _zero_stage(section) == 3:
         raise InputError(
             "DeepSpeed: ZeRO-3 hides the parameters from the growth, the probes and the teacher; take FSDP2 "
-            "(recipes/launch/fsdp2.yaml), which shards the same, or ZeRO stage 1 or 2"
+            "(docs: launch on many devices), which shards the same, or ZeRO stage 1 or 2"
         )
 
 

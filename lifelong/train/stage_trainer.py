@@ -452,8 +452,8 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     state = read_json(checkpoint / STATE_FILE)
     if (written := state.get("sharding")) != trainer.sharding:
         raise InputError(
-            f"{checkpoint}: was written by {_launched_as(written)}, this is {_launched_as(trainer.sharding)}; launch it "
-            "as before (the number of processes is free), or remove this folder: the stage then begins anew"
+            f"{checkpoint}: was written by {_launched_as(written)}, this is {_launched_as(trainer.sharding)}; launch "
+            "it as before (the number of processes is free), or remove this folder: the stage then begins anew"
         )
     trainer.curve = PhaseCurve.from_json(state["curve"])
     inherited = state["inheritor"]

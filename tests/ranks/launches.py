@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from tests.pipeline_runs import recipe_data, write_domain
+from tests.ranks.worker import DIED
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).parent / "worker.py"
@@ -38,11 +39,12 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a launch ended."""
+    """How a launch ended; `ended_after` counts the seconds from the death of a process to that of the launcher."""
 
     exit_code: int
     seconds: float
     stderr: str
+    ended_after: float | None = None
 
     @property
     def told(self) -> list[str]:
@@ -79,7 +81,10 @@ def launch(
         [*command, "run", str(recipe), "--out", str(out), "--json", *arguments],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=1200, check=False,
     )  # fmt: skip
-    return Launch(done.returncode, time.monotonic() - started, done.stderr)
+    ended, seconds = time.time(), time.monotonic() - started
+    died = order / DIED if die and order else None
+    after = ended - float(died.read_text()) if died is not None and died.is_file() else None
+    return Launch(done.returncode, seconds, done.stderr, after)
 
 
 def order_hash(folder: Path) -> str:

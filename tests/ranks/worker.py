@@ -11,9 +11,11 @@ pinned, for lack of a driver that could.
 import argparse
 import os
 import signal
+import time
 import zlib
 from pathlib import Path
 
+DIED = "died-at"
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "ACCELERATE_TORCH_DEVICE": "cpu",
@@ -49,6 +51,8 @@ def watch(order: Path | None, die: tuple[int, int] | None) -> None:
     def compute_loss(self, model, inputs, *args, **kwargs):
         step = self.state.global_step
         if die is not None and self.phase.tokens_before and (rank, step) == die:
+            if order is not None:
+                (order / DIED).write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
         if order is not None:
             order.mkdir(parents=True, exist_ok=True)
