@@ -1,4 +1,4 @@
-"""Runs of one small recipe in several processes, and what two of them have in common."""
+"""Runs of small recipes in several processes, and what two of them have in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,49 @@ from tests.ranks.worker import DIED
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).parent / "worker.py"
-MODES = {"ddp": [], "fsdp2": ["--fsdp2"], "fsdp2+offload": ["--offload"]}
+UNTIED_BERT = {
+    "model": {
+        "family": "bert", "layers": 1, "hidden_size": 24, "heads": 2, "intermediate_size": 40,
+        "config": {"tie_word_embeddings": False, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    },
+    "objective": "mlm",
+}  # fmt: skip
 
 
-def write_recipe(folder: Path, **changes: Any) -> Path:
+def write_recipe(folder: Path, name: str = "recipe", **changes: Any) -> Path:
     """Two stages with growth, inheritance, recovery, replay, probes and a checkpoint every third step."""
-    for name in ("sea", "farm"):
-        write_domain(folder, name, documents=30)
-    data = recipe_data(folder, recover={"tokens": 512}, **changes)
+    for domain in ("sea", "farm"):
+        if not (folder / f"{domain}.yaml").exists():
+            write_domain(folder, domain, documents=30)
+    data = recipe_data(folder, **{"recover": {"tokens": 512}, **changes})
     data["evaluate"] = {"tokens": 600, "probes": 3, "probe_tokens": 200, "samples": 1}
     data["train"] = {
         **data["train"], "use_cpu": False, "logging_steps": 1, "save_strategy": "steps", "save_steps": 3,
     }  # fmt: skip
-    path = folder / "recipe.yaml"
+    path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a launch; see `tests/ranks/worker.py`."""
+
+    recipe: str
+    out: str
+    order: str
+    mode: str = "ddp"
+    die: tuple[int, int] | None = None
+
+    @classmethod
+    def at(cls, recipe: Path, out: Path, mode: str = "ddp", die: tuple[int, int] | None = None) -> Job:
+        """With the order of the sequences beside the run folder."""
+        return cls(str(recipe), str(out), str(order_of(out)), mode, die)
+
+
+def order_of(out: Path) -> Path:
+    """Where the order of the sequences of a run is kept."""
+    return out.with_name(f"{out.name}-order")
 
 
 @dataclass(frozen=True)
@@ -52,45 +81,32 @@ class Launch:
         return [line for line in self.stderr.splitlines() if line.startswith(("error: ", "interrupted: "))]
 
 
-def launch(
-    recipe: Path, out: Path, processes: int, mode: str = "ddp", *, die: tuple[int, int] | None = None,
-    order: Path | None = None, arguments: tuple[str, ...] = (), module: bool = False,
-) -> Launch:  # fmt: skip
-    """Run a recipe in so many processes.
+def launch(processes: int, jobs: Sequence[Job], folder: Path) -> Launch:
+    """Do runs in so many processes, one after the other."""
+    listed = folder / f"jobs-{processes}-{time.monotonic_ns()}.json"
+    listed.write_text(json.dumps([asdict(job) for job in jobs]))
+    done = start(processes, [str(WORKER), str(listed)])
+    died = Path(jobs[-1].order) / DIED if jobs[-1].die else None
+    after = time.time() - float(died.read_text()) if died is not None and died.is_file() else None
+    return Launch(done.exit_code, done.seconds, done.stderr, after)
 
-    Args:
-        recipe: to run.
-        out: run folder.
-        processes: 1 is a plain process.
-        mode: one of `MODES`.
-        die: rank and step of the second stage at which that process is killed.
-        order: folder for the sequences of every step.
-        arguments: more of the command line.
-        module: start `-m lifelong` itself, without watching.
-    """
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    watched = [str(WORKER), *MODES[mode]]
-    watched += ["--die", f"{die[0]},{die[1]}"] if die else []
-    watched += ["--order", str(order)] if order else []
-    command = [*launcher, *(["-m", "lifelong"] if module else watched)]
+
+def start(processes: int, arguments: Sequence[str]) -> Launch:
+    """The launcher with these arguments; a plain Python for one process."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(several if processes > 1 else []), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     started = time.monotonic()
     done = subprocess.run(
-        [*command, "run", str(recipe), "--out", str(out), "--json", *arguments],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=1200, check=False,
-    )  # fmt: skip
-    ended, seconds = time.time(), time.monotonic() - started
-    died = order / DIED if die and order else None
-    after = ended - float(died.read_text()) if died is not None and died.is_file() else None
-    return Launch(done.returncode, seconds, done.stderr, after)
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=3600, check=False
+    )
+    return Launch(done.returncode, time.monotonic() - started, done.stderr)
 
 
-def order_hash(folder: Path) -> str:
+def order_hash(out: Path) -> str:
     """Of the sequences of every step, whichever process had them."""
     steps: dict[str, set[str]] = defaultdict(set)
-    for path in folder.glob("*.txt"):
+    for path in order_of(out).glob("*.txt"):
         for line in path.read_text().splitlines():
             step, *rows = line.split()
             steps[step] |= set(rows)
@@ -100,17 +116,18 @@ def order_hash(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest differences of two runs: of the loss curve, of probes, and of the final evaluation in nats."""
+    """What two runs do not have in common: the largest differences in nats of the loss curve, probes and evaluation."""
 
     loss: float
     probe: float
     evaluation: float
+    same_order: bool
     same_replay: bool
     same_cost: bool
 
 
 def difference(one: Path, other: Path) -> Difference:
-    """What two finished run folders do not have in common."""
+    """Of two finished runs."""
     rows = [json.loads((out / "report" / "matrix.json").read_text()) for out in (one, other)]
     points: dict[str, list[list[Any]]] = {"train": [], "probes": []}
     for out in (one, other):
@@ -125,5 +142,6 @@ def difference(one: Path, other: Path) -> Difference:
     same_rows = all(a["replay_tokens"] == b["replay_tokens"] for a, b in zip(*train, strict=True))
     costs = [{key: row["cost"][key] for key in ("tokens", "flops", "teacher_flops")} for row in rows]
     return Difference(
-        max(losses), max(probed), max(final), same_rows and rows[0]["replay"] == rows[1]["replay"], costs[0] == costs[1]
-    )
+        max(losses), max(probed), max(final), order_hash(one) == order_hash(other),
+        same_rows and rows[0]["replay"] == rows[1]["replay"], costs[0] == costs[1],
+    )  # fmt: skip

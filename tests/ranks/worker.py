@@ -1,19 +1,26 @@
-"""One process of a launched run, watched: which sequences each step held, and where it is to die.
+"""One process of a launch, watched: which sequences each step held, and where it is to die.
 
-    torchrun --nproc-per-node 2 tests/ranks/worker.py [--fsdp2 | --offload] [--order DIR] [--die RANK,STEP] run RECIPE ...
+    torchrun --nproc-per-node 2 tests/ranks/worker.py JOBS.json
 
-accelerate shards over accelerators only. With `--fsdp2` the processes say that they have one each, and it is the CPU:
-everything behind that, in accelerate and in torch, is what runs on a machine with accelerators. With `--offload`
+The file holds a list of runs, which the same processes do one after the other (starting them costs more than a small
+run): recipe, run folder, how parameters lie (`ddp`, `fsdp2`, `fsdp2+offload`), a folder for the order of the sequences,
+and rank and step of the second stage at which a process is killed.
+
+accelerate shards over accelerators only. With `fsdp2` the processes say that they have one each, and it is the CPU:
+everything behind that, in accelerate and in torch, is what runs on a machine with accelerators. With `fsdp2+offload`
 parameters, gradients and moments rest on the CPU between uses, which here is where they are anyway; memory is not
 pinned, for lack of a driver that could.
 """
 
-import argparse
+import contextlib
+import json
 import os
 import signal
+import sys
 import time
 import zlib
 from pathlib import Path
+from unittest import mock
 
 DIED = "died-at"
 FSDP2 = {
@@ -27,64 +34,95 @@ FSDP2 = {
 }
 
 
-def pretend_accelerators(offload: bool) -> None:
-    """Make accelerate and the loop take the CPU for an accelerator."""
-    os.environ.update(FSDP2 | ({"FSDP_OFFLOAD_PARAMS": "true"} if offload else {}))
+@contextlib.contextmanager
+def launched_as(mode):
+    """As if `accelerate launch` had started this process with such a configuration, on CPUs that are accelerators."""
+    if mode == "ddp":
+        yield
+        return
     import torch.distributed.fsdp
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
     import lifelong.train.arguments
 
-    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
-    torch.distributed.fsdp.CPUOffloadPolicy.__init__.__defaults__ = (False,)
-    lifelong.train.arguments._has_accelerator = lambda: True
+    offload = {"FSDP_OFFLOAD_PARAMS": "true"} if mode == "fsdp2+offload" else {}
+    with (
+        mock.patch.dict(os.environ, FSDP2 | offload),
+        mock.patch.object(PartialState, "_prepare_backend", return_value=("gloo", DistributedType.MULTI_GPU)),
+        mock.patch.object(torch.distributed.fsdp.CPUOffloadPolicy.__init__, "__defaults__", (False,)),
+        mock.patch.object(lifelong.train.arguments, "_has_accelerator", return_value=True),
+    ):
+        yield
 
 
-def watch(order: Path | None, die: tuple[int, int] | None) -> None:
+@contextlib.contextmanager
+def watched(order, die=None):
     """Write down every sequence with its step; end by SIGKILL in the second stage where that is asked for."""
+    from lifelong import ranks
+    from lifelong.inherit.teachers import OnlineTeacher
     from lifelong.train.stage_trainer import StageTrainer
 
-    rank = int(os.environ.get("RANK", "0"))
-    inner = StageTrainer.compute_loss
+    order.mkdir(parents=True, exist_ok=True)
+    inner, shard = StageTrainer.compute_loss, OnlineTeacher.shard
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         step = self.state.global_step
-        if die is not None and self.phase.tokens_before and (rank, step) == die:
-            if order is not None:
-                (order / DIED).write_text(str(time.time()))
+        if die is not None and self.phase.tokens_before and [ranks.rank(), step] == list(die):
+            (order / DIED).write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
-        if order is not None:
-            order.mkdir(parents=True, exist_ok=True)
-            rows = " ".join(str(zlib.crc32(row.numpy().tobytes())) for row in inputs["input_ids"].cpu())
-            with (order / f"{rank}.txt").open("a") as stream:
-                stream.write(f"{self.phase.tokens_before}/{self.phase.name}/{step} {rows}\n")
+        rows = " ".join(str(zlib.crc32(row.numpy().tobytes())) for row in inputs["input_ids"].cpu())
+        with (order / f"{ranks.rank()}.txt").open("a") as stream:
+            stream.write(f"{self.phase.tokens_before}/{self.phase.name}/{step} {rows}\n")
+        if step == 0:
+            (order / f"student-{ranks.rank()}").write_text(str(share_here(self.model)))
         return inner(self, model, inputs, *args, **kwargs)
 
-    StageTrainer.compute_loss = compute_loss
+    def sharded(self, wrap):
+        shard(self, wrap)
+        (order / f"teacher-{ranks.rank()}").write_text(str(share_here(self.model)))
+
+    with (
+        mock.patch.object(StageTrainer, "compute_loss", compute_loss),
+        mock.patch.object(OnlineTeacher, "shard", sharded),
+    ):
+        yield
 
 
-def main() -> None:
-    """Prepare the process, then be `lifelong`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fsdp2", action="store_true")
-    parser.add_argument("--offload", action="store_true")
-    parser.add_argument("--order", type=Path)
-    parser.add_argument("--die", type=lambda text: tuple(map(int, text.split(","))))
-    options, rest = parser.parse_known_args()
+def share_here(model):
+    """Part of a model's parameters that this process holds."""
+    from torch.distributed.tensor import DTensor
+
+    parameters = list(model.parameters())
+    here = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
+    return here / sum(p.numel() for p in parameters)
+
+
+def do(job):
+    """One run."""
+    from lifelong.pipeline import run_recipe
+
+    with launched_as(job["mode"]), watched(Path(job["order"]), job.get("die")):
+        run_recipe(job["recipe"], job["out"])
+
+
+def main():
+    """All runs of the file."""
     import torch
 
+    from lifelong import ranks
+    from lifelong.cli import quiet_libraries
+
+    quiet_libraries()
     torch.set_num_threads(1)
-    if options.fsdp2 or options.offload:
-        pretend_accelerators(options.offload)
-    watch(options.order, options.die)
-    import sys
-
-    from lifelong.cli import main as lifelong
-
-    sys.argv = ["lifelong", *rest]
-    lifelong()
+    ranks.connect()
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        do(job)
+    ranks.disconnect()
 
 
 if __name__ == "__main__":
-    main()
+    import lifelong.cli
+
+    lifelong.cli.app = lambda **_: main()
+    lifelong.cli.main()  # errors end a run as they do on the command line
