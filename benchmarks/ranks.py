@@ -2,8 +2,8 @@
 
 A tiny LLaMA learns two domains with growth, recovery, knowledge inheritance, replay and probes; beside it the same
 with a teacher of replayed text alone, with replay that probes steer, and an untied BERT, which has a parameter that no
-loss reaches. Every run is compared with that of one process: the largest difference of the loss at any step, of a probe,
-of the final evaluation, in nats; whether every optimizer step held the same sequences, replay was counted the same, and
+loss reaches. Every run is compared with that of one process: the largest difference of the loss at any step, of a
+probe, of the final evaluation, in nats; whether every optimizer step held the same sequences, replay was counted the same, and
 the cost in tokens and FLOPs is the same. Runs that are killed lose one process by SIGKILL in the middle of the second
 stage. On a machine without accelerators FSDP2 runs over gloo with the CPU in their place (tests/ranks/worker.py).
 
@@ -58,7 +58,11 @@ class Row(Difference):
 def measure(folder: Path) -> list[Row]:
     """Every run against that of one process; each number of processes is started once, and once for every kill."""
     recipes = {name: write_recipe(folder, name.replace(" ", "-"), **changes) for name, changes in RECIPES.items()}
-    jobs: dict[int, list[Job]] = {1: [Job.at(path, folder / f"{path.stem}-1") for path in recipes.values()], 2: [], 4: []}
+    jobs: dict[int, list[Job]] = {
+        1: [Job.at(path, folder / f"{path.stem}-1") for path in recipes.values()],
+        2: [],
+        4: [],
+    }
     table: list[tuple[str, str, Path, int | None, float | None]] = []
     for name, mode, processes in WHOLE:
         out = folder / f"{name.replace(' ', '-')}-{mode}-{processes}"

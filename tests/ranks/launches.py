@@ -98,7 +98,13 @@ def start(processes: int, arguments: Sequence[str]) -> Launch:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     started = time.monotonic()
     done = subprocess.run(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=3600, check=False
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=3600,
+        check=False,
     )
     return Launch(done.returncode, time.monotonic() - started, done.stderr)
 
