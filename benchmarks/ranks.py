@@ -3,8 +3,8 @@
 A tiny LLaMA learns two domains with growth, recovery, knowledge inheritance, replay and probes; beside it the same
 with a teacher of replayed text alone, with replay that probes steer, and an untied BERT, which has a parameter that no
 loss reaches. Every run is compared with that of one process: the largest difference of the loss at any step, of a
-probe, of the final evaluation, in nats; whether every optimizer step held the same sequences, replay was counted the same, and
-the cost in tokens and FLOPs is the same. Runs that are killed lose one process by SIGKILL in the middle of the second
+probe, of the final evaluation, in nats; whether every optimizer step held the same sequences, and replay, tokens and
+FLOPs were counted the same. Runs that are killed lose one process by SIGKILL in the middle of the second
 stage. On a machine without accelerators FSDP2 runs over gloo with the CPU in their place (tests/ranks/worker.py).
 
     python -m benchmarks.ranks [--json FILE]

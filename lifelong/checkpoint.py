@@ -218,10 +218,8 @@ def whole_weights(model: PreTrainedModel) -> Mapping[str, Tensor] | None:
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    weights: Mapping[str, Tensor] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
-    return weights
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return {str(name): value for name, value in get_model_state_dict(model, options=whole).items()}
 
 
 def _with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:

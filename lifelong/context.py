@@ -51,7 +51,9 @@ class RunContext:
         return Collator.for_tokenizer(self.tokenizer, self.recipe.objective, self.recipe.sequence_length, seed)
 
     def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
-        """Held-out loss of every domain."""
+        """Held-out loss of every domain, on the accelerator where there is one with room for the model."""
+        if not self.recipe.train.get("use_cpu"):
+            to_accelerator(model)
         return [self.evaluate_one(model, heldout) for heldout in self.heldouts]
 
     def evaluate_one(self, model: PreTrainedModel, heldout: Heldout, tokens: int | None = None) -> DomainLoss:
@@ -64,6 +66,16 @@ class RunContext:
             pad_id=pad_id(self.tokenizer),
             mask_id=self.mask_id,
         )
+
+
+def to_accelerator(model: PreTrainedModel) -> None:
+    """Move a model to the accelerator of this process, if it leaves half of what is free there for its activations."""
+    import torch
+
+    if torch.accelerator.is_available():
+        free, _ = torch.accelerator.get_memory_info()
+        if 2 * sum(value.numel() * value.element_size() for value in model.parameters()) < free:
+            model.to(torch.accelerator.current_accelerator())
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

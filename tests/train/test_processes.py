@@ -1,9 +1,12 @@
 """How a step is cut for several processes, what is passed on to Trainer, and what a launch is refused."""
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,8 +69,11 @@ def test_an_error_of_the_first_process_is_the_same_in_the_others(error):
 
 
 def test_keys_for_devices_are_passed_on_to_trainer(tmp_path):
+    known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    # the newer of two names that Trainer has for it
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     section = {
-        "bf16": True, "gradient_checkpointing": True, "torch_compile": True, "torch_compile_mode": "reduce-overhead",
+        "bf16": True, checkpointing: True, "torch_compile": True, "torch_compile_mode": "reduce-overhead",
         "ddp_find_unused_parameters": False, "optim": "adamw_torch_fused", "use_cpu": True,
     }  # fmt: skip
     made = training_arguments(section, output_dir=tmp_path, max_steps=3, seed=0)
@@ -142,3 +148,26 @@ def test_a_compiled_stage_learns_what_a_plain_one_does(tmp_path):
     results = [run_recipe(parse_recipe(found), tmp_path / f"run{i}") for i, found in enumerate((data, compiled))]
     plain, other = (result.matrix.nats_per_token for result in results)
     assert [list(row) for row in other] == [pytest.approx(list(row), abs=1e-5) for row in plain]
+
+
+LAUNCH = Path(__file__).parents[2] / "docs" / "how_to" / "launch"
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_of_the_how_to_are_what_accelerate_reads(path, monkeypatch):
+    """Its own parser takes every key, and hands on an environment that a run does not refuse."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    given = launch_command_parser().parse_args(["--config_file", str(path), "--module", "lifelong", "run", "R"])
+    settings, _, _ = _validate_launch_command(given)
+    environment = prepare_multi_gpu_env(settings)
+    assert settings.num_processes == 8
+    assert settings.mixed_precision == "bf16"
+    assert (environment.get("ACCELERATE_USE_FSDP") == "true") is path.stem.startswith("fsdp2")
+    assert (environment.get("FSDP_OFFLOAD_PARAMS") == "true") is path.stem.endswith("offload")
+    monkeypatch.setattr(arguments, "_has_accelerator", lambda: True)
+    for name, value in environment.items():
+        if name.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.setenv(name, value)
+    check_processes({})
