@@ -219,7 +219,8 @@ def whole_weights(model: PreTrainedModel) -> Mapping[str, Tensor] | None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {str(name): value for name, value in get_model_state_dict(model, options=whole).items()}
+    weights: Any = get_model_state_dict(model, options=whole)
+    return dict(weights)
 
 
 def _with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
