@@ -27,6 +27,7 @@ UNTIED_BERT = {
         "config": {"tie_word_embeddings": False, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     },
     "objective": "mlm",
+    "growth": {"layers": 2},
 }  # fmt: skip
 
 
@@ -35,7 +36,9 @@ def write_recipe(folder: Path, name: str = "recipe", **changes: Any) -> Path:
     for domain in ("sea", "farm"):
         if not (folder / f"{domain}.yaml").exists():
             write_domain(folder, domain, documents=30)
+    growth = changes.pop("growth", None)
     data = recipe_data(folder, **{"recover": {"tokens": 512}, **changes})
+    data["stages"][1]["expand"] = growth or data["stages"][1]["expand"]
     data["evaluate"] = {"tokens": 600, "probes": 3, "probe_tokens": 200, "samples": 1}
     data["train"] = {
         **data["train"], "use_cpu": False, "logging_steps": 1, "save_strategy": "steps", "save_steps": 3,
