@@ -57,6 +57,12 @@ class Job:
     order: str
     mode: str = "ddp"
     die: tuple[int, int] | None = None
+    methods: str | None = None
+
+    @classmethod
+    def of_methods(cls, folder: Path) -> Job:
+        """Every method file, through two stages without a pipeline."""
+        return cls("", "", "", methods=str(folder))
 
     @classmethod
     def at(cls, recipe: Path, out: Path, mode: str = "ddp", die: tuple[int, int] | None = None) -> Job:

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.ranks import measure
 from lifelong.ledger import check_run, read_records
-from tests.ranks.launches import Job, difference, launch, start, write_recipe
+from tests.ranks.launches import difference, order_of, start, write_recipe
 from tests.ranks.worker import do
 
 FLOAT32 = 2e-6
@@ -17,19 +17,17 @@ def assert_same(found):
     assert found.same_cost
 
 
-def test_a_killed_process_ends_all_and_one_process_goes_on(tmp_path):
+def test_a_killed_process_ends_all_and_one_process_goes_on(two_processes, tmp_path):
     """Two processes train; the second dies at step 4 of the second stage; one goes on from the checkpoint of step 3."""
-    recipe = write_recipe(tmp_path)
+    recipe, run, ended = two_processes.recipe, two_processes.run, two_processes.ended
     do({"recipe": str(recipe), "out": tmp_path / "one", "order": tmp_path / "one-order", "mode": "ddp"})
-    run = tmp_path / "run"
-    ended = launch(2, [Job.at(recipe, run, die=(1, 4))], tmp_path)
     assert ended.exit_code != 0
     assert ended.ended_after is not None, ended.stderr
     assert len(ended.told) <= 1, ended.stderr
     assert [record.name for record in read_records(run)] == ["initial", "00-sea"]
     assert check_run(run) == []
     assert list((run / ".work").glob("01-farm/train-checkpoints/checkpoint-3/stage_state.json"))
-    do({"recipe": str(recipe), "out": run, "order": tmp_path / "run-order", "mode": "ddp"})
+    do({"recipe": str(recipe), "out": run, "order": order_of(run), "mode": "ddp"})
     assert_same(difference(tmp_path / "one", run))
     assert check_run(run) == []
 

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 tests/ranks/worker.py JOBS.json
 
-The file holds a list of runs, which the same processes do one after the other (starting them costs more than a small
+The file holds a list of jobs, which the same processes do one after the other (starting them costs more than a small
 run): recipe, run folder, how parameters lie (`ddp`, `fsdp2`, `fsdp2+offload`), a folder for the order of the sequences,
 and rank and step of the second stage at which a process is killed.
 
@@ -64,7 +64,7 @@ def watched(order, die=None):
     from lifelong.train.stage_trainer import StageTrainer
 
     order.mkdir(parents=True, exist_ok=True)
-    inner, shard = StageTrainer.compute_loss, OnlineTeacher.shard
+    inner, shard, begin = StageTrainer.compute_loss, OnlineTeacher.shard, StageTrainer.shard_teacher
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         step = self.state.global_step
@@ -74,16 +74,20 @@ def watched(order, die=None):
         rows = " ".join(str(zlib.crc32(row.numpy().tobytes())) for row in inputs["input_ids"].cpu())
         with (order / f"{ranks.rank()}.txt").open("a") as stream:
             stream.write(f"{self.phase.tokens_before}/{self.phase.name}/{step} {rows}\n")
-        if step == 0:
-            (order / f"student-{ranks.rank()}").write_text(str(share_here(self.model)))
         return inner(self, model, inputs, *args, **kwargs)
 
     def sharded(self, wrap):
         shard(self, wrap)
         (order / f"teacher-{ranks.rank()}").write_text(str(share_here(self.model)))
 
+    def begins(self):
+        # before the first forward: FSDP2 keeps the output embedding whole between a probe and the next backward
+        (order / f"student-{ranks.rank()}").write_text(str(share_here(self.model)))
+        begin(self)
+
     with (
         mock.patch.object(StageTrainer, "compute_loss", compute_loss),
+        mock.patch.object(StageTrainer, "shard_teacher", begins),
         mock.patch.object(OnlineTeacher, "shard", sharded),
     ):
         yield
@@ -99,7 +103,12 @@ def share_here(model):
 
 
 def do(job):
-    """One run."""
+    """One run; or both stages of `tests/laws/stages.py` with every method, where the job names a folder for them."""
+    if job.get("methods"):
+        from tests.ranks.methods import run_methods
+
+        run_methods(Path(job["methods"]))
+        return
     from lifelong.pipeline import run_recipe
 
     with launched_as(job["mode"]), watched(Path(job["order"]), job.get("die")):
