@@ -221,6 +221,7 @@ class MixtureTeacher:
 
     def __init__(self, teachers: Sequence[Teacher], weigh: Callable[[Batch], Tensor], objective: str) -> None:
         self.teachers, self.weigh, self.objective = list(teachers), weigh, objective
+        self.is_sharded = False
 
     @property
     def cost(self) -> TeacherCost:
@@ -247,7 +248,8 @@ class MixtureTeacher:
         for index, teacher in enumerate(self.teachers):
             active_B = weights_BJ[:, index] > 0
             if not bool(active_B.any()):
-                teacher.attend(batch)
+                if self.is_sharded:
+                    teacher.attend(batch)
                 continue
             rows_N = active_B[sequence_N]
             weight_N = weights_BJ[sequence_N, index]
@@ -262,6 +264,7 @@ class MixtureTeacher:
 
     def shard(self, wrap: Callable[[Any], Any]) -> None:
         """All of them."""
+        self.is_sharded = True
         for teacher in self.teachers:
             teacher.shard(wrap)
 
