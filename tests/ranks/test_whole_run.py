@@ -32,6 +32,7 @@ def test_a_killed_process_ends_all_and_one_process_goes_on(two_processes, tmp_pa
     assert check_run(run) == []
 
 
+@pytest.mark.slow
 def test_all_refuse_together_with_one_message(tmp_path):
     """Before anything is written."""
     recipe = write_recipe(tmp_path, train={"per_device_train_batch_size": 7})
