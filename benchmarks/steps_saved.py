@@ -88,10 +88,7 @@ def main() -> None:
     plain, taught = (curve(options.runs / name) for name in forms)
     last_step, target = plain[-1]  # the same documents as in every other probe
     step = reached(taught, target)
-    flops = {
-        name: json.loads((options.runs / name / "report/matrix.json").read_text())["cost"]
-        for name in forms
-    }
+    flops = {name: json.loads((options.runs / name / "report/matrix.json").read_text())["cost"] for name in forms}
     flops = {"plain": flops["plain"], "taught": flops[taught_name]}
     result = {
         "seed": options.seed, "alpha": options.alpha, "until": options.until, "temperature": options.temperature,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lifelong.errors import CorruptionError, InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHUNK_BYTES = 1 << 20
@@ -182,8 +183,22 @@ def remove_tree(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A plain `save_pretrained` folder with the tokenizer beside the weights."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """A plain `save_pretrained` folder with the tokenizer beside the weights.
+
+    Args:
+        model: to save.
+        tokenizer: its own.
+        folder: to write.
+        weights: what `whole_weights` gave, where the model itself holds only a part of them.
+    """
+    if weights is not None:
+        model = _with_weights(model, weights)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -192,6 +207,41 @@ def copy_domain_tokenizers(source: Path, out: Path) -> None:
     """Take along what reads the domains of a checkpoint, where teachers of several vocabularies were merged in it."""
     if (source / DOMAIN_TOKENIZERS).is_dir():
         shutil.copytree(source / DOMAIN_TOKENIZERS, out / DOMAIN_TOKENIZERS)
+
+
+def is_in_parts(model: PreTrainedModel) -> bool:
+    """Whether every process of the run holds only a part of each parameter (FSDP2)."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole_weights(model: PreTrainedModel) -> Mapping[str, Tensor] | None:
+    """All weights of a model that lies in parts on several processes, on the CPU of the first one; every one calls.
+
+    Returns:
+        None where each process has them all anyway; nothing in any but the first.
+    """
+    if not is_in_parts(model):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: Any = get_model_state_dict(model, options=whole)
+    return dict(weights)
+
+
+def _with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A stock model of the same configuration with these weights; copies none of them."""
+    import torch
+
+    # fully_shard has put a class of its own in front of the model's
+    stock = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.models."))
+    with torch.device("meta"):
+        plain: PreTrainedModel = stock(model.config)
+    plain.load_state_dict(dict(weights), strict=True, assign=True)
+    plain.tie_weights()
+    return plain
 
 
 def load_model(source: str | Path, objective: str, revision: str | None = None) -> PreTrainedModel:
@@ -205,10 +255,25 @@ def load_model(source: str | Path, objective: str, revision: str | None = None) 
 
     auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
     try:
-        return auto.from_pretrained(str(source), revision=revision or "main", dtype="float32", trust_remote_code=False)
+        with _in_every_process():
+            return auto.from_pretrained(
+                str(source), revision=revision or "main", dtype="float32", trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"checkpoint {str(source)!r}: transformers cannot load it as {objective}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _in_every_process() -> Iterator[None]:
+    """Load weights wherever that is asked for: with FSDP, accelerate may ask for empty ones in all but one process."""
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    before = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
 
 
 def load_config(source: str | Path, revision: str | None = None) -> Any:

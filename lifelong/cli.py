@@ -13,10 +13,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from lifelong import ranks
 from lifelong.errors import BrokenPromiseError, InputError, Interrupted, LifelongError
 
 app = typer.Typer(
@@ -44,8 +45,12 @@ CardsOption = Annotated[
 _verbose = False
 
 
+SEVERAL_PROCESSES = ("run", "extend")
+
+
 @app.callback()
 def options(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
@@ -57,6 +62,14 @@ def options(
 
         typer.echo(__version__)
         raise typer.Exit
+    if ranks.launched() > 1:
+        if context.invoked_subcommand not in SEVERAL_PROCESSES:
+            raise InputError(
+                f"{context.invoked_subcommand}: runs in one process, and {ranks.launched()} were launched; only "
+                f"{' and '.join(SEVERAL_PROCESSES)} know how to share their work: give the command without a launcher"
+            )
+        quiet_libraries()
+        ranks.connect()
 
 
 @app.command()
@@ -74,8 +87,9 @@ def run(
     from lifelong.pipeline import run_recipe
     from lifelong.report.progress import RichObserver
 
+    silent = as_json or not ranks.is_first()
     with contextlib.closing(RichObserver()) as display:
-        result = run_recipe(loaded, out or Path("runs") / loaded.name, None if as_json else display)
+        result = run_recipe(loaded, out or Path("runs") / loaded.name, None if silent else display)
     _finish(Path(result.out), as_json)
 
 
@@ -94,9 +108,10 @@ def extend(
     from lifelong.pipeline import extend_run
     from lifelong.report.progress import RichObserver
 
+    silent = as_json or not ranks.is_first()
     with contextlib.closing(RichObserver()) as display:
         result = extend_run(
-            run_folder, domain, tokens=tokens, overrides=overrides or (), observer=None if as_json else display
+            run_folder, domain, tokens=tokens, overrides=overrides or (), observer=None if silent else display
         )
     _finish(Path(result.out), as_json)
 
@@ -589,6 +604,7 @@ def quiet_libraries() -> None:
     # threads that spin while they wait cost a factor of ten on a machine whose cores are shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not _verbose:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
         warnings.filterwarnings("ignore")
         logging.getLogger("torch").setLevel(logging.ERROR)
     import datasets
@@ -607,6 +623,8 @@ def _print(renderable: Any) -> None:
 
 def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None:
     """Show the matrix and the metrics of a run, and whether it met its recipe's expectations."""
+    if not ranks.is_first():
+        return
     from lifelong.history import read_history
     from lifelong.report import matrix_json
     from lifelong.report.table import run_tables
@@ -626,28 +644,56 @@ def _terminated(*_: object) -> None:
 
 
 def main() -> None:
-    """Entry point: one message and an exit code instead of a traceback."""
+    """Entry point: one message and an exit code instead of a traceback, however many processes there are."""
     with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
         signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=ranks.launched_rank() == 0)
+        ranks.disconnect()
+    except SystemExit as finished:
+        if not finished.code:
+            ranks.disconnect()
+        raise
     except (LifelongError, Interrupted) as error:
-        if _verbose:
+        if _verbose and ranks.launched() == 1:
             raise
         label = "interrupted" if isinstance(error, Interrupted) else "error"
-        print(f"{label}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
-    except OSError as error:
-        from lifelong.storage import storage_message
-
-        message = storage_message(error, Path(getattr(error, "filename", None) or "."))
-        if _verbose or message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)  # noqa: T201
-        sys.exit(LifelongError.exit_code)
+        _end(f"{label}: {error}", error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(Interrupted.exit_code)
+        _end("interrupted", Interrupted.exit_code)
+    except Exception as error:
+        if ranks.launched_rank() and isinstance(code := getattr(error, "exit_code", None), int):
+            sys.exit(code)  # wrong usage, which the first process tells
+        if ranks.lost_peer(error):
+            reason = str(error).strip().splitlines()[0][:200]
+            _end(f"error: another process of this run is gone ({reason}); {CONTINUE}", ranks.LOST_PEER)
+        message = _storage_message(error)
+        if _verbose or message is None:
+            if not ranks.announce(1)[0]:
+                sys.exit(1)
+            raise
+        _end(f"error: {message}", LifelongError.exit_code)
+
+
+CONTINUE = "what is committed is whole, and the same command goes on from the last checkpoint"
+
+
+def _storage_message(error: Exception) -> str | None:
+    if not isinstance(error, OSError):
+        return None
+    from lifelong.storage import storage_message
+
+    return storage_message(error, Path(getattr(error, "filename", None) or "."))
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    """Tell the reason and end; of several processes only the first that has one tells it."""
+    if ranks.launched() > 1:  # the launcher ends the others as soon as one has ended
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    told, exit_code = ranks.announce(exit_code)
+    if told:
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

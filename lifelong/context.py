@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong.checkpoint import save_model
@@ -50,9 +51,9 @@ class RunContext:
         """Of everything that decides which ids a text of any domain gets."""
         return tokenizer_fingerprint(self.tokenizer) if self.merged is None else self.merged.fingerprint
 
-    def save_model(self, model: PreTrainedModel, folder: Path) -> None:
-        """A plain checkpoint with all that reads text for it."""
-        save_model(model, self.tokenizer, folder)
+    def save_model(self, model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """A plain checkpoint with all that reads text for it; `weights` where the model holds only a part of them."""
+        save_model(model, self.tokenizer, folder, weights)
         if self.merged is not None:
             self.merged.save_domains(folder)
 
@@ -72,7 +73,9 @@ class RunContext:
         return plain if self.merged is None else DomainCollator.of(plain, self.merged.domains, self.columns)
 
     def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
-        """Held-out loss of every domain."""
+        """Held-out loss of every domain, on the accelerator where there is one with room for the model."""
+        if not self.recipe.train.get("use_cpu"):
+            to_accelerator(model)
         return [self.evaluate_one(model, heldout) for heldout in self.heldouts]
 
     def evaluate_one(self, model: PreTrainedModel, heldout: Heldout, tokens: int | None = None) -> DomainLoss:
@@ -85,6 +88,16 @@ class RunContext:
             pad_id=pad_id(self.tokenizer),
             mask_id=self.mask_id,
         )
+
+
+def to_accelerator(model: PreTrainedModel) -> None:
+    """Move a model to the accelerator of this process, if it leaves half of what is free there for its activations."""
+    import torch
+
+    if torch.accelerator.is_available():
+        free, _ = torch.accelerator.get_memory_info()
+        if 2 * sum(value.numel() * value.element_size() for value in model.parameters()) < free:
+            model.to(torch.accelerator.current_accelerator())
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +13,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lifelong import ranks
 from lifelong.checkpoint import load_model, weights_fingerprint, whole_folder, write_json
 from lifelong.context import RunContext, loss_row
 from lifelong.errors import InputError
@@ -23,7 +24,7 @@ from lifelong.learning_rates import next_model_folder
 from lifelong.ledger import INITIAL, Ledger
 from lifelong.merging import merged_tokenizers, same_merge
 from lifelong.recipe import Recipe
-from lifelong.records import RunObserver, StageRecord
+from lifelong.records import DomainLoss, RunObserver, StageRecord
 from lifelong.stream.domain import Domain
 from lifelong.stream.domain_tokenizers import load_merged
 from lifelong.stream.heldout import write_heldout
@@ -47,23 +48,37 @@ def begin(
     merged = load_merged(tokenizer_folder(ledger))
     same_merge(recipe, merged)
     context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
-    for name in columns:
-        folder = ledger.out / "heldout" / name
-        if not folder.exists():
-            with whole_folder(folder) as partial:
-                own = context.tokenizer_of(name)
-                write_heldout(by_name[name], recipe.evaluate.split, own, recipe.evaluate.tokens, partial)
+    ranks.on_first(lambda: prepare_heldouts(context, by_name))
     if ledger.records:
         return context, None
     model = initial_model(recipe, tokenizer)
     observer.phase_started("evaluate", 0)
     losses = context.evaluate(model)
     observer.evaluated(-1, losses)
+    ranks.on_first(lambda: commit_initial(context, model, losses))
+    if not ranks.is_first():
+        ledger.refresh()
+    return context, model
+
+
+def prepare_heldouts(context: RunContext, by_name: Mapping[str, Domain]) -> None:
+    """Write the held-out documents of every domain that are not there yet, as its own tokenizer reads them."""
+    section = context.recipe.evaluate
+    for name in context.columns:
+        folder = context.out / "heldout" / name
+        if not folder.exists():
+            with whole_folder(folder) as partial:
+                write_heldout(by_name[name], section.split, context.tokenizer_of(name), section.tokens, partial)
+
+
+def commit_initial(context: RunContext, model: PreTrainedModel, losses: Sequence[DomainLoss]) -> None:
+    """Row -1 of the matrix, and what the initial model writes."""
+    recipe, ledger = context.recipe, context.ledger
     work = ledger.work_folder(INITIAL)
     write_losses(work / "losses.json", losses)
     samples = sample_texts(
         model,
-        tokenizer,
+        context.tokenizer,
         context.heldouts,
         stage=-1,
         objective=recipe.objective,
@@ -71,7 +86,6 @@ def begin(
     )
     write_json(work / "samples.json", [asdict(sample) for sample in samples])
     ledger.commit(work, initial_record(recipe, model, context.tokenizer_fingerprint, losses), [ledger.out / "heldout"])
-    return context, model
 
 
 def known_columns(ledger: Ledger) -> list[str]:
@@ -122,7 +136,10 @@ def prepare_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The run's tokenizer: from its folder, or trained on the stream, merged, or the checkpoint's own."""
     folder = tokenizer_folder(ledger)
-    if not folder.exists():
+
+    def prepare() -> None:
+        if folder.exists():
+            return
         observer.phase_started("prepare", 0)
         with whole_folder(folder) as partial:
             if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
@@ -131,6 +148,8 @@ def prepare_tokenizer(
                 observer.noted(merged.summary())
             else:
                 make_tokenizer(recipe, domains).save_pretrained(partial)
+
+    ranks.on_first(prepare)
     return load_tokenizer(folder)
 
 

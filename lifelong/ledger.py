@@ -169,6 +169,18 @@ class Ledger:
                 ledger.require_intact()
                 yield ledger
 
+    @classmethod
+    def follow(cls, out: Path) -> Ledger:
+        """The run folder as another process of the same run writes it; `refresh` after each of its commits."""
+        ledger = cls.__new__(cls)
+        ledger.out = out
+        ledger.refresh()
+        return ledger
+
+    def refresh(self) -> None:
+        """Read the lines again."""
+        self._lines = _read_lines(self.out)[0]
+
     @property
     def records(self) -> list[StageRecord]:
         """All lines, the initial model's included."""

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 
+from lifelong import ranks
 from lifelong.checkpoint import (
     load_config,
     load_model,
@@ -40,7 +42,8 @@ from lifelong.replay import check_steering
 from lifelong.report import write_report
 from lifelong.selection import check_selection
 from lifelong.stage import StageRun
-from lifelong.stage_methods import check_methods
+from lifelong.stage_methods import check_methods, is_sharded
+from lifelong.storage import storage_faults
 from lifelong.stream.collator import Collator
 from lifelong.stream.domain import load_domain
 from lifelong.stream.domain_tokenizers import load_merged
@@ -48,7 +51,7 @@ from lifelong.stream.heldout import write_heldout
 from lifelong.stream.injection import read_facts
 from lifelong.stream.tokenize import load_tokenizer
 from lifelong.teaching import check_teachers
-from lifelong.train.arguments import check_train_section
+from lifelong.train.arguments import check_processes, check_train_section
 from lifelong.train.stage_trainer import StopRequest
 
 
@@ -69,12 +72,40 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
         Interrupted: a signal asked to stop; everything is saved.
     """
     with stop_on_signals() as stop:
+        ranks.connect()
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        check_launch(recipe)
         if not is_run_folder(Path(out)):
             check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
-        with Ledger.open(Path(out)) as ledger:
-            claim(ledger, recipe)
+        with open_together(Path(out)) as ledger:
+            ranks.on_first(lambda: claim(ledger, recipe))
             return run_stages(ledger, recipe, observer or RunObserver(), stop)
+
+
+@contextlib.contextmanager
+def open_together(out: Path) -> Iterator[Ledger]:
+    """The run folder in every process of the run: the first one holds and writes it, the others only read.
+
+    Raises:
+        InputError: see `Ledger.open`; or a process does not see the folder of the first one.
+    """
+    with contextlib.ExitStack() as held:
+        opened: list[Ledger] = []
+        token = ranks.on_first(lambda: _opened(out, held, opened))
+        if not opened:
+            held.enter_context(storage_faults(out, f"run folder {str(out)!r}", "then run the same command again"))
+            if not (out / ".lock").is_file() or (out / ".lock").read_text() != token:
+                raise InputError(
+                    f"run folder {str(out)!r}: process {ranks.rank()} on {os.uname().nodename} does not see what the "
+                    "first process writes; --out has to lie on a file system that all machines share"
+                )
+            opened.append(Ledger.follow(out))
+        yield opened[0]
+
+
+def _opened(out: Path, held: contextlib.ExitStack, opened: list[Ledger]) -> str:
+    opened.append(held.enter_context(Ledger.open(out)))
+    return (out / ".lock").read_text()
 
 
 def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: StopRequest) -> RunResult:
@@ -85,17 +116,22 @@ def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: Stop
     observer.run_started(recipe.name, names, [section.tokens for section in recipe.stages])
     for record in ledger.stages:
         observer.stage_skipped(record)
-    forget_generations(ledger)
+    ranks.on_first(lambda: forget_generations(ledger))
     context, model = begin(ledger, recipe, domains, observer, stop)
     for index, domain in enumerate(domains, start=done):
         if model is None:
             model = last_model(ledger, recipe)
         record, model = StageRun(context, index, recipe.stages[index], domain).run(model)
-        forget_generations(ledger)
+        ranks.on_first(lambda: forget_generations(ledger))
         observer.stage_committed(record)
+    result = ranks.on_first(lambda: _finished(ledger))
+    observer.run_finished(result)
+    return result
+
+
+def _finished(ledger: Ledger) -> RunResult:
     result = summarise(ledger.out)
     ledger.forget_work()
-    observer.run_finished(result)
     return result
 
 
@@ -120,12 +156,18 @@ def extend_run(
         InputError: no finished run, or the card or an override is wrong.
     """
     out = Path(out)
+    ranks.connect()
     if not is_run_folder(out):
         raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
-    with stop_on_signals() as stop, Ledger.open(out) as ledger:
-        require_heldouts(ledger)
-        recipe = extended_recipe(ledger, domain, tokens, overrides)
-        ledger.replace_recipe(recipe.to_yaml())
+    with stop_on_signals() as stop, open_together(out) as ledger:
+
+        def extend() -> None:
+            require_heldouts(ledger)
+            ledger.replace_recipe(extended_recipe(ledger, domain, tokens, overrides).to_yaml())
+
+        ranks.on_first(extend)
+        recipe = read_recipe_file(out)
+        check_launch(recipe)
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
@@ -264,6 +306,28 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
         raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
 
 
+def check_launch(recipe: Recipe) -> None:
+    """What the processes of this launch cannot do together; nothing is refused to a single process.
+
+    Raises:
+        InputError: one message with a line for every error.
+    """
+    lines: list[str] = []
+    for stage in recipe.stages:
+        with collecting(lines):
+            check_processes({**recipe.train, **stage.train})
+    if is_sharded(recipe.train):
+        with collecting(lines):
+            check_methods(recipe)
+        if recipe.lr is not None and recipe.lr.policy == "infinite":
+            lines.append(
+                "lr.policy: infinite keeps whole weights in the middle of a stage, but this launch shards them (FSDP); "
+                "choose another policy, for example wsd, or launch without FSDP"
+            )
+    if lines:
+        raise InputError(f"recipe {recipe.name}: " + "\n  ".join(dict.fromkeys(lines)))
+
+
 @contextlib.contextmanager
 def collecting(lines: list[str]) -> Iterator[None]:
     """Turn an InputError into a line of a longer message."""
@@ -376,6 +440,8 @@ def environment() -> dict[str, Any]:
     }
 
 
+SAME_SIGNAL_SECONDS = 5.0
+
 # --- stopping -----------------------------------------------------------------------------------------------
 
 
@@ -383,10 +449,15 @@ def environment() -> dict[str, Any]:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Ctrl-C and SIGTERM: training saves first, every other phase stops at once; a second signal always stops."""
     stop = StopRequest()
+    asked_at = 0.0
 
     def handle(number: int, _frame: object) -> None:
+        nonlocal asked_at
         first, stop.requested = not stop.requested, True
-        if stop.deferred and first:
+        asked_at = time.monotonic() if first else asked_at
+        # a launcher hands on to its processes what the terminal or the queue has sent to them already
+        again = ranks.launched() > 1 and time.monotonic() - asked_at < SAME_SIGNAL_SECONDS
+        if stop.deferred and (first or again):
             return
         raise Interrupted(f"stopped by {signal.Signals(number).name}; run the same command to continue")
 

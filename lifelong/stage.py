@@ -16,14 +16,17 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from lifelong import ranks
 from lifelong.checkpoint import (
     free_name,
+    is_in_parts,
     json_fingerprint,
     load_model,
     read_json,
     save_model,
     weights_fingerprint,
     whole_folder,
+    whole_weights,
     write_json,
 )
 from lifelong.context import RunContext, loss_row, replay_counts, unmapped_json, unmapped_notes
@@ -104,9 +107,11 @@ class StageRun:
         model = self._train(model, corpus)
         observer.phase_started("evaluate", 0)
         losses = self._evaluate(model)
-        self._check_budget(losses)
+        ranks.on_first(lambda: self._check_budget(losses))
         observer.phase_started("commit", 0)
-        record = self._commit(model, losses, corpus)
+        record = ranks.on_first(lambda: self._commit(model, losses, corpus))
+        if not ranks.is_first():
+            self.context.ledger.refresh()
         trunk = self.context.ledger.stage_folder(record) / TRUNK
         return record, load_model(trunk, self.recipe.objective) if trunk.is_dir() else model
 
@@ -120,9 +125,14 @@ class StageRun:
         """Loss of the model before this stage on domains that joined only now: where forward transfer starts."""
         known = {loss.domain for loss in read_losses(self.context.ledger.stage_folder(self.previous) / "losses.json")}
         joined = [heldout for heldout in self.context.heldouts if heldout.domain not in known]
-        if joined and not (self.work / BEFORE).exists():
+        if joined and not self._is_there(BEFORE):
             self.context.observer.phase_started("evaluate", 0)
-            write_losses(self.work / BEFORE, [self.context.evaluate_one(model, heldout) for heldout in joined])
+            losses = [self.context.evaluate_one(model, heldout) for heldout in joined]
+            ranks.on_first(lambda: write_losses(self.work / BEFORE, losses))
+
+    def _is_there(self, name: str) -> bool:
+        """Whether an earlier call has got so far; all processes hear the same."""
+        return ranks.on_first((self.work / name).exists)
 
     def _corpus(self, previous: PreTrainedModel) -> BlockStore:
         """What the stage trains on: its domain, or what `select:` chooses of it."""
@@ -136,26 +146,29 @@ class StageRun:
         )
         if select is None:
             return corpus
-        return select_corpus(
-            context,
-            self.domain,
-            select,
-            corpus,
-            tokens=self.section.tokens,
-            previous=previous,
-            folder=self.work / "selected",
-        )
+
+        def selected() -> Path:
+            tokens, folder = self.section.tokens, self.work / "selected"
+            return select_corpus(
+                context, self.domain, select, corpus, tokens=tokens, previous=previous, folder=folder
+            ).path
+
+        return BlockStore(ranks.on_first(selected))
 
     # --- grow -----------------------------------------------------------------------------------------------
 
     def _grow(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.section.expand is None:
             return model
-        folder = self.work / "grown"
-        if not folder.exists():
-            self.context.observer.phase_started("grow", 0)
-            with whole_folder(folder) as partial:
-                self._write_grown(model, self.section.expand, partial)
+        expand, folder = self.section.expand, self.work / "grown"
+
+        def written() -> None:
+            if not folder.exists():
+                self.context.observer.phase_started("grow", 0)
+                with whole_folder(folder) as partial:
+                    self._write_grown(model, expand, partial)
+
+        ranks.on_first(written)
         return load_model(folder / "model", self.recipe.objective)
 
     def _write_grown(self, model: PreTrainedModel, expand: ExpandSection, folder: Path) -> None:
@@ -186,13 +199,13 @@ class StageRun:
         if not recover or not recover.tokens or self.section.expand is None or memory is None:
             return model
         folder = self.work / "recovered"
-        if not folder.exists():
+        if not self._is_there("recovered"):
             self._train_phase("recover", model, folder, recover.tokens, memory=memory, share=1.0, seed=self.seed + 1)
         return load_model(folder / "model", self.recipe.objective)
 
     def _train(self, model: PreTrainedModel, corpus: Any) -> PreTrainedModel:
         folder = self.work / "trained"
-        if folder.exists():
+        if self._is_there("trained"):
             return load_model(folder / "model", self.recipe.objective)
         context = stage_context(
             self.context, self.index, self.domain.name, model, corpus, self._memory(), self.work, self.seed
@@ -211,7 +224,7 @@ class StageRun:
             inheritor=self._inheritor(model),
             context=context,
         )
-        return model
+        return load_model(folder / "model", self.recipe.objective) if is_in_parts(model) else model
 
     def _begin_methods(self, context: StageContext) -> None:
         load_methods(self.methods, self.context.ledger.stage_folder(self.previous) / "methods.safetensors")
@@ -284,16 +297,21 @@ class StageRun:
                 method.end_stage(context)
         # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
         times = {"seconds": curve.seconds, "probe_seconds": curve.probe_seconds}
-        write_json(self.work / f"{name}-seconds.json", times)
-        with whole_folder(folder) as partial:
-            run.save_model(model, partial / "model")
-            write_json(partial / "curve.json", curve.to_json() | dict.fromkeys(times, 0.0))
-            save_methods(self.methods if context is not None else (), partial / "methods.safetensors")
-            write_exports(self.methods if context is not None else (), partial)
-            if context is not None:
-                keep_trunk(self.work, partial)
-            if steering is not None:
-                write_json(partial / "mix.json", steering.mixes)
+        weights = whole_weights(model)
+
+        def written() -> None:
+            write_json(self.work / f"{name}-seconds.json", times)
+            with whole_folder(folder) as partial:
+                run.save_model(model, partial / "model", weights)
+                write_json(partial / "curve.json", curve.to_json() | dict.fromkeys(times, 0.0))
+                save_methods(self.methods if context is not None else (), partial / "methods.safetensors")
+                write_exports(self.methods if context is not None else (), partial)
+                if context is not None:
+                    keep_trunk(self.work, partial)
+                if steering is not None:
+                    write_json(partial / "mix.json", steering.mixes)
+
+        ranks.on_first(written)
         run.stop.obey()  # asked for in the last step, when there was nothing left to save
 
     def _blocks_per_step(self) -> int:
@@ -375,20 +393,25 @@ class StageRun:
 
     def _evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
         path = self.work / "trained" / "losses.json"
-        if not path.exists():
+        if not self._is_there("trained/losses.json"):
             started = monotonic()
-            losses = self.context.evaluate(model)
-            write_json(self.work / "evaluate-seconds.json", monotonic() - started)
-            samples = sample_texts(
-                model,
-                self.context.tokenizer,
-                self.context.heldouts,
-                stage=self.index,
-                objective=self.recipe.objective,
-                num_samples=self.recipe.evaluate.samples,
-            )
-            write_json(self.work / "trained" / "samples.json", [asdict(sample) for sample in samples])
-            write_losses(path, losses)
+            found = self.context.evaluate(model)
+            seconds = monotonic() - started
+
+            def written() -> None:
+                write_json(self.work / "evaluate-seconds.json", seconds)
+                samples = sample_texts(
+                    model,
+                    self.context.tokenizer,
+                    self.context.heldouts,
+                    stage=self.index,
+                    objective=self.recipe.objective,
+                    num_samples=self.recipe.evaluate.samples,
+                )
+                write_json(self.work / "trained" / "samples.json", [asdict(sample) for sample in samples])
+                write_losses(path, found)
+
+            ranks.on_first(written)
         losses = list(read_losses(path))
         self.context.observer.evaluated(self.index, losses)
         return losses

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lifelong import ranks
 from lifelong.errors import InputError
 from lifelong.inherit.head import predicted_nats
 from lifelong.inherit.loss import IGNORED
@@ -69,6 +70,8 @@ def evaluate_domain(
 ) -> DomainLoss:
     """Held-out loss of one domain; sums in float64, no logits kept.
 
+    The processes of a run share the batches; all of them have to come here, and get the same result.
+
     Args:
         model: any model with an output embedding; evaluated in evaluation mode, left in the mode it was in.
         heldout: the documents.
@@ -94,8 +97,13 @@ def evaluate_domain(
     nats = np.zeros(len(parts))
     training = model.training
     model.eval()
-    for batch in window_batches(order, parts, batch_tokens):
-        nats[batch] = _window_nats(model, [parts[number] for number in batch], objective, pad_id)
+    batches = list(window_batches(order, parts, batch_tokens))
+    for place, counts in ranks.turns(len(batches)):
+        batch = batches[place]
+        found = _window_nats(model, [parts[number] for number in batch], objective, pad_id)
+        if counts:
+            nats[batch] = found
+    nats = ranks.summed(nats)  # every window was read by one process: the same sum, bit for bit, as by a single one
     model.train(training)
     document_nats, document_tokens = np.zeros(len(heldout)), np.zeros(len(heldout), dtype=np.int64)
     for window, value in zip(parts, nats, strict=True):  # in document order: the same sum for every batch size

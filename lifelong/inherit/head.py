@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from transformers.utils import ModelOutput
 
 from lifelong.inherit.loss import IGNORED, Target, ki_loss_parts, token_nats
 from lifelong.inherit.packed import packed_inputs, packing_of
+
+T = TypeVar("T")
 
 BATCH_ONLY = ("domain_ids", "is_replay")
 
@@ -77,18 +79,27 @@ def instance_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.__dict__["forward"] = before
 
 
-def hidden_states(model: Any, batch: Mapping[str, Any], objective: str) -> Tensor:
-    """Hidden states `[B, T, D]` that the output embedding would be applied to, documents masked from each other."""
-    kept: list[Tensor] = []
+def at_the_head(model: Any, batch: Mapping[str, Any], objective: str, look: Callable[[Tensor], T]) -> T:
+    """What `look` makes of the hidden states `[B, T, D]` where the output embedding would be applied to them.
 
-    def keep(hidden_BTD: Tensor) -> Tensor:
-        kept.append(hidden_BTD)
-        return hidden_BTD[..., :0]
+    Documents are masked from each other. Inside `look` the output embedding is whole, though its parameters may lie
+    in parts on several devices before and afterwards.
+    """
+    seen: list[T] = []
+
+    def head_forward(hidden_BTD: Tensor) -> Tensor:
+        seen.append(look(hidden_BTD))
+        return hidden_BTD[..., :0].clone()  # no view: FSDP2 hangs hooks on what a module returns
 
     inputs = packed_inputs(model, batch, objective)
-    with instance_forward(model.get_output_embeddings(), keep):
+    with instance_forward(model.get_output_embeddings(), head_forward):
         model(**inputs)
-    return kept[0]
+    return seen[0]
+
+
+def hidden_states(model: Any, batch: Mapping[str, Any], objective: str) -> Tensor:
+    """Hidden states `[B, T, D]` that the output embedding would be applied to, documents masked from each other."""
+    return at_the_head(model, batch, objective, lambda hidden_BTD: hidden_BTD)
 
 
 @contextmanager
@@ -110,7 +121,7 @@ def loss_head(model: Any, objective: str) -> Iterator[None]:
             logits: Tensor = stock_head(hidden_BTD)
             return logits
         step["result"] = batch_loss(model, hidden_BTD, objective, **step)
-        return hidden_BTD[..., :0]
+        return hidden_BTD[..., :0].clone()  # no view: FSDP2 hangs hooks on what a module returns
 
     def forward(*args: Any, inheritance: Inheritance | None = None, num_items: Any = None, **batch: Any) -> Any:
         if args or batch.get("labels") is None or "segment_ids" not in batch:
@@ -167,8 +178,14 @@ def batch_loss(
 @torch.no_grad()
 def predicted_nats(model: Any, batch: Mapping[str, Any], objective: str) -> Tensor:
     """Nats of every predicted token at the position of the token, `[B, T]` float32; 0 where none is predicted."""
-    settings = head_settings(model)
-    hidden_ND, labels_N, _ = predicted_rows(hidden_states(model, batch, objective), batch["labels"], objective)
-    nats_BT = torch.zeros(batch["labels"].shape, dtype=torch.float32, device=hidden_ND.device)
-    nats_BT[batch["labels"] != IGNORED] = token_nats(hidden_ND, settings.pop("weight_VD"), labels_N, **settings)
+
+    def nats(hidden_BTD: Tensor) -> Tensor:
+        settings = head_settings(model)
+        # parameters that are offloaded say `cpu`, where the model computes on an accelerator
+        hidden_ND, labels_N, _ = predicted_rows(hidden_BTD, batch["labels"].to(hidden_BTD.device), objective)
+        return token_nats(hidden_ND, settings.pop("weight_VD"), labels_N, **settings)
+
+    nats_N = at_the_head(model, batch, objective, nats)
+    nats_BT = torch.zeros(batch["labels"].shape, dtype=torch.float32, device=nats_N.device)
+    nats_BT[batch["labels"].to(nats_N.device) != IGNORED] = nats_N
     return nats_BT

@@ -89,6 +89,7 @@ class Inheritor:
         self.schedule, self.on, self.temperature = schedule, on, temperature
         self.bernoulli, self.seed = bernoulli, seed
         self.surpassed = surpassed
+        self.is_sharded = False
         self._before = TeacherCost()
 
     @property
@@ -117,6 +118,8 @@ class Inheritor:
         alpha_B = self._rates(batch, self.schedule.alpha(progress), step) * self.teacher.teaches(batch)
         taught = alpha_B > 0
         if not bool(taught.any()):
+            if self.is_sharded:
+                self.teacher.attend(batch)
             return None
         shown = {name: tensor[taught] for name, tensor in batch.items()}
         return Inheritance(self.teacher.targets(shown), alpha_B, self.temperature)
@@ -135,6 +138,12 @@ class Inheritor:
             replayed = batch["is_replay"]
             alpha_B = alpha_B * (replayed if self.on == "replay" else ~replayed)
         return alpha_B
+
+    def shard(self, wrap: Callable[[Any], Any]) -> None:
+        """Let every process hold a part of the teacher only, as `wrap` does it to a model."""
+        if self.teacher is not None:
+            self.is_sharded = True
+            self.teacher.shard(wrap)
 
     def close(self) -> None:
         """Free the teacher."""

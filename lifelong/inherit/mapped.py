@@ -9,8 +9,9 @@ Source: Khanuja et al. 2021 (MergeDistill, arXiv 2106.02834), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,15 @@ class MappedTeacher:
         self.mass.add((target.probabilities_NK * (there_NK & ~placed_NK)).sum(1))
         ids_NK = torch.where(placed_NK, ids_NK, -1)
         return replace(target, ids_NK=ids_NK, probabilities_NK=target.probabilities_NK * placed_NK)
+
+    def attend(self, batch: Batch) -> None:
+        """The teacher, on ids of its own; what it does not know is read as its first token, nobody looks."""
+        ids_BT = batch["input_ids"]
+        self.teacher.attend({**batch, "input_ids": self._own_ids_U.to(ids_BT.device)[ids_BT].clamp(min=0)})
+
+    def shard(self, wrap: Callable[[Any], Any]) -> None:
+        """The teacher; the map is small and whole everywhere."""
+        self.teacher.shard(wrap)
 
     def close(self) -> None:
         """Free the teacher."""

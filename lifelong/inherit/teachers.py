@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lifelong.errors import InputError
 from lifelong.inherit.cache import TargetCache, block_keys
-from lifelong.inherit.head import head_settings, hidden_states, predicted_rows
+from lifelong.inherit.head import at_the_head, head_settings, predicted_rows
 from lifelong.inherit.loss import CachedTarget, OnlineTarget, Target, default_chunk_tokens
+from lifelong.inherit.packed import packing_of
 from lifelong.inherit.targets import project
 
 Batch = Mapping[str, Tensor]
@@ -55,6 +56,12 @@ class Teacher(Protocol):
     def targets(self, batch: Batch) -> Sequence[Target]:
         """Targets whose rows are the predicted tokens of `batch`, in order."""
 
+    def attend(self, batch: Batch) -> None:
+        """Not asked about `batch`: take part where the teachers of other processes need this one to run theirs."""
+
+    def shard(self, wrap: Callable[[Any], Any]) -> None:
+        """Let every process hold a part of each parameter only, as `wrap` does it to a model."""
+
     def close(self) -> None:
         """Free what the teacher holds; it is not asked again."""
 
@@ -75,6 +82,7 @@ class OnlineTeacher:
         self.model: Any = model.eval().requires_grad_(False)
         self.objective, self.vocab_size, self.flops_per_token = objective, vocab_size, flops_per_token
         self.cost = TeacherCost()
+        self.is_sharded = False
 
     def teaches(self, batch: Batch) -> Tensor:
         """All of them."""
@@ -82,17 +90,35 @@ class OnlineTeacher:
 
     def targets(self, batch: Batch) -> Sequence[Target]:
         """One online target; the head is applied later, chunk by chunk, to labelled rows only."""
-        device = batch["input_ids"].device
-        if next(self.model.parameters()).device != device:
-            self.model.to(device)
-        with torch.no_grad():
-            hidden_BTD = hidden_states(self.model, batch, self.objective)
-            hidden_NE, _, _ = predicted_rows(hidden_BTD, batch["labels"], self.objective)
         num_tokens = batch["input_ids"].numel()
         self.cost.tokens += num_tokens
         self.cost.flops += num_tokens * self.flops_per_token
-        settings = head_settings(self.model)
-        return [OnlineTarget(hidden_NE, settings.pop("weight_VD"), vocab_size=self.vocab_size, **settings)]
+        return [self._run(batch)]
+
+    @torch.no_grad()
+    def _run(self, batch: Batch) -> OnlineTarget:
+        device = batch["input_ids"].device
+        if not self.is_sharded and next(self.model.parameters()).device != device:
+            self.model.to(device)
+
+        def target(hidden_BTD: Tensor) -> OnlineTarget:
+            settings = head_settings(self.model)
+            if self.is_sharded:  # the whole output embedding is there inside the forward only
+                settings = {k: v.clone() if isinstance(v, Tensor) else v for k, v in settings.items()}
+            hidden_NE, _, _ = predicted_rows(hidden_BTD, batch["labels"], self.objective)
+            return OnlineTarget(hidden_NE, settings.pop("weight_VD"), vocab_size=self.vocab_size, **settings)
+
+        return at_the_head(self.model, batch, self.objective, target)
+
+    def attend(self, batch: Batch) -> None:
+        """Where every process holds a part of the model, it runs in all of them or in none: here on one sequence."""
+        if self.is_sharded:
+            self._run({name: tensor[:1] for name, tensor in batch.items()})
+
+    def shard(self, wrap: Callable[[Any], Any]) -> None:
+        """Hold a part of each parameter only."""
+        packing_of(self.model, self.objective)  # found out by a trial, which needs the whole model
+        self.model, self.is_sharded = wrap(self.model), True
 
     def close(self) -> None:
         """Drop the model."""
@@ -183,6 +209,12 @@ class CachedTeacher:
         device = batch["input_ids"].device
         return [CachedTarget(torch.from_numpy(ids_NK).to(device), torch.from_numpy(probabilities_NK).to(device))]
 
+    def attend(self, batch: Batch) -> None:
+        """Nothing runs."""
+
+    def shard(self, wrap: Callable[[Any], Any]) -> None:
+        """There are no parameters."""
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -201,6 +233,7 @@ class MixtureTeacher:
 
     def __init__(self, teachers: Sequence[Teacher], weigh: Callable[[Batch], Tensor], objective: str) -> None:
         self.teachers, self.weigh, self.objective = list(teachers), weigh, objective
+        self.is_sharded = False
 
     @property
     def cost(self) -> TeacherCost:
@@ -226,12 +259,25 @@ class MixtureTeacher:
         for index, teacher in enumerate(self.teachers):
             active_B = weights_BJ[:, index] > 0
             if not bool(active_B.any()):
+                if self.is_sharded:
+                    teacher.attend(batch)
                 continue
             rows_N = active_B[sequence_N]
             weight_N = weights_BJ[sequence_N, index]
             shown = {name: tensor[active_B] for name, tensor in batch.items()}
             found += [_spread(target, rows_N, weight_N) for target in teacher.targets(shown)]
         return found
+
+    def attend(self, batch: Batch) -> None:
+        """All of them."""
+        for teacher in self.teachers:
+            teacher.attend(batch)
+
+    def shard(self, wrap: Callable[[Any], Any]) -> None:
+        """All of them."""
+        self.is_sharded = True
+        for teacher in self.teachers:
+            teacher.shard(wrap)
 
     def close(self) -> None:
         """Free all of them."""

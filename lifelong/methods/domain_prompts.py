@@ -72,9 +72,7 @@ class Plugin(Method):
     def edit_batch(self, batch: Batch) -> Batch:
         """Every text of a batch with its domain's prompt behind its first token."""
         first_ids_B = self.first_id + batch["domain_ids"] * self.tokens
-        edited, inserted = with_prompt_ids(batch, first_ids_B, self.tokens)
-        self.extra_tokens += inserted
-        return edited
+        return with_prompt_ids(batch, first_ids_B, self.tokens)[0]
 
     def end_stage(self, context: StageContext) -> None:
         """Take the prompts out of the model."""

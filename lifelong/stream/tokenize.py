@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lifelong import ranks
 from lifelong.checkpoint import DOMAIN_TOKENIZERS, sync_folder, write_json
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.stream.blocks import BlockStore, BlockWriter
@@ -170,6 +171,8 @@ def tokenize_domain(
 ) -> BlockStore:
     """The blocks of a split; tokenised once, then opened from the cache.
 
+    Of the processes of one run the first tokenises, the others wait and map the same file.
+
     Documents are BOS (EOS where there is none, or CLS), their tokens, EOS (or SEP).
 
     Args:
@@ -186,6 +189,20 @@ def tokenize_domain(
         InputError: see `read_documents`.
     """
     cache = cache_dir if cache_dir is not None else default_cache_dir()
+    folder = ranks.on_first(lambda: _tokenized(domain, split, tokenizer, sequence_length, cache, num_proc, chosen))
+    return BlockStore(folder / "blocks.arrow")
+
+
+def _tokenized(
+    domain: Domain,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    cache: Path,
+    num_proc: int | None,
+    chosen: NDArray[np.bool_] | None,
+) -> Path:
+    """Folder of the cache that holds the blocks, filled where it is not there."""
     encoder = Encoder(tokenizer)
     settings = {
         "format": _CACHE_FORMAT,
@@ -199,7 +216,7 @@ def tokenize_domain(
     folder = cache / "blocks" / f"{domain.name}-{split}-{digest[:20]}"
     if not (folder / "manifest.json").is_file():
         _tokenize_to(folder, domain, split, encoder, settings, num_proc, chosen)
-    return BlockStore(folder / "blocks.arrow")
+    return folder
 
 
 def manifest_of(store: BlockStore) -> dict[str, Any]:

@@ -6,13 +6,16 @@ What the lifelong loop decides itself (length, order, output folder, seeds) may 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
 
+from lifelong import ranks
 from lifelong.errors import InputError, did_you_mean
 
 DEFAULTS: dict[str, Any] = {
@@ -43,6 +46,8 @@ DECIDED_BY_THE_LOOP = {
     "label_names": "the loop",
     "include_num_input_tokens_seen": "the cost ledger",
     "disable_tqdm": "the live display",
+    "ddp_backend": "the loop, which connects its processes before it reads the recipe",
+    "ddp_timeout": "the loop, which connects its processes before it reads the recipe",
 }
 
 
@@ -71,6 +76,9 @@ def training_arguments(
         raise InputError("\n".join(lines))
     values = {**DEFAULTS, **{key: value for key, value in section.items() if value is not None}}
     values = {key: _number(value) for key, value in values.items()}
+    values |= micro_batches(values, ranks.world_size())
+    if ranks.world_size() > 1 and not _has_accelerator():
+        values["use_cpu"] = True  # accelerate takes processes without an accelerator for as many runs of their own
     try:
         arguments = transformers.TrainingArguments(
             output_dir=str(output_dir),
@@ -84,11 +92,90 @@ def training_arguments(
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"train: {' '.join(str(error).split())}") from None
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several devices are for several processes, not for DataParallel
     # without an accelerator pinning is not possible and only earns a warning
     if arguments.device.type == "cpu":
         arguments.dataloader_pin_memory = False
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     return arguments
+
+
+def check_processes(section: Mapping[str, Any]) -> None:
+    """Refuse what the processes that were launched cannot do with a `train:` section.
+
+    Raises:
+        InputError: a step that they cannot share; or parameters in parts where, or as, that is not right.
+    """
+    micro_batches(section, ranks.world_size())
+    config = section.get("fsdp_config") or {}
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if launched or section.get("fsdp"):
+        version = os.environ.get("FSDP_VERSION", "1") if launched else config.get("version", 2)
+        if int(version) != 2:
+            raise InputError(
+                "FSDP: version 1 flattens the parameters, which nothing here was tested with; write fsdp_version: 2 "
+                "into the configuration of accelerate"
+            )
+        if not _has_accelerator():
+            raise InputError(
+                "FSDP: accelerate shards over accelerators only, and this machine has none; launch without FSDP: "
+                "several processes then share the batches and each holds the whole model"
+            )
+    if _zero_stage(section) == 3:
+        raise InputError(
+            "DeepSpeed: ZeRO-3 hides the parameters from the growth, the probes and the teacher; take FSDP2 "
+            "(docs: launch on many devices), which shards the same, or ZeRO stage 1 or 2"
+        )
+
+
+def _zero_stage(section: Mapping[str, Any]) -> int | None:
+    """Stage of ZeRO, where DeepSpeed is asked for by the recipe or by the launcher."""
+    named: Any = section.get("deepspeed")
+    if isinstance(named, str) and Path(named).is_file():
+        named = json.loads(Path(named).read_text(encoding="utf-8"))
+    if isinstance(named, Mapping):
+        return int(named.get("zero_optimization", {}).get("stage", 0))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        if (config := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")) and Path(config).is_file():
+            return _zero_stage({"deepspeed": config})
+        return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    return None
+
+
+def micro_batches(section: Mapping[str, Any], processes: int) -> dict[str, int]:
+    """How an optimizer step is cut for so many processes: the same sequences in every step, whatever their number.
+
+    A recipe says by `per_device_train_batch_size` times `gradient_accumulation_steps` how many sequences a step has.
+    More processes first share the accumulation; where that is not enough, each takes fewer sequences at a time.
+
+    Raises:
+        InputError: the sequences of a step cannot be divided equally.
+    """
+    size = section.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"])
+    accumulation = section.get("gradient_accumulation_steps", 1)
+    if processes == 1 or not (_is_count(size) and _is_count(accumulation)):
+        return {}
+    step = int(size) * int(accumulation)
+    if step % processes:
+        known = [count for count in range(1, step + 1) if step % count == 0 and count < 2 * processes]
+        raise InputError(
+            f"train: an optimizer step of {step} sequences (per_device_train_batch_size {int(size)} x "
+            f"gradient_accumulation_steps {int(accumulation)}) cannot be divided among {processes} processes; start "
+            f"{' or '.join(map(str, known[-3:]))}, or set gradient_accumulation_steps to a multiple of {processes}"
+        )
+    own = step // processes
+    taken = max(count for count in range(1, min(int(size), own) + 1) if own % count == 0)
+    return {"per_device_train_batch_size": taken, "gradient_accumulation_steps": own // taken}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and value == int(value) and value >= 1
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
 
 
 def tokens_per_step(arguments: transformers.TrainingArguments, sequence_length: int) -> int:
@@ -97,7 +184,7 @@ def tokens_per_step(arguments: transformers.TrainingArguments, sequence_length: 
 
 
 def blocks_per_step(arguments: transformers.TrainingArguments) -> int:
-    """Sequences of one optimizer step over all devices."""
+    """Sequences of one optimizer step over all devices; the same number however many there are."""
     return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
 
 

@@ -19,23 +19,25 @@ from typing import Any, Protocol
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from lifelong import ranks
 from lifelong.checkpoint import read_json, remove_tree, sync_tree, write_json
-from lifelong.errors import CorruptionError, Interrupted
+from lifelong.errors import CorruptionError, InputError, Interrupted
 from lifelong.inherit.head import loss_head
 from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.teachers import TeacherCost
 from lifelong.records import FactPoint, ProbePoint, RunObserver, TrainPoint
 from lifelong.train.method import Method
 
 SECONDS_BETWEEN_SAVES = 120.0
 STATE_FILE = "stage_state.json"
 METHODS_FILE = "methods.safetensors"
+SUMS = ("loss", "ce", "kl", "tokens")
 
 
 @dataclass
@@ -161,8 +163,11 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         # Trainer tells old checkpoints by their times, and would delete the newest after a clock was set back
         self.checkpoints_kept = args.save_total_limit or sys.maxsize
         args.save_total_limit = None
+        # of this process since they were last taken together
         self._sums: dict[str, Tensor] = {}
         self._replay_tokens = 0
+        self._replayed: dict[str, int] = {}
+        self._inserted = [0] * len(phase.methods)
         self.remove_callback(PrinterCallback)
         for callback in self.callback_handler.callbacks:
             if phase.tracker_dir is not None and getattr(callback, "logging_dir", "") is None:
@@ -193,8 +198,11 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             progress = self.state.global_step / self.state.max_steps
             inheritance = self.phase.inheritor.for_batch(inputs, progress=progress, step=self.state.global_step)
         batch: Mapping[str, Tensor] = inputs
-        for method in self.phase.methods:
-            batch = method.edit_batch(batch)
+        for place, method in enumerate(self.phase.methods):
+            edited = method.edit_batch(batch)
+            if edited is not batch:
+                self._inserted[place] += int((edited["segment_ids"] > 0).sum() - (batch["segment_ids"] > 0).sum())
+            batch = edited
         outputs = model(**batch, inheritance=inheritance, num_items=num_items_in_batch)
         loss = outputs.loss
         share = outputs.num_tokens / num_items_in_batch if num_items_in_batch is not None else 1.0
@@ -219,16 +227,46 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             self._replay_tokens += int(tokens_B.sum())
             for column, tokens in zip(inputs["domain_ids"][rows].tolist(), tokens_B.tolist(), strict=True):
                 name = self.phase.domains[column] if self.phase.domains else str(column)
-                self.curve.replayed[name] = self.curve.replayed.get(name, 0) + tokens
+                self._replayed[name] = self._replayed.get(name, 0) + tokens
+
+    def take_together(self) -> None:
+        """Counts and sums of all processes: from here on the first process has them, and the others begin anew."""
+        names = self._names_of_domains()
+        mine = [float(self._sums.get(name, 0.0)) for name in SUMS]
+        mine += [float("kl" in self._sums), float(self._replay_tokens), *map(float, self._inserted)]
+        mine += [float(self._replayed.get(name, 0)) for name in names]
+        totals = ranks.summed(mine).tolist()
+        sums = dict(zip(SUMS, totals, strict=False))
+        taught, replay_tokens, *counts = totals[len(SUMS) :]
+        inserted, replayed = counts[: len(self._inserted)], counts[len(self._inserted) :]
+        for method, tokens in zip(self.phase.methods, inserted, strict=True):
+            method.extra_tokens += tokens
+        for name, tokens in zip(names, replayed, strict=True):
+            if tokens:
+                self.curve.replayed[name] = self.curve.replayed.get(name, 0) + int(tokens)
+        self._inserted, self._replayed = [0] * len(inserted), {}
+        self._sums, self._replay_tokens = {}, 0
+        if ranks.is_first() and sums["tokens"]:
+            kept = [name for name in SUMS if name != "kl" or taught]
+            self._sums = {name: torch.tensor(sums[name], dtype=torch.float64) for name in kept}
+            self._replay_tokens = int(replay_tokens)
+
+    def _names_of_domains(self) -> list[str]:
+        """Of all that may be replayed, in an order that all processes share."""
+        if self.phase.domains:
+            return list(self.phase.domains)
+        columns = 1 + ranks.highest(max((int(name) for name in self._replayed), default=-1))
+        return [str(column) for column in range(columns)]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add CE, KL and alpha to what Trainer logs, and keep the point for the report."""
+        if "loss" in logs:
+            self.take_together()
         if "loss" in logs and self._sums:
             tokens = float(self._sums["tokens"])
-            if self.accelerator.num_processes == 1:
-                # Trainer forgets the steps since the last log when it is resumed; these sums do not
-                steps = self.state.global_step - (self.curve.train[-1].step if self.curve.train else 0)
-                logs["loss"] = float(self._sums["loss"]) / steps
+            # Trainer forgets the steps since the last log when it is resumed; these sums do not
+            steps = self.state.global_step - (self.curve.train[-1].step if self.curve.train else 0)
+            logs["loss"] = float(self._sums["loss"]) / steps
             logs["ce"] = float(self._sums["ce"]) / tokens
             if "kl" in self._sums:
                 logs["kl"] = float(self._sums["kl"]) / tokens
@@ -263,8 +301,6 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         points = list(self.phase.probe(step, tokens)) if self.phase.probe is not None else []
         if not points:
             return
-        if self.args.world_size > 1:
-            broadcast_object_list(points)  # what steers replay has to be the same on every device
         for point in points:
             self.curve.probes.append(point)
             self.phase.observer.probed(point)
@@ -279,6 +315,29 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         due = self.control.should_log
         self.log(logs)
         self.control.should_log = due
+
+    def shard_teacher(self) -> None:
+        """With FSDP2 the teacher lies in parts like the student, wrapped by the same policy."""
+        if self.is_fsdp_enabled and self.phase.inheritor is not None:
+            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+            self.phase.inheritor.shard(lambda model: fsdp2_prepare_model(self.accelerator, model))
+
+    @property
+    def sharding(self) -> str | None:
+        """How parameters lie in parts on the devices; None where each holds all of them."""
+        if self.is_fsdp_enabled:
+            return "FSDP2"
+        return "DeepSpeed" if self.is_deepspeed_enabled else None
+
+    def cost_of_teaching(self) -> dict[str, Any]:
+        """What the teachers of all processes have cost in this phase, and what they had no place for."""
+        cost = self.phase.inheritor.cost if self.phase.inheritor is not None else TeacherCost()
+        names = sorted(cost.mapped)  # the same in all processes: a teacher is named before it has taught
+        mapped = [number for name in names for number in cost.mapped[name]]
+        tokens, flops, *rest = ranks.summed([cost.tokens, cost.flops, *mapped]).tolist()
+        found = {name: (int(rows), mass) for name, rows, mass in zip(names, rest[::2], rest[1::2], strict=True)}
+        return {"teacher_tokens": int(tokens), "teacher_flops": flops, "mapped": found}
 
     @property
     def seconds(self) -> float:
@@ -308,6 +367,7 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
             method.edit_gradients(self.trainer.model)
 
     def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        self.trainer.shard_teacher()
         if state.global_step == 0:
             self.trainer.run_probe()
 
@@ -318,18 +378,23 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         if trainer.phase.trunk is not None and trainer.phase.trunk.step == state.global_step:
             trainer.phase.trunk.save()
         trainer.run_probe()
-        if state.global_step < state.max_steps and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES:
+        # what a clock or a signal says in one process has to happen in all of them, at the same step
+        late = ranks.is_first() and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES
+        late, stopped = (bool(flag) for flag in ranks.summed([late, trainer.phase.stop.requested]))
+        trainer.phase.stop.requested = stopped
+        if state.global_step < state.max_steps and (late or stopped):
             control.should_save = True
-        if trainer.phase.stop.requested and state.global_step < state.max_steps:
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_training_stop = stopped
         return control
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Written last: a checkpoint without this file was cut short and is passed over."""
         self.last_saved = time.monotonic()
         trainer = self.trainer
-        if not trainer.is_world_process_zero():
+        trainer.take_together()
+        taught = trainer.cost_of_teaching()
+        ranks.barrier()  # every process has written its part of the checkpoint
+        if not ranks.is_first():
             return
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         inheritor = trainer.phase.inheritor
@@ -338,11 +403,12 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         write_json(
             folder / STATE_FILE,
             {
-                "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+                "sizes": _sizes(folder),
+                "sharding": trainer.sharding,
                 "curve": {**trainer.curve.to_json(), "seconds": trainer.seconds},
                 "sums": {name: float(value) for name, value in trainer._sums.items()},
                 "replay_tokens": trainer._replay_tokens,
-                "inheritor": inheritor.state_dict() if inheritor is not None else None,
+                "inheritor": {**inheritor.state_dict(), **taught} if inheritor is not None else None,
                 "steering": trainer.phase.steering.state_dict() if trainer.phase.steering is not None else None,
             },
         )
@@ -357,7 +423,7 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
         Interrupted: a stop was requested; everything is saved, the same call continues.
     """
     folder = Path(args.output_dir)
-    checkpoint = _last_complete_checkpoint(folder)
+    checkpoint = ranks.on_first(lambda: _last_complete_checkpoint(folder))
     trainer = StageTrainer(model, args, phase)
     if checkpoint is not None:
         _restore(trainer, checkpoint)
@@ -380,10 +446,10 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     if phase.stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; saved")
     trainer.curve.tokens = trainer.state.global_step * trainer.tokens_per_step
-    if phase.inheritor is not None:
-        cost = phase.inheritor.cost
-        trainer.curve.teacher_tokens, trainer.curve.teacher_flops = cost.tokens, cost.flops
-        trainer.curve.mapped = cost.mapped
+    trainer.take_together()
+    taught = trainer.cost_of_teaching()
+    trainer.curve.teacher_tokens, trainer.curve.teacher_flops = int(taught["teacher_tokens"]), taught["teacher_flops"]
+    trainer.curve.mapped = {name: (rows, mass) for name, (rows, mass) in taught["mapped"].items()}
     trainer.curve.seconds = trainer.seconds
     model.zero_grad(set_to_none=True)
     return trainer.curve
@@ -391,11 +457,21 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
 
 def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     state = read_json(checkpoint / STATE_FILE)
+    if (written := state.get("sharding")) != trainer.sharding:
+        raise InputError(
+            f"{checkpoint}: was written by {_launched_as(written)}, this is {_launched_as(trainer.sharding)}; launch "
+            "it as before (the number of processes is free), or remove this folder: the stage then begins anew"
+        )
     trainer.curve = PhaseCurve.from_json(state["curve"])
-    trainer._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["sums"].items()}
-    trainer._replay_tokens = state["replay_tokens"]
-    if trainer.phase.inheritor is not None and state["inheritor"] is not None:
-        trainer.phase.inheritor.load_state_dict(state["inheritor"])
+    inherited = state["inheritor"]
+    if ranks.is_first():
+        trainer._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["sums"].items()}
+        trainer._replay_tokens = state["replay_tokens"]
+    elif inherited is not None:
+        # the first process has the sums
+        inherited = {**inherited, "teacher_tokens": 0, "teacher_flops": 0.0, "mapped": {}}
+    if trainer.phase.inheritor is not None and inherited is not None:
+        trainer.phase.inheritor.load_state_dict(inherited)
     if trainer.phase.steering is not None and state["steering"] is not None:
         trainer.phase.steering.load_state_dict(state["steering"])
     load_methods(trainer.phase.methods, checkpoint / METHODS_FILE)
@@ -416,10 +492,20 @@ def _last_complete_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Bytes of every file, by its path inside the checkpoint."""
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+
+
+def _launched_as(sharding: str | None) -> str:
+    return f"a run with {sharding}" if sharding else "a run with whole parameters on every device"
+
+
 def _is_complete(checkpoint: Path) -> bool:
     try:
         sizes = read_json(checkpoint / STATE_FILE)["sizes"]
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items() if name != STATE_FILE)
     except (CorruptionError, OSError, KeyError, TypeError):
         return False
 

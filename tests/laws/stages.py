@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 
+from lifelong import ranks
 from lifelong.errors import Interrupted
 from lifelong.expand import expansion_map, new_config, plan_expansion
 from lifelong.inherit.head import loss_head
@@ -134,7 +135,7 @@ class Run:
         )  # fmt: skip
         for method in reversed(self.made):
             method.end_stage(context)
-        save_methods(self.made, self.folder / f"{index}.safetensors")
+        ranks.on_first(lambda: save_methods(self.made, self.folder / f"{index}.safetensors"))
 
     def _context(self, index: int, domain: str, mapping: Any) -> StageContext:
         rows = MemoryRows(Memory(), collator(), DOMAINS, self.seed)

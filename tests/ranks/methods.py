@@ -1,0 +1,30 @@
+"""Two small stages with every method file, in as many processes as there are."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from lifelong import ranks
+from lifelong.plugins import plugin_names
+from tests.laws.stages import Run
+
+METHODS = plugin_names("lifelong.methods")
+CAREFUL = {"adam_epsilon": 1e-2}
+
+
+def run_methods(folder: Path) -> None:
+    """What each method leaves behind in this process, in a file of its own."""
+    for name in METHODS:
+        work = folder / name
+        ranks.on_first(lambda work=work: work.mkdir(parents=True))
+        save_file(left_behind(work, name), work / f"rank{ranks.rank()}.safetensors")
+
+
+def left_behind(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Weights, state of the method, and its cost after both stages."""
+    run = Run(folder, [{"name": name}], train=CAREFUL)
+    cost = torch.tensor([method.extra_tokens for method in run.made], dtype=torch.float64)
+    parts = {"weights": run.weights, "state": run.state()}
+    found = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    return {key: value.clone().contiguous() for key, value in found.items()} | {"cost": cost}

@@ -1,0 +1,55 @@
+"""The whole loop in several processes: what one process computes, whoever dies on the way."""
+
+import pytest
+
+from benchmarks.ranks import measure
+from lifelong.ledger import check_run, read_records
+from tests.ranks.launches import difference, order_of, start, write_recipe
+from tests.ranks.worker import do
+
+FLOAT32 = 2e-6
+
+
+def assert_same(found):
+    assert max(found.loss, found.probe, found.evaluation) < FLOAT32
+    assert found.same_order
+    assert found.same_replay
+    assert found.same_cost
+
+
+def test_a_killed_process_ends_all_and_one_process_goes_on(two_processes, tmp_path):
+    """Two processes train; the second dies at step 4 of the second stage; one goes on from the checkpoint of step 3."""
+    recipe, run, ended = two_processes.recipe, two_processes.run, two_processes.ended
+    do({"recipe": str(recipe), "out": tmp_path / "one", "order": tmp_path / "one-order", "mode": "ddp"})
+    assert ended.exit_code != 0
+    assert ended.ended_after is not None, ended.stderr
+    assert len(ended.told) <= 1, ended.stderr
+    assert [record.name for record in read_records(run)] == ["initial", "00-sea"]
+    assert check_run(run) == []
+    assert list((run / ".work").glob("01-farm/train-checkpoints/checkpoint-3/stage_state.json"))
+    do({"recipe": str(recipe), "out": run, "order": order_of(run), "mode": "ddp"})
+    assert_same(difference(tmp_path / "one", run))
+    assert check_run(run) == []
+
+
+@pytest.mark.slow
+def test_all_refuse_together_with_one_message(tmp_path):
+    """Before anything is written."""
+    recipe = write_recipe(tmp_path, train={"per_device_train_batch_size": 7})
+    refused = start(2, ["-m", "lifelong", "run", str(recipe), "--out", str(tmp_path / "run")])
+    assert refused.exit_code != 0
+    assert len(refused.told) == 1, refused.stderr
+    assert "optimizer step of 7 sequences" in refused.told[0]
+    assert "cannot be divided among 2 processes; start 1, or set" in refused.told[0]
+    assert "exitcode  : 2 " in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_table_of_equalities(tmp_path):
+    """DDP, FSDP2 and offload in 2 and 4 processes, killed ones continued by other numbers of them."""
+    rows = measure(tmp_path)
+    assert len(rows) > 10
+    for row in rows:
+        assert_same(row)
+        assert row.exit_code != 0
