@@ -98,7 +98,7 @@ MAIN_ARMS = (
 MAIN = Part({name: Arm(name, keep=name == "ours") for name in MAIN_ARMS})
 
 
-FINAL = Part({f"final-size x{times}": Arm("final-size", budget=times) for times in (1.3, 1.6)})
+FINAL = Part({f"final-size x{times}": Arm("final-size", budget=times) for times in (1.6,)})
 """The final size with more FLOPs than the others: where does it reach what the grown model has?"""
 
 CURVES = Part(
@@ -119,10 +119,12 @@ ORDER = Part(
 )
 """The stream the other way round."""
 
+DOUBLED = ("stages.3.expand.hidden_size=128", "stages.3.expand.heads=4", "stages.3.expand.intermediate_size=352")
+"""ModernBERT grows exactly to multiples of its width only."""
 MASKED = Part(
     {name: Arm(name) for name in ("sequential", "replay", "ours")},
-    tokens=100_000,
-    changes=("objective=mlm", "model.family=modernbert", "evaluate.tokens=30k"),
+    tokens=60_000,
+    changes=("objective=mlm", "model.family=modernbert", "evaluate.tokens=30k", *DOUBLED),
 )
 """Masked language modelling, smaller."""
 
@@ -154,7 +156,7 @@ CONVERGED = Part(
 ADAPTATION = Part(
     {
         f"{name} {thousands}k": Arm(recipe, budget=(160 + thousands) / (160 + 80))
-        for thousands in (40, 80, 320)
+        for thousands in (80, 320)
         for name, recipe in (("plain", "adaptation"), ("taught", "adaptation-taught"))
     },
     reference=Arm("adaptation"),

@@ -224,8 +224,9 @@ def _validated(grown: Any, target: Mapping[str, int]) -> Any:
             hint = f"; nearest hidden sizes for {target['heads']} heads: {near} and {near + target['heads']}"
         reason = " ".join(str(error).split()).rsplit("ValueError: ", 1)[-1]
         raise ExpansionError(f"transformers refuses the grown configuration: {reason}{hint}") from None
-    if again.to_dict() != grown.to_dict():
-        changed = [key for key, value in grown.to_dict().items() if again.to_dict().get(key) != value]
+    # what an architecture does not know is left out when it is read: Trainer sets use_cache on every configuration
+    kept = again.to_dict()
+    if changed := [key for key, value in grown.to_dict().items() if key in kept and kept[key] != value]:
         raise ExpansionError(f"the grown configuration does not survive being read back: {', '.join(changed)}")
     for chosen in ("_attn_implementation", "_experts_implementation"):  # choices of this process, written nowhere
         if getattr(grown, chosen, None) is not None:

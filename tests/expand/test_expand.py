@@ -13,6 +13,7 @@ from lifelong.expand import (
     expand_model,
     family_of,
     grow,
+    model_shape,
     new_config,
     plan_expansion,
     rope,
@@ -20,6 +21,7 @@ from lifelong.expand import (
     width,
 )
 from lifelong.expand.depth import chain_gains, place_layers
+from lifelong.plugins import plugin_names
 from tests.expand.models import batch, tiny
 
 
@@ -67,6 +69,14 @@ def test_an_unknown_architecture_is_told_what_there_is():
         family_of(types.SimpleNamespace(model_type="t5"))
     with pytest.raises(UnknownNameError, match="no axis 'hiden_size'; did you mean 'hidden_size'"):
         plan_expansion(tiny("llama").config, hiden_size=48)
+
+
+@pytest.mark.parametrize("family", plugin_names("lifelong.expand.families"))
+def test_a_configuration_grows_after_a_trainer_has_touched_it(family):
+    config = tiny(family).config
+    config.use_cache = False  # as Trainer does to every model, also to those that know no cache
+    layers = model_shape(config)["layers"] + 1
+    assert model_shape(plan_expansion(config, layers=layers).target_config)["layers"] == layers
 
 
 def test_a_model_with_other_parameters_is_refused():
