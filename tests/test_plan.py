@@ -180,11 +180,16 @@ def test_measured_speed_times_real_steps(cards):
     assert "measured here" in plan.speed.describe()
 
 
-def test_more_devices_mean_fewer_steps_and_the_same_tokens(cards):
-    recipe = parse_recipe(recipe_data(cards, stages=[{"domain": str(cards / "sea.yaml"), "tokens": 40960}]))
-    one, four = plan_recipe(recipe), plan_recipe(recipe, Devices(4, "fsdp2", "cuda"))
-    assert one.stages[0].steps == 4 * four.stages[0].steps
-    assert one.stages[0].tokens == four.stages[0].tokens
+def test_devices_share_a_step_and_leave_the_training_as_it_is(cards):
+    train = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "use_cpu": True}
+    recipe = parse_recipe(recipe_data(cards, train=train))
+    one, two, eight = (plan_recipe(recipe, Devices(n, "ddp" if n > 1 else "none", "cuda")) for n in (1, 2, 8))
+    for stages in zip(one.stages, two.stages, eight.stages, strict=True):
+        assert len({(stage.steps, stage.tokens, stage.flops) for stage in stages}) == 1
+    micro = [plan.stages[0].memory.activations for plan in (one, two, eight)]
+    assert micro[0] == micro[1] > micro[2]  # the accumulation is shared first, then the rows
+    with pytest.raises(InputError, match=r"an optimizer step of 8 sequences .* cannot be divided among 3 processes"):
+        plan_recipe(recipe, Devices(3, "ddp", "cuda"))
 
 
 # --- warnings -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.report.figures import new_figure, save_figure
+from lifelong.report.figures import new_figure
 
 Rows = Sequence[Mapping[str, Any]]
 ACCENT, QUIET = "#0072B2", "#8a8a8a"
@@ -37,7 +37,7 @@ def arms_figure(by_arm: Mapping[str, Rows], path: Path) -> None:
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     right.axvline(0, color="#444444", lw=0.8)
-    save_figure(figure, path)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
 
 
 def front_figure(points: Mapping[float, Rows], new_domain: str, path: Path) -> None:
@@ -59,7 +59,7 @@ def front_figure(points: Mapping[float, Rows], new_domain: str, path: Path) -> N
     axes.grid(color="#e4e4e4")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-    save_figure(figure, path)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
 
 
 def growth_figure(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
@@ -75,4 +75,4 @@ def growth_figure(curves: Mapping[str, Mapping[int, float]], path: Path) -> None
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-    save_figure(figure, path)
+    figure.savefig(path.with_suffix(".png"), dpi=110)

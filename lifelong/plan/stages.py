@@ -24,7 +24,7 @@ from lifelong.recipe import InheritSection, Recipe, parse_recipe
 from lifelong.replay import MOST_PROBES, PROBING_COST
 from lifelong.stream.domain import load_domain
 from lifelong.stream.mixing import stage_plan
-from lifelong.train.arguments import blocks_per_step, training_arguments
+from lifelong.train.arguments import blocks_per_step, micro_batches, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.train.method import make_methods
 from lifelong.train.schedule import trunk_step
@@ -165,16 +165,21 @@ def _train(recipe: Recipe, index: int) -> dict[str, Any]:
     return {**recipe.train, **recipe.stages[index].train}
 
 
-def stage_arguments(recipe: Recipe, index: int) -> Any:
-    """TrainingArguments of a stage, without what only its device can have."""
+def stage_arguments(recipe: Recipe, index: int, devices: int = 1) -> Any:
+    """TrainingArguments of a stage on one of the devices that share its steps, without what only a device can have.
+
+    Raises:
+        InputError: a step cannot be divided among the devices.
+    """
     train = {key: value for key, value in _train(recipe, index).items() if key not in OF_THE_DEVICE}
+    train |= micro_batches(train, devices)
     return training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0)
 
 
 def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devices, shapes: Shapes) -> PlannedStage:
     section, length, objective = recipe.stages[index], recipe.sequence_length, recipe.objective
     arguments = stage_arguments(recipe, index)
-    plan = stage_plan(section.tokens, length, blocks_per_step(arguments) // arguments.world_size * devices.count)
+    plan = stage_plan(section.tokens, length, blocks_per_step(arguments))
     recover = recipe.recover.tokens if recipe.recover and section.expand and index else 0
     model = meta_model(config, objective)
     teachers = _teachers(recipe, index, before, shapes)
@@ -210,8 +215,14 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         trunk_bytes=parameters * FLOAT32 if trunk else 0,
         resumable_bytes=int(parameters * (FLOAT32 + moment_bytes(arguments))),
         memory=device_memory(
-            config, arguments, devices, objective=objective, length=length, teachers=teachers, low_precision=low
-        ),
+            config,
+            stage_arguments(recipe, index, devices.count),
+            devices,
+            objective=objective,
+            length=length,
+            teachers=teachers,
+            low_precision=low,
+        ),  # fmt: skip
     )
 
 
