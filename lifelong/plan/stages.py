@@ -222,7 +222,7 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
             length=length,
             teachers=teachers,
             low_precision=low,
-        ),  # fmt: skip
+        ),
     )
 
 
