@@ -42,7 +42,7 @@ def downstream(out: Path) -> Path:
     quiet()
     (task,) = tasks_of("prompts", PARTS["prompts"], out)
     run = out / "runs" / task.slug
-    settings = FineTuning(5e-4, 5, 3, seeds=len(SEEDS), examples=300, length=64)
+    settings = FineTuning(5e-4, 4, 3, seeds=len(SEEDS), examples=200, length=64)
     prompts = next(run.glob("stages/04-*/**/prompts.safetensors"))
     rows = []
     for name in TASKS:
