@@ -212,7 +212,7 @@ def gap_table() -> str:
     curves = rises()
     rows = []
     for arm, found in curves.items():
-        back = [next((tokens for tokens, rise in curve.items() if rise <= 0), None) for curve in found.values()]
+        back = [made_up(curve) for curve in found.values()]
         rows.append([
             f"`{arm}`",
             spread([curve[0] for curve in found.values()], sign=True),
@@ -230,6 +230,12 @@ def gap_table() -> str:
         "news at the end",
     ]
     return table(heads, rows)
+
+
+def made_up(curve: Mapping[int, float]) -> int | None:
+    """Tokens after which a rise stays at or below zero."""
+    above = [tokens for tokens, rise in curve.items() if rise > 0]
+    return next((tokens for tokens in curve if tokens > max(above, default=-1)), None)
 
 
 def rises() -> dict[str, dict[int, dict[int, float]]]:
