@@ -68,7 +68,8 @@ def growth_figure(curves: Mapping[str, Mapping[int, float]], path: Path) -> None
     axes = figure.subplots()
     for (name, curve), colour in zip(curves.items(), ("#D55E00", "#0072B2", "#009E73"), strict=False):
         axes.plot(list(curve), list(curve.values()), "o-", ms=3, label=name, color=colour)
-    axes.set_xscale("symlog", linthresh=1000)
+    axes.set_xscale("symlog", linthresh=1000, linscale=0.4)
+    axes.set_xticks([0, 1_000, 10_000, 100_000], ["0", "1k", "10k", "100k"])
     axes.set_xlabel("tokens since the growth", fontsize=8)
     axes.set_ylabel("rise on earlier domains, nats/token", fontsize=8)
     axes.grid(color="#e4e4e4")

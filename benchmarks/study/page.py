@@ -181,8 +181,8 @@ def growth_saving() -> str:
     points = [by_seed(rows, log_ap) for rows in (main["final-size"], *final.values())]
     flops = [statistics.fmean(row["flops"] for row in rows) for rows in (main["final-size"], *final.values())]
     rows, ratios = [], []
-    for seed, target in base.items():
-        curve = [point[seed] for point in points]
+    for seed in sorted(set(base).intersection(*points)):
+        target, curve = base[seed], [point[seed] for point in points]
         needed = crossing(flops, curve, target)
         ratios.append(needed / flops[0] if needed else math.nan)
         rows.append(
