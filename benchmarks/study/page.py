@@ -270,7 +270,7 @@ def adaptation_table() -> str:
 
 
 def steps_table() -> str:
-    """Steps and FLOPs that a small teacher saves a larger student."""
+    """Steps and FLOPs that a small teacher saves a larger student; nothing where that was not run."""
     path = RESULTS / "steps_saved.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     rows = []
@@ -278,6 +278,8 @@ def steps_table() -> str:
         nats = [f"{row[key]:.3f}" for key in ("teacher_nats", "plain", "taught")]
         saved = ["none" if row[key] is None else f"{row[key]:.1%}" for key in ("steps_saved", "flops_saved")]
         rows.append([f"{row['temperature']:g}", f"{row['until']:g}", str(row["seed"]), *nats, *saved])
+    if not rows:
+        return ""
     return table(
         ["temperature", "until", "seed", "teacher, nats", "plain, nats", "taught, nats", "steps saved", "FLOPs saved"],
         rows,
