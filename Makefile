@@ -1,12 +1,18 @@
-# Everything a contributor needs; each target makes .venv when it is missing.
+# Everything a contributor needs; each target makes the environment that it runs in when it is missing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# those of the lowest and the newest versions that the package supports
+LOWEST_PYTHON ?= python3.10
+NEWEST_PYTHON ?= python3.13
+# contiguous shares of the tests: what a module prepares once is prepared by one process
+PYTEST := python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart test federated slow soak check bench bench-data docs clean
+.PHONY: quickstart test test-lowest test-newest federated slow soak check bench bench-data docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing lifelong and what it stands on into $(VENV) (some minutes, see docs/install.md for less)"
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
@@ -22,7 +28,24 @@ quickstart: $(VENV)/.installed
 	$(BIN)/lifelong run quickstart --out runs/quickstart
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/$(PYTEST)
+
+# the lowest versions that pyproject.toml declares, on the lowest Python
+.venv-lowest/.installed: pyproject.toml
+	$(LOWEST_PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[test]'
+	touch $@
+
+test-lowest: .venv-lowest/.installed
+	.venv-lowest/bin/$(PYTEST)
+
+# what the package index gives today, on the newest Python; installed anew each time, every warning is an error
+test-newest:
+	$(NEWEST_PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet uv
+	.venv-newest/bin/uv pip install --quiet --python .venv-newest/bin/python -e '.[test]'
+	.venv-newest/bin/$(PYTEST) --strict-warnings
 
 # Flower holds typer and rich below their newest releases: an environment of its own
 .venv-federated/.installed: pyproject.toml
@@ -44,12 +67,16 @@ soak: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.kills --kills $(KILLS) --seed $$(date +%s) --keep .soak
 	$(BIN)/python -m tests.faults.flips .soak --every 997
 
+# the tests that every warning fails: growth, planning, training, evaluation and the command line run through
+STRICT := tests/test_cli.py tests/test_pipeline.py tests/expand/test_checkpoint.py
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
+	$(BIN)/$(PYTEST) --strict-warnings -q $(STRICT)
 
 # alone on the machine; the second kind needs the corpora: LIFELONG_DATA=... make bench-data
 bench: $(VENV)/.installed-test
@@ -63,4 +90,4 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build -W -b html docs docs/_build
 
 clean:
-	rm -rf $(VENV) .venv-federated .soak docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-* .soak docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

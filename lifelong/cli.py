@@ -13,12 +13,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from lifelong import ranks
 from lifelong.errors import BrokenPromiseError, InputError, Interrupted, LifelongError
+
+if TYPE_CHECKING:
+    from lifelong.records import RunObserver
 
 app = typer.Typer(
     name="lifelong",
@@ -85,11 +88,9 @@ def run(
     loaded = load_recipe(recipe, overrides or ())
     quiet_libraries()
     from lifelong.pipeline import run_recipe
-    from lifelong.report.progress import RichObserver
 
-    silent = as_json or not ranks.is_first()
-    with contextlib.closing(RichObserver()) as display:
-        result = run_recipe(loaded, out or Path("runs") / loaded.name, None if silent else display)
+    with _display(as_json) as display:
+        result = run_recipe(loaded, out or Path("runs") / loaded.name, display)
     _finish(Path(result.out), as_json)
 
 
@@ -106,13 +107,9 @@ def extend(
     """Learn one more domain, from the run's own folder; the earlier corpora are not needed."""
     quiet_libraries()
     from lifelong.pipeline import extend_run
-    from lifelong.report.progress import RichObserver
 
-    silent = as_json or not ranks.is_first()
-    with contextlib.closing(RichObserver()) as display:
-        result = extend_run(
-            run_folder, domain, tokens=tokens, overrides=overrides or (), observer=None if silent else display
-        )
+    with _display(as_json) as display:
+        result = extend_run(run_folder, domain, tokens=tokens, overrides=overrides or (), observer=display)
     _finish(Path(result.out), as_json)
 
 
@@ -613,6 +610,21 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def _display(as_json: bool) -> Iterator[RunObserver | None]:
+    """The live display of a run, in the first process only; says first which packages are newer than tested."""
+    from lifelong.report.progress import RichObserver
+    from lifelong.versions import untested_note
+
+    if as_json or not ranks.is_first():
+        yield None
+        return
+    with contextlib.closing(RichObserver()) as display:
+        if note := untested_note():
+            display.say(f"note: {note}")
+        yield display
 
 
 def _print(renderable: Any) -> None:

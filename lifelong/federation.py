@@ -35,7 +35,7 @@ from lifelong.errors import InputError, LifelongError
 from lifelong.evaluate.probes import probe_steps
 from lifelong.expand import model_shape
 from lifelong.history import write_losses
-from lifelong.initial import initial_model, initial_record, package_versions, prepare_tokenizer
+from lifelong.initial import initial_model, initial_record, prepare_tokenizer
 from lifelong.ledger import INITIAL, Ledger, stage_name
 from lifelong.pipeline import claim, summarise
 from lifelong.recipe import Recipe, load_recipe
@@ -53,6 +53,7 @@ from lifelong.silo import FederatedSilo, check_federated, put_weights, silo_doma
 from lifelong.stream.tokenize import tokenizer_fingerprint
 from lifelong.train.arguments import check_train_section, tokens_per_step, training_arguments
 from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
+from lifelong.versions import package_versions
 
 
 @dataclass(frozen=True)

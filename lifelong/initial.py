@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,7 @@ from lifelong.stream.heldout import write_heldout
 from lifelong.stream.tokenize import load_tokenizer, train_tokenizer
 from lifelong.train.compute import num_parameters
 from lifelong.train.stage_trainer import StopRequest
-
-PACKAGES = ("lifelong", "torch", "transformers", "datasets", "tokenizers", "accelerate", "safetensors")
+from lifelong.versions import package_versions
 
 
 def begin(
@@ -232,12 +229,3 @@ def last_model(ledger: Ledger, recipe: Recipe) -> PreTrainedModel:
     if not ledger.stages:
         return initial_model(recipe, load_tokenizer(ledger.out / INITIAL / "tokenizer"))
     return load_model(next_model_folder(ledger.stage_folder(ledger.stages[-1])), recipe.objective)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide a run's figures."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions

@@ -32,7 +32,7 @@ from lifelong.errors import InputError, Interrupted, LifelongError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.expand import plan_expansion
 from lifelong.history import read_history
-from lifelong.initial import begin, fresh_config, last_model, package_versions, require_heldouts
+from lifelong.initial import begin, fresh_config, last_model, require_heldouts
 from lifelong.ledger import INITIAL, Ledger, is_run_folder, read_records
 from lifelong.merging import check_merge, same_merge
 from lifelong.metrics import compute_all
@@ -53,6 +53,7 @@ from lifelong.stream.tokenize import load_tokenizer
 from lifelong.teaching import check_teachers
 from lifelong.train.arguments import check_processes, check_train_section
 from lifelong.train.stage_trainer import StopRequest
+from lifelong.versions import newer_than_tested, package_versions
 
 
 def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserver | None = None) -> RunResult:
@@ -436,6 +437,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "packages": package_versions(),
+        "newer_than_tested": newer_than_tested(),
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

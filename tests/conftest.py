@@ -14,6 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+pytest_plugins = ["tests.warning_report"]
+
 settings.register_profile("lifelong", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("lifelong")
 

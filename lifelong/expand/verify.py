@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lifelong.compat import cache_argument
 from lifelong.expand.float64 import true_float64
 from lifelong.expand.lazy import Fetch, empty_model, filled_model, is_held, parameter_shapes
 from lifelong.expand.mapping import ExpansionMap
@@ -73,11 +74,11 @@ def last_cached(model: Any, ids_BT: Tensor) -> Tensor:
 
 def _continued(model: Any, ids_BT: Tensor, ends: Sequence[int]) -> Tensor:
     """`[B,T,V]`, computed piece by piece with the cache of what came before; `ends` are those of the pieces."""
-    parts, cache, start = [], None, 0
+    name, parts, cache, start = cache_argument(model), [], None, 0
     for end in ends:
-        step = model(input_ids=ids_BT[:, start:end], past_key_values=cache, use_cache=True)
+        step = model(input_ids=ids_BT[:, start:end], use_cache=True, **{name: cache})
         parts.append(step.logits)
-        cache, start = step.past_key_values, end
+        cache, start = step[name], end
     return torch.cat(parts, 1)
 
 

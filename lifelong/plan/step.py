@@ -152,6 +152,9 @@ def _trace(config: Any, settings: StepSettings) -> StepMemory:
             # by name and not by a mode of torch functions: backward computes checkpointed layers again without modes
             modes.enter_context(patch.object(nn.functional, "dropout", _fused_dropout))
             modes.enter_context(patch.object(nn.functional, "scaled_dot_product_attention", _fused_attention))
+        for owner, name in ((nn.functional, "grouped_mm"), (torch, "_grouped_mm")):
+            if hasattr(owner, name):  # since torch 2.14 a grouped product of float32 tensors without storage is refused
+                modes.enter_context(patch.object(owner, name, _grouped_product))
         modes.enter_context(patch.object(head_tiles, "TILE_ELEMENTS", _tile_elements(settings.device)))
         modes.enter_context(_counting_head(model, settings, teacher, live))
         modes.enter_context(live)
@@ -297,6 +300,26 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._bytes[kind] -= size
             self._gradients += size
             self._known[key] = ("", 0)
+
+
+def _grouped_product(rows: Tensor, weight: Tensor, *, offs: Tensor, **_: Any) -> Tensor:
+    """`[N,D]` by `[G,D,F]`, a matrix for each group of rows, `[N,F]`: experts on the tokens that were sent to them."""
+    product: Tensor = _GroupedProduct.apply(rows, weight, offs)
+    return product
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """The tensors of a grouped product, without its numbers: it keeps its two factors."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return rows.new_empty(rows.shape[0], weight.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weight = ctx.saved_tensors
+        return torch.empty_like(rows), torch.empty_like(weight), None
 
 
 def _fused_dropout(tensor: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

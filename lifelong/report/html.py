@@ -235,11 +235,14 @@ def samples(history: RunHistory) -> str:
 
 def environment(history: RunHistory) -> str:
     """Where and with what the run was made."""
-    facts = {k: v for k, v in history.environment.items() if k != "packages"}
-    packages = ", ".join(f"{name} {version}" for name, version in history.environment.get("packages", {}).items())
+    versions = {
+        label: ", ".join(f"{name} {version}" for name, version in history.environment.get(key, {}).items())
+        for key, label in (("packages", "packages"), ("newer_than_tested", "newer than tested"))
+    }
+    facts = {k: v for k, v in history.environment.items() if k not in ("packages", "newer_than_tested")}
     rows = [
         *facts.items(),
-        ("packages", packages),
+        *((label, text) for label, text in versions.items() if text),
         ("recipe", history.stages[-1].recipe_hash if history.stages else ""),
     ]
     return table(("", ""), rows, left=(0, 1), long=1)
