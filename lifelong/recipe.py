@@ -645,10 +645,6 @@ def _fields_at(location: Sequence[int | str]) -> list[str]:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) is not None:
-        for argument in get_args(annotation):
-            if (section := _section_of(argument)) is not None:
-                return section
-    return None
+    if get_origin(annotation) is None:  # on Python 3.10 a tuple[X, ...] is a type too
+        return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return next((found for argument in get_args(annotation) if (found := _section_of(argument)) is not None), None)

@@ -56,7 +56,7 @@ def level(policy: LrPolicy, span: StageSpan, progress: float) -> float:
     first = span.before == 0
     warms = policy.policy not in ("continue", "infinite") or first
     rise = min(1.0, progress / policy.warmup) if warms and policy.warmup > 0 else 1.0
-    return rise * _shape(policy, span, progress)
+    return max(0.0, rise * _shape(policy, span, progress))  # the last fall may round to just below zero
 
 
 def _shape(policy: LrPolicy, span: StageSpan, progress: float) -> float:
