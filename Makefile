@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# those of the lowest and the newest versions that the package supports
-LOWEST_PYTHON ?= python3.10
-NEWEST_PYTHON ?= python3.13
+# the lowest and the newest Python that the package supports
+LOWEST ?= 3.10
+NEWEST ?= 3.13
 # contiguous shares of the tests: what a module prepares once is prepared by one process
 PYTEST := python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
@@ -30,21 +30,24 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/$(PYTEST)
 
+# uv finds or fetches the interpreters and resolves to the lowest versions
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet uv
+
 # the lowest versions that pyproject.toml declares, on the lowest Python
-.venv-lowest/.installed: pyproject.toml
-	$(LOWEST_PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet uv
-	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[test]'
+.venv-lowest/.installed: pyproject.toml | .venv-uv/bin/uv
+	.venv-uv/bin/uv venv --quiet --clear --python $(LOWEST) .venv-lowest
+	.venv-uv/bin/uv pip install --python .venv-lowest --resolution lowest-direct -e '.[test]'
 	touch $@
 
 test-lowest: .venv-lowest/.installed
 	.venv-lowest/bin/$(PYTEST)
 
 # what the package index gives today, on the newest Python; installed anew each time, every warning is an error
-test-newest:
-	$(NEWEST_PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/python -m pip install --quiet uv
-	.venv-newest/bin/uv pip install --quiet --python .venv-newest/bin/python -e '.[test]'
+test-newest: | .venv-uv/bin/uv
+	.venv-uv/bin/uv venv --quiet --clear --python $(NEWEST) .venv-newest
+	.venv-uv/bin/uv pip install --python .venv-newest --upgrade -e '.[test]'
 	.venv-newest/bin/$(PYTEST) --strict-warnings
 
 # Flower holds typer and rich below their newest releases: an environment of its own

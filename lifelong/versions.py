@@ -42,7 +42,9 @@ def newer_than_tested() -> dict[str, str]:
 
 def untested_note() -> str | None:
     """One line about packages that are newer than any that was tested, or None where there is none."""
-    newer = [f"{package} {found} (tested up to {NEWEST_TESTED[package]})" for package, found in newer_than_tested().items()]
+    newer = [
+        f"{package} {found} (tested up to {NEWEST_TESTED[package]})" for package, found in newer_than_tested().items()
+    ]
     return f"newer than any version that lifelong was tested with: {', '.join(newer)}" if newer else None
 
 

@@ -16,6 +16,8 @@ from lifelong.versions import untested_note
 
 ROOT = Path(__file__).parents[1]
 SHOWN = 160
+# what one library says to another, whatever we do
+BETWEEN_LIBRARIES = ("JAXopt is no longer maintained",)  # qpsolvers, when Avalanche is imported
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--strict-warnings"):
-        config.addinivalue_line("filterwarnings", "error")
+        for line in ("error", *(f"ignore:{text}" for text in BETWEEN_LIBRARIES)):
+            config.addinivalue_line("filterwarnings", line)
     config.pluginmanager.register(WarningReport(), "lifelong-warning-report")
 
 
@@ -46,4 +49,6 @@ class WarningReport:
             return
         terminalreporter.section(f"{sum(self.counts.values())} warnings, of which none failed a test")
         for (ours, category, text), count in self.counts.most_common():
-            terminalreporter.write_line(f"{count:>6} x {'this repository' if ours else 'a library'}: {category}: {text}")
+            terminalreporter.write_line(
+                f"{count:>6} x {'this repository' if ours else 'a library'}: {category}: {text}"
+            )

@@ -313,11 +313,13 @@ class _GroupedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+        del offs
         ctx.save_for_backward(rows, weight)
         return rows.new_empty(rows.shape[0], weight.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        del gradients
         rows, weight = ctx.saved_tensors
         return torch.empty_like(rows), torch.empty_like(weight), None
 
