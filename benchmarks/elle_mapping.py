@@ -18,19 +18,20 @@ from typing import Any
 
 import torch
 
-from lifelong.checkpoint import load_model
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.expand import grow, plan_expansion
-from lifelong.ledger import read_records
-from lifelong.pipeline import read_recipe_file
+from lifelong.ledger.ledger import read_records
+from lifelong.lm.checkpoint import load_model
 from lifelong.recipe import load_recipe
+from lifelong.recipe.files import read_recipe_file
+from lifelong.replay.memory import ReplayMemory
 from lifelong.stream.collator import Collator
 from lifelong.stream.heldout import Heldout
-from lifelong.stream.memory import ReplayMemory
 from lifelong.stream.mixing import StageDataset
-from lifelong.stream.tokenize import load_tokenizer
+from lifelong.stream.tokenizers.load import load_tokenizer
 from lifelong.train.arguments import training_arguments
-from lifelong.train.stage_trainer import Phase, train_phase
+from lifelong.train.phase import Phase
+from lifelong.train.stage_trainer import train_phase
 
 ROWS = 16
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
-from lifelong.federation import FederationPlan, rehearse
-from lifelong.history import read_history
-from lifelong.pipeline import evaluate_cards, run_recipe
+from lifelong.evaluate.cards import evaluate_cards
+from lifelong.federation.server import FederationPlan, rehearse
+from lifelong.ledger.history import read_history
+from lifelong.pipeline import run_recipe
 from lifelong.recipe import Recipe, parse_recipe
 
 DOMAINS = ("wiki", "bio", "code")

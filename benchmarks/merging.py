@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lifelong.caching import CacheRequest, write_cache
+from lifelong.evaluate.cards import evaluate_cards
 from lifelong.inherit.sparse import TauSampler
-from lifelong.pipeline import evaluate_cards, run_recipe
+from lifelong.inherit.write_cache import CacheRequest, write_cache
+from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
 
 LENGTH = 128

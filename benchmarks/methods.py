@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lifelong.metrics import compute_all
 from lifelong.pipeline import run_recipe
-from lifelong.recipe import known_recipes, load_recipe
+from lifelong.recipe import load_recipe
+from lifelong.recipe.files import known_recipes
 
 METRICS = ("ap", "ap-plus", "forgetting", "bwt", "gain", "in-domain")
 

@@ -44,9 +44,9 @@ def with_noise(texts: list[str], foreign: list[str]) -> list[tuple[str, str]]:
 
 
 def scorer_of(folder: str, sequence_length: int) -> Any:
-    from lifelong.checkpoint import load_model
     from lifelong.evaluate.scores import DocumentScorer
-    from lifelong.stream.tokenize import load_tokenizer
+    from lifelong.lm.checkpoint import load_model
+    from lifelong.stream.tokenizers.load import load_tokenizer
 
     return DocumentScorer(
         load_model(folder, "clm"), load_tokenizer(folder), objective="clm", sequence_length=sequence_length
@@ -54,8 +54,8 @@ def scorer_of(folder: str, sequence_length: int) -> Any:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    from lifelong.stream.selection import challenge_scores, difference_scores, select_rows
-    from lifelong.stream.source import Document, document_key
+    from lifelong.select.scores import challenge_scores, difference_scores, select_rows
+    from lifelong.stream.cards.document import Document, document_key
 
     texts = texts_of(arguments.text, arguments.documents)
     foreign = texts_of(arguments.foreign, arguments.documents) if arguments.foreign else []

@@ -17,9 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lifelong.history import read_history
+from lifelong.ledger.history import read_history
 from lifelong.pipeline import run_recipe
-from lifelong.recipe import parse_count, parse_recipe
+from lifelong.recipe import parse_recipe
+from lifelong.schema import parse_count
 
 
 def recipe(options: argparse.Namespace, name: str, model: dict[str, Any], tokens: int, **changes: Any) -> Any:

@@ -27,7 +27,7 @@ SEQUENCE_LENGTH = 512
 
 
 def texts_of(megabytes: float) -> Any:
-    from lifelong.stream.installed import read_installed
+    from lifelong.stream.cards.python_text import read_installed
 
     documents = [text for _, text in read_installed("stdlib_code")]
     chance, size = random.Random(0), 0
@@ -60,10 +60,10 @@ def write_corpus(folder: Path, megabytes: float) -> Path:
 
 
 def measure_throughput(card: Path, tokenizer: Any, repeat: int) -> dict[str, float]:
-    from lifelong.stream.domain import load_domain
-    from lifelong.stream.encoding import _batches
-    from lifelong.stream.source import read_documents
+    from lifelong.stream.cards.documents import read_documents
+    from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.tokenize import tokenize_domain
+    from lifelong.stream.tokenizers.encoding import _batches
 
     domain = load_domain(card)
     texts = [document.text for document in read_documents(domain, "train")]
@@ -97,10 +97,11 @@ def _clocks() -> tuple[float, float]:
 
 
 def measure_memory(card: Path, tokenizer_dir: Path) -> dict[str, float]:
+    from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.collator import Collator
-    from lifelong.stream.domain import load_domain
     from lifelong.stream.mixing import StageDataset
-    from lifelong.stream.tokenize import load_tokenizer, tokenize_domain
+    from lifelong.stream.tokenize import tokenize_domain
+    from lifelong.stream.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_dir)
     peak = _Peak()
@@ -208,7 +209,7 @@ def main() -> None:
     if arguments.memory_of:
         print(json.dumps(measure_memory(*arguments.memory_of)))
         return
-    from lifelong.stream.domain import Domain
+    from lifelong.stream.cards.domain import Domain
     from lifelong.stream.tokenize import train_tokenizer
 
     with tempfile.TemporaryDirectory() as name:

@@ -26,16 +26,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from lifelong.context import meta_model
 from lifelong.expand import new_config
 from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, fill_cache
 from lifelong.inherit.sparse import TopK, scheme_to_json
 from lifelong.inherit.teachers import CachedTeacher, OnlineTeacher, block_probabilities
+from lifelong.lm.checkpoint import meta_model
+from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.plan import Devices
 from lifelong.plan.memory import device_memory
 from lifelong.plan.rehearsal import Rehearsal, made_up_collator, made_up_rows, random_model, rehearse
 from lifelong.train.arguments import training_arguments
-from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
 
 # layers, width, feed-forward, heads, vocabulary; the teacher is of the same family
 SIZES = {

@@ -13,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifelong.errors import InputError
-from lifelong.evaluate.facts import FactProbe, fact_steps
-from lifelong.history import read_history
-from lifelong.ledger import check_run
+from lifelong.evaluate.facts.injection import (
+    Fact,
+    InjectedDataset,
+    fact_blocks,
+    injection_steps,
+    invented_facts,
+    read_facts,
+)
+from lifelong.evaluate.facts.probe import FactProbe, fact_steps
+from lifelong.ledger.history import read_history
+from lifelong.ledger.ledger import check_run
 from lifelong.metrics import compute_run
 from lifelong.metrics._fact_curves import fact_life, power_law
 from lifelong.pipeline import run_recipe
@@ -24,14 +32,6 @@ from lifelong.records import FactCurve, FactPoint
 from lifelong.report import write_report
 from lifelong.report.html import page
 from lifelong.stream.blocks import Block
-from lifelong.stream.injection import (
-    Fact,
-    InjectedDataset,
-    fact_blocks,
-    injection_steps,
-    invented_facts,
-    read_facts,
-)
 from tests.pipeline_runs import recipe_data, write_domain
 from tests.report.test_report import history as plain_history
 

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lifelong.errors import InputError, LifelongError
-from lifelong.federation import (
+from lifelong.federation.server import (
     FederationPlan,
     ServerRun,
     client_app,
@@ -25,12 +25,7 @@ from lifelong.federation import (
     rehearse,
     write_app,
 )
-from lifelong.history import read_history
-from lifelong.initial import initial_model
-from lifelong.ledger import check_run
-from lifelong.pipeline import extend_run, run_recipe
-from lifelong.recipe import Recipe, parse_recipe
-from lifelong.silo import (
+from lifelong.federation.silo import (
     FederatedSilo,
     Order,
     RowsFrom,
@@ -40,9 +35,15 @@ from lifelong.silo import (
     silo_domains,
     weights_of,
 )
-from lifelong.stream.domain import load_domain
+from lifelong.ledger.history import read_history
+from lifelong.ledger.ledger import check_run
+from lifelong.pipeline import extend_run, run_recipe
+from lifelong.pipeline.begin import initial_model
+from lifelong.recipe import Recipe, parse_recipe
+from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.mixing import StageDataset
-from lifelong.stream.tokenize import tokenize_domain, tokenizer_fingerprint, train_tokenizer
+from lifelong.stream.tokenize import tokenize_domain, train_tokenizer
+from lifelong.stream.tokenizers.load import tokenizer_fingerprint
 from lifelong.train.arguments import training_arguments
 from tests.pipeline_runs import write_domain
 
@@ -119,7 +120,7 @@ def federate(
     plan: FederationPlan,
     absent: Callable[[str, int], bool] | None = None,
 ) -> Exchange:
-    from lifelong.adapters.flower import Federation, rehearsal_grid
+    from lifelong.federation.flower import Federation, rehearsal_grid
 
     out.mkdir(parents=True, exist_ok=True)
     grid = rehearsal_grid(client_app(), corpora.nodes(recipe, out), absent)
@@ -230,7 +231,7 @@ def nested(item: Any) -> list[Any]:
 
 
 def test_the_outbox_says_what_left(lost_and_found: Exchange) -> None:
-    from lifelong.silo import weights_hash
+    from lifelong.federation.silo import weights_hash
 
     lines = [json.loads(line) for line in (lost_and_found.out / "silo-law/outbox.jsonl").read_text().splitlines()]
     sent = [reply for number in (1, 2, 3, 4) for _, reply in lost_and_found.round(number)]

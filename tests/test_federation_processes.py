@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lifelong.federation import write_app
-from lifelong.history import read_history
-from lifelong.ledger import check_run
-from lifelong.stream.domain import load_domain
+from lifelong.federation.server import write_app
+from lifelong.ledger.history import read_history
+from lifelong.ledger.ledger import check_run
+from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenize import train_tokenizer
 from tests.pipeline_runs import write_domain
 

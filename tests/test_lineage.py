@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
-from lifelong.lineage import carry_importances, carry_weights, maps_since, stage_at_newest_size
+from lifelong.lineage.maps import carry_importances, carry_weights, maps_since, stage_at_newest_size
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
 from tests.pipeline_runs import WORDS, recipe_data, write_domain

@@ -10,11 +10,12 @@ import torch
 import transformers
 
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
-from lifelong.evaluate.front import interpolation_front, parse_weights
-from lifelong.expand.interpolate import merge_stage
-from lifelong.history import read_history
-from lifelong.pipeline import read_recipe_file, run_recipe
+from lifelong.ledger.history import read_history
+from lifelong.lineage.front import interpolation_front, parse_weights
+from lifelong.lineage.merge import merge_stage
+from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
+from lifelong.recipe.files import read_recipe_file
 from lifelong.report import write_report
 from lifelong.report.html import page
 from lifelong.report.tradeoff import tradeoffs

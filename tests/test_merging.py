@@ -6,18 +6,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lifelong.caching import CacheRequest, write_cache
 from lifelong.errors import InputError, Interrupted
-from lifelong.history import read_history
+from lifelong.evaluate.cards import evaluate_cards
 from lifelong.inherit.sparse import TauSampler, TopK
-from lifelong.integrity import damaged_files, files_in_use
-from lifelong.ledger import read_records
-from lifelong.pipeline import evaluate_cards, extend_run, run_recipe
+from lifelong.inherit.write_cache import CacheRequest, write_cache
+from lifelong.ledger.history import read_history
+from lifelong.ledger.integrity import damaged_files, files_in_use
+from lifelong.ledger.ledger import read_records
+from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
-from lifelong.stream.encoding import Encoder
 from lifelong.stream.heldout import Heldout
-from lifelong.stream.tokenize import load_tokenizer
+from lifelong.stream.tokenizers.encoding import Encoder
+from lifelong.stream.tokenizers.load import load_tokenizer
 from tests.pipeline_runs import recipe_data, write_domain
 
 NAMES = ("sea", "farm")

@@ -6,9 +6,10 @@ import torch
 import transformers
 
 from lifelong.errors import BrokenPromiseError, InputError, Interrupted
-from lifelong.history import read_history
-from lifelong.ledger import check_run, read_records
-from lifelong.pipeline import evaluate_cards, extend_run, run_recipe
+from lifelong.evaluate.cards import evaluate_cards
+from lifelong.ledger.history import read_history
+from lifelong.ledger.ledger import check_run, read_records
+from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
 from lifelong.train import stage_trainer
@@ -201,7 +202,7 @@ def test_masked_language_models_run_too(cards, tmp_path):
     data = recipe_data(cards, objective="mlm", model={"checkpoint": str(tmp_path / "bert")})
     data["stages"][0]["tokens"] = 30_000
     del data["stages"][1]["expand"]
-    from lifelong.stream.domain import load_domain
+    from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.tokenize import train_tokenizer
 
     tokenizer = train_tokenizer(
@@ -229,7 +230,7 @@ STAND_INS = {
 @pytest.mark.parametrize("model_type", STAND_INS)
 def test_a_checkpoint_with_its_own_tokenizer_is_a_start(model_type, cards, tmp_path):
     """Small local stand-ins for the hub checkpoints of the adapt-* recipes; the first stage has a teacher."""
-    from lifelong.stream.domain import load_domain
+    from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.tokenize import train_tokenizer
 
     tokenizer = train_tokenizer([load_domain(str(cards / f"{name}.yaml")) for name in ("sea", "farm")], vocab_size=320)

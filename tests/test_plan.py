@@ -21,7 +21,8 @@ from lifelong.plan.disk import folder_bytes
 from lifelong.plan.memory import SHARDINGS, device_memory, parts_of
 from lifelong.plan.shapes import is_stage
 from lifelong.plan.step import StepSettings, step_memory
-from lifelong.recipe import known_recipes, load_recipe, parse_recipe
+from lifelong.recipe import load_recipe, parse_recipe
+from lifelong.recipe.files import known_recipes
 from lifelong.train.arguments import training_arguments
 from tests.pipeline_runs import WORDS, recipe_data, write_domain
 
@@ -234,7 +235,7 @@ def test_a_domain_that_the_tokenizer_takes_badly_is_named(cards):
 
 
 def train_on(cards, name, folder):
-    from lifelong.stream.domain import load_domain
+    from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.tokenize import train_tokenizer
 
     train_tokenizer([load_domain(str(cards / f"{name}.yaml"))], vocab_size=300).save_pretrained(folder)

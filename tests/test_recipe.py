@@ -2,7 +2,8 @@ import pytest
 
 from lifelong.errors import InputError
 from lifelong.plugins import shipped_folder
-from lifelong.recipe import known_recipes, load_recipe, parse_recipe
+from lifelong.recipe import load_recipe, parse_recipe
+from lifelong.recipe.files import known_recipes
 
 GOOD = {
     "name": "x",
@@ -92,7 +93,7 @@ def test_files_that_are_no_recipe(tmp_path):
 def test_shipped_recipes_are_valid(name, monkeypatch):
     """Every shipped recipe, its cards and its growth; hub checkpoints cannot be planned without a network."""
     from lifelong.plugins import plugin_names  # noqa: F401
-    from lifelong.stream.domain import load_domain
+    from lifelong.stream.cards.domain import load_domain
     from lifelong.train.arguments import check_train_section
 
     monkeypatch.setenv("LIFELONG_DATA", "data")

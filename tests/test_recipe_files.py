@@ -5,8 +5,8 @@ import yaml
 
 from lifelong.errors import InputError
 from lifelong.plugins import shipped_folder
-from lifelong.recipe import find_recipe, known_recipes, load_recipe
-from lifelong.recipe_files import merge, read_with_base, recipe_file, recipe_names
+from lifelong.recipe import load_recipe
+from lifelong.recipe.files import find_recipe, known_recipes, merge, read_with_base, recipe_file, recipe_names
 
 SHIPPED = sorted(
     path.relative_to(shipped_folder("recipes")).with_suffix("").as_posix()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lifelong.errors import BrokenPromiseError, InputError, UnknownNameError
-from lifelong.ledger import check_run, read_records
+from lifelong.ledger.ledger import check_run, read_records
 from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from lifelong.cli import main
+from lifelong.cli.main import main
 from lifelong.errors import CorruptionError
-from lifelong.history import read_history
-from lifelong.ledger import check_run
+from lifelong.ledger.history import read_history
+from lifelong.ledger.ledger import check_run
 from lifelong.metrics import compute_run
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe

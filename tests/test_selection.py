@@ -8,17 +8,19 @@ import pytest
 import torch
 import transformers
 
-from lifelong import selection
 from lifelong.errors import InputError
 from lifelong.evaluate.scores import DocumentScorer, block_losses, token_ranks
-from lifelong.ledger import check_run, read_records
+from lifelong.ledger.ledger import check_run, read_records
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
+from lifelong.replay.memory import ReplayMemory
+from lifelong.select import corpus as selection
+from lifelong.stream.cards.document import Document
+from lifelong.stream.cards.documents import read_documents
+from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.collator import Collator
-from lifelong.stream.domain import load_domain
-from lifelong.stream.memory import ReplayMemory
-from lifelong.stream.source import Document, read_documents
-from lifelong.stream.tokenize import load_tokenizer, tokenize_domain, train_tokenizer
+from lifelong.stream.tokenize import tokenize_domain, train_tokenizer
+from lifelong.stream.tokenizers.load import load_tokenizer
 from tests.pipeline_runs import recipe_data, write_domain
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lifelong.history import read_history
+from lifelong.ledger.history import read_history
 from lifelong.metrics import compute_run
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import load_recipe

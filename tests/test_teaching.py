@@ -6,11 +6,11 @@ import sys
 import pytest
 import yaml
 
-from lifelong.caching import CacheRequest, make_scheme, write_cache
-from lifelong.cli import main
+from lifelong.cli.main import main
 from lifelong.errors import InputError
-from lifelong.history import read_history
 from lifelong.inherit.sparse import RandomSampling, TauSampler, TopK
+from lifelong.inherit.write_cache import CacheRequest, make_scheme, write_cache
+from lifelong.ledger.history import read_history
 from lifelong.pipeline import run_recipe
 from lifelong.plan import plan_recipe
 from lifelong.recipe import parse_recipe

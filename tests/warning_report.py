@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lifelong.versions import untested_note
+from lifelong.pipeline.environment import untested_note
 
 ROOT = Path(__file__).parents[1]
 SHOWN = 160

@@ -50,7 +50,8 @@ def main() -> None:
 
 def chosen(name: str, args: argparse.Namespace) -> Part:
     """A part as the command line wants it."""
-    from lifelong.recipe import load_recipe, parse_count
+    from lifelong.recipe import load_recipe
+    from lifelong.schema import parse_count
 
     part = PARTS[name]
     tokens = parse_count(args.tokens) if args.tokens else part.tokens

@@ -18,8 +18,8 @@ TASKS = ("mnli", "hyperpartisan", "amazon-stars", "chemprot", "acl-arc")
 
 def fronts(out: Path) -> Path:
     """Losses between the model before the last stage and after it, for every seed of `ours`."""
-    from lifelong.evaluate.front import interpolation_front
-    from lifelong.pipeline import read_recipe_file
+    from lifelong.lineage.front import interpolation_front
+    from lifelong.recipe.files import read_recipe_file
 
     quiet()
     rows = []

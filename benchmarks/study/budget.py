@@ -10,13 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from benchmarks.study.parts import RECIPES, Arm
-from lifelong.checkpoint import load_config
-from lifelong.context import meta_model
+from lifelong.lm.checkpoint import load_config, meta_model
+from lifelong.lm.flops import forward_flops_per_token
 from lifelong.plan import PlannedStage, plan_recipe, taught_share
 from lifelong.recipe import Recipe, load_recipe, parse_recipe
-from lifelong.replay import PROBING_COST
-from lifelong.stream.tokenize import load_tokenizer
-from lifelong.train.compute import forward_flops_per_token
+from lifelong.replay.steering import PROBING_COST
+from lifelong.stream.tokenizers.load import load_tokenizer
 
 
 def arm_recipe(arm: Arm, tokens: int, seed: int, changes: Sequence[str] = ()) -> Recipe:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.report.figures import new_figure
+from lifelong.report.canvas import new_figure
 
 Rows = Sequence[Mapping[str, Any]]
 ACCENT, QUIET = "#0072B2", "#8a8a8a"

@@ -74,7 +74,7 @@ def figures_file(out: Path, task: Task) -> Path:
 def run_one(task: Task, out: Path) -> dict[str, Any]:
     """One run from start to figures."""
     from benchmarks.study.budget import arm_recipe, training_flops
-    from lifelong.history import read_history
+    from lifelong.ledger.history import read_history
     from lifelong.metrics import compute_run
     from lifelong.pipeline import run_recipe
 
@@ -142,10 +142,10 @@ def quiet() -> None:
 def prepare(out: Path, *, teachers: bool, vocab_size: int = 2048) -> None:
     """The one tokenizer of all arms, and `teachers` of the new domains; what is there already is left alone."""
     from benchmarks.study.parts import RECIPES
-    from lifelong.initial import make_tokenizer
     from lifelong.pipeline import run_recipe
+    from lifelong.pipeline.begin import make_tokenizer
     from lifelong.recipe import load_recipe
-    from lifelong.stream.domain import load_domain
+    from lifelong.stream.cards.domain import load_domain
 
     os.environ["STUDY"] = str(out.resolve())
     out.mkdir(parents=True, exist_ok=True)

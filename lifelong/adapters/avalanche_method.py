@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lifelong.errors import InputError, UnknownNameError, did_you_mean
-from lifelong.inherit.packed import packed_inputs
-from lifelong.train.method import Batch, Method, StageContext
+from lifelong.lm.packed import packed_inputs
+from lifelong.methods._method import Batch, Method, StageContext
 
 CHANNELS = ("input_ids", "labels", "position_ids", "segment_ids")
 OUR_SETTINGS = {"strength": 1.0, "rows": 256}

@@ -25,13 +25,13 @@ import transformers
 import yaml
 from torch import Tensor, nn
 
-from lifelong.checkpoint import write_json
 from lifelong.errors import InputError
 from lifelong.evaluate.task import Examples, Task, read_examples
-from lifelong.ledger import committed_stages, record_hash
+from lifelong.files import write_json
+from lifelong.ledger.ledger import committed_stages, record_hash
 from lifelong.records import TaskRun, TaskScores
-from lifelong.stream.encoding import Encoder
-from lifelong.stream.tokenize import load_tokenizer
+from lifelong.stream.tokenizers.encoding import Encoder
+from lifelong.stream.tokenizers.load import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lifelong import ranks
+from lifelong import distributed
 from lifelong.errors import InputError
-from lifelong.inherit.head import predicted_nats
-from lifelong.inherit.loss import IGNORED
+from lifelong.lm.head import predicted_nats
+from lifelong.lm.loss import IGNORED
 from lifelong.records import DomainLoss
 from lifelong.stream.heldout import Heldout
 from lifelong.stream.masking import evaluation_mask
@@ -98,12 +98,14 @@ def evaluate_domain(
     training = model.training
     model.eval()
     batches = list(window_batches(order, parts, batch_tokens))
-    for place, counts in ranks.turns(len(batches)):
+    for place, counts in distributed.turns(len(batches)):
         batch = batches[place]
         found = _window_nats(model, [parts[number] for number in batch], objective, pad_id)
         if counts:
             nats[batch] = found
-    nats = ranks.summed(nats)  # every window was read by one process: the same sum, bit for bit, as by a single one
+    nats = distributed.summed(
+        nats
+    )  # every window was read by one process: the same sum, bit for bit, as by a single one
     model.train(training)
     document_nats, document_tokens = np.zeros(len(heldout)), np.zeros(len(heldout), dtype=np.int64)
     for window, value in zip(parts, nats, strict=True):  # in document order: the same sum for every batch size

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lifelong.evaluate.perplexity import Window, masked_windows, window_batches, window_tensors, windows
-from lifelong.inherit.head import head_settings, hidden_states, predicted_nats, predicted_rows
-from lifelong.inherit.loss import IGNORED, default_chunk_tokens, token_nats
+from lifelong.lm.head import head_settings, hidden_states, predicted_nats, predicted_rows
+from lifelong.lm.loss import IGNORED, default_chunk_tokens, token_nats
 from lifelong.stream.blocks import Block
+from lifelong.stream.cards.document import Document
 from lifelong.stream.collator import Collator, PackedRow
-from lifelong.stream.encoding import Encoder
 from lifelong.stream.ordering import key_of
-from lifelong.stream.source import Document
+from lifelong.stream.tokenizers.encoding import Encoder
 
 
 class DocumentScorer:

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lifelong.errors import InputError, UnknownNameError, did_you_mean
 from lifelong.plugins import shipped_folder
-from lifelong.stream.domain import Patterns
-from lifelong.stream.paths import expand_patterns
-from lifelong.stream.readers import Bad, Reading, format_of, read_file
+from lifelong.stream.cards.domain import Patterns
+from lifelong.stream.cards.paths import expand_patterns
+from lifelong.stream.cards.readers import Bad, Reading, format_of, read_file
 
 SPLITS = ("train", "dev", "test")
 MAX_DOCUMENT_BYTES = 1 << 20

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifelong.checkpoint import copy_domain_tokenizers, load_config, remove_tree, whole_folder, write_json
 from lifelong.errors import InputError
 from lifelong.expand.apply import expansion_map, grown_class
 from lifelong.expand.depth import Placement
@@ -37,7 +36,10 @@ from lifelong.expand.shards import (
 )
 from lifelong.expand.verify import Contender, from_weights, verify
 from lifelong.expand.width import Strategy
+from lifelong.files import remove_tree, whole_folder, write_json
+from lifelong.lm.checkpoint import load_config
 from lifelong.records import ExpansionReport
+from lifelong.stream.tokenizers.load import copy_domain_tokenizers
 
 MAX_SHARD_BYTES = 5 * 10**9
 MAKERS = 2

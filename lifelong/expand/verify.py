@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifelong.compat import cache_argument
 from lifelong.expand.float64 import true_float64
 from lifelong.expand.lazy import Fetch, empty_model, filled_model, is_held, parameter_shapes
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan
+from lifelong.lm.compat import cache_argument
 from lifelong.records import ExpansionReport
 
 TOLERANCE = 1e-10

@@ -23,8 +23,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lifelong.checkpoint import read_json, sync_folder, write_json
 from lifelong.errors import CorruptionError, InputError
+from lifelong.files import read_json, sync_folder, write_json
 from lifelong.inherit.entries import Codebook, decode, encode
 from lifelong.inherit.sparse import Scheme, SparseRows, scheme_from_json
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.inherit.head import Inheritance
 from lifelong.inherit.schedule import Schedule
 from lifelong.inherit.teachers import Teacher, TeacherCost
+from lifelong.lm.head import Inheritance
 
 
 class Surpassed:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lifelong.errors import InputError
-from lifelong.inherit.loss import IGNORED, CachedTarget, Target
-from lifelong.inherit.targets import MappedMass
 from lifelong.inherit.teachers import Batch, Teacher, TeacherCost
+from lifelong.lm.loss import IGNORED, CachedTarget, Target
+from lifelong.lm.targets import MappedMass
 
 
 class MappedTeacher:

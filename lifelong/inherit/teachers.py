@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lifelong.errors import InputError
 from lifelong.inherit.cache import TargetCache, block_keys
-from lifelong.inherit.head import at_the_head, head_settings, predicted_rows
-from lifelong.inherit.loss import CachedTarget, OnlineTarget, Target, default_chunk_tokens
-from lifelong.inherit.packed import packing_of
-from lifelong.inherit.targets import project
+from lifelong.lm.head import at_the_head, head_settings, predicted_rows
+from lifelong.lm.loss import CachedTarget, OnlineTarget, Target, default_chunk_tokens
+from lifelong.lm.packed import packing_of
+from lifelong.lm.targets import project
 
 Batch = Mapping[str, Tensor]
 

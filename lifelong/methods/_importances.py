@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lifelong.errors import InputError
-from lifelong.train.method import Batch, Method, StageContext, stock_parameters
+from lifelong.methods._method import Batch, Method, StageContext, stock_parameters
 
 Tensors = dict[str, Tensor]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lifelong.train.method import Batch, StageContext
+from lifelong.methods._method import Batch, StageContext
 
 
 def memory_gradient(context: StageContext, model: PreTrainedModel, batch: Batch) -> list[Tensor]:

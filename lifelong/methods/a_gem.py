@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lifelong.methods._memory_gradients import add_to_gradients, dot, memory_gradient
-from lifelong.train.method import Method, StageContext
+from lifelong.methods._method import Method, StageContext
 
 
 @dataclass

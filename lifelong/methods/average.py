@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lifelong.errors import InputError
 from lifelong.methods._importances import Tensors, weights_of
-from lifelong.train.method import Method, StageContext
+from lifelong.methods._method import Method, StageContext
 
 
 @dataclass

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.errors import InputError
-from lifelong.train.method import ADDED, Batch, Method, StageContext
+from lifelong.methods._method import ADDED, Batch, Method, StageContext
 
 PARAMETER = "domain_prompts"
 PROMPTS_FILE = "prompts.safetensors"

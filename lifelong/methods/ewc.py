@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lifelong.errors import InputError
 from lifelong.methods._importances import Anchor, AnchoredMethod, fisher_information, weights_of
-from lifelong.train.method import StageContext
+from lifelong.methods._method import StageContext
 
 
 @dataclass

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lifelong.errors import InputError
 from lifelong.methods._held_entries import HeldEntries
-from lifelong.train.method import Method, StageContext, stock_parameters
+from lifelong.methods._method import Method, StageContext, stock_parameters
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lifelong.methods._memory_gradients import add_to_gradients, dot, memory_gradient
-from lifelong.train.method import Method, StageContext
+from lifelong.methods._method import Method, StageContext
 
 RIDGE = 1e-8
 """Relative to the mean squared length of the gradients: the program stays solvable when two of them are alike."""

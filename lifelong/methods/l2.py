@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lifelong.train.method import Method, StageContext, stock_parameters
+from lifelong.methods._method import Method, StageContext, stock_parameters
 
 
 @dataclass

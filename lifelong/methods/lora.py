@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lifelong.errors import InputError
-from lifelong.train.method import Method, StageContext
+from lifelong.methods._method import Method, StageContext
 
 ADAPTER = "domain"
 

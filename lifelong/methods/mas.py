@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lifelong.inherit.head import head_settings, hidden_states, predicted_rows
+from lifelong.lm.head import head_settings, hidden_states, predicted_rows
 from lifelong.methods._importances import (
     Anchor,
     AnchoredMethod,
@@ -22,7 +22,7 @@ from lifelong.methods._importances import (
     total,
     weights_of,
 )
-from lifelong.train.method import Batch, StageContext
+from lifelong.methods._method import Batch, StageContext
 
 
 @dataclass

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lifelong.errors import InputError
 from lifelong.methods._held_entries import HeldEntries
-from lifelong.train.method import Method, StageContext
+from lifelong.methods._method import Method, StageContext
 
 
 @dataclass

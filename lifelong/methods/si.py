@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lifelong.methods._importances import Anchor, AnchoredMethod, Tensors, weights_of
-from lifelong.train.method import StageContext, stock_parameters
+from lifelong.methods._method import StageContext, stock_parameters
 
 
 @dataclass

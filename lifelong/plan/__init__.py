@@ -9,7 +9,7 @@ from lifelong.plan.memory import Devices
 from lifelong.plan.show import plan_tables
 from lifelong.plan.speed import USUAL_MFU, Speed
 from lifelong.plan.stages import PlannedStage, RunPlan, plan_recipe, taught_share
-from lifelong.recipe import Recipe
+from lifelong.recipe.recipe import Recipe
 
 
 def planned_devices(count: int, sharding: str | None, kind: str | None) -> Devices:

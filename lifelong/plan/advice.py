@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError
-from lifelong.pipeline import read_recipe_file
 from lifelong.plan.shapes import Shapes, is_stage, stage_of
-from lifelong.recipe import Recipe, load_recipe
+from lifelong.recipe.files import load_recipe, read_recipe_file
+from lifelong.recipe.recipe import Recipe
 from lifelong.train.arguments import DEFAULTS
 
 LONGEST_WARMUP = 0.1

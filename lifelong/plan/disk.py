@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.plan.text import TextFacts
-from lifelong.recipe import Recipe
+from lifelong.recipe.recipe import Recipe
 
 ID_BYTES, SMALL_ID_BYTES, SEGMENT_BYTES = 4, 2, 8
 SMALL_VOCABULARY = 1 << 16

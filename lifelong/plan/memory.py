@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lifelong.context import meta_model
 from lifelong.errors import InputError, UnknownNameError
+from lifelong.lm.checkpoint import meta_model
+from lifelong.lm.flops import num_parameters
 from lifelong.plan.step import Moment, StepSettings, step_memory
-from lifelong.train.compute import num_parameters
 
 SHARDINGS = ("none", "ddp", "fsdp2", "zero2", "zero3")
 FLOAT32, BFLOAT16 = 4, 2

@@ -25,7 +25,8 @@ from lifelong.records import ProbePoint
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator, PackedRow
 from lifelong.train.arguments import blocks_per_step, training_arguments
-from lifelong.train.stage_trainer import Phase, train_phase
+from lifelong.train.phase import Phase
+from lifelong.train.stage_trainer import train_phase
 
 SEGMENTS = 3
 """Documents in a made-up row: packed rows take the path with a mask."""

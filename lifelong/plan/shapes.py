@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lifelong.checkpoint import load_config
 from lifelong.errors import InputError, LifelongError
 from lifelong.expand import plan_expansion
-from lifelong.initial import fresh_config
-from lifelong.merging import merged_tokenizers
-from lifelong.recipe import Recipe, known_recipes, load_recipe
-from lifelong.stream.tokenize import load_tokenizer
+from lifelong.lm.checkpoint import load_config
+from lifelong.pipeline.begin import fresh_config
+from lifelong.recipe.files import known_recipes, load_recipe
+from lifelong.recipe.recipe import Recipe
+from lifelong.stream.tokenizers.check import merged_tokenizers
+from lifelong.stream.tokenizers.load import load_tokenizer
 
 _STAGE = re.compile(r"(?:.*/)?(?P<run>[^/]+)/stages/(?P<index>\d+)-[^/]+/(?:model|trunk)/?")
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lifelong.context import meta_model
 from lifelong.errors import InputError
+from lifelong.lm.checkpoint import meta_model
+from lifelong.lm.flops import training_flops_per_token
 from lifelong.plan.rehearsal import Rehearsal, rehearse
-from lifelong.train.compute import training_flops_per_token
 
 USUAL_MFU = 0.4
 """Share of its peak that a device reaches in training where nothing else is said."""

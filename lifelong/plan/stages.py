@@ -9,24 +9,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lifelong.context import meta_model
 from lifelong.errors import InputError
 from lifelong.expand import model_shape
-from lifelong.learning_rates import lr_policy, stage_curve
-from lifelong.pipeline import check_recipe
+from lifelong.inherit.settings import InheritSection
+from lifelong.lm.checkpoint import meta_model
+from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
+from lifelong.methods._make import make_methods
 from lifelong.plan.advice import warnings_of
 from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
 from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
 from lifelong.plan.shapes import Shapes, is_stage
 from lifelong.plan.speed import Speed
 from lifelong.plan.text import TextLook, look_at_text
-from lifelong.recipe import InheritSection, Recipe, parse_recipe
-from lifelong.replay import MOST_PROBES, PROBING_COST
-from lifelong.stream.domain import load_domain
+from lifelong.recipe.check import check_recipe
+from lifelong.recipe.files import parse_recipe
+from lifelong.recipe.recipe import Recipe
+from lifelong.replay.steering import MOST_PROBES, PROBING_COST
+from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.mixing import stage_plan
 from lifelong.train.arguments import blocks_per_step, micro_batches, training_arguments
-from lifelong.train.compute import forward_flops_per_token, num_parameters, training_flops_per_token
-from lifelong.train.method import make_methods
+from lifelong.train.learning_rates import lr_policy, stage_curve
 from lifelong.train.schedule import trunk_step
 
 OF_THE_DEVICE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile")

@@ -33,9 +33,9 @@ from torch.utils._pytree import tree_leaves
 from transformers.initialization import no_init_weights
 
 from lifelong.errors import InputError
-from lifelong.inherit import chunk as head_tiles
-from lifelong.inherit.head import head_settings, instance_forward
-from lifelong.inherit.loss import CHUNK_ELEMENTS, OnlineTarget, ki_loss_parts
+from lifelong.lm import chunk as head_tiles
+from lifelong.lm.head import head_settings, instance_forward
+from lifelong.lm.loss import CHUNK_ELEMENTS, OnlineTarget, ki_loss_parts
 from lifelong.stream.masking import MASK_RATE
 
 ACTIVATIONS, HEAD = "activations", "head"

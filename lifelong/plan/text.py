@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import LifelongError
-from lifelong.recipe import Recipe
-from lifelong.stream.domain import Domain, FileSource, HubSource, load_domain
-from lifelong.stream.encoding import Encoder
-from lifelong.stream.overlap import DuplicateFilter
-from lifelong.stream.paths import expand_patterns
-from lifelong.stream.source import Document, read_documents
-from lifelong.stream.tokenize import load_tokenizer, train_tokenizer
+from lifelong.recipe.recipe import Recipe
+from lifelong.stream.cards.document import Document
+from lifelong.stream.cards.documents import read_documents
+from lifelong.stream.cards.domain import Domain, FileSource, HubSource, load_domain
+from lifelong.stream.cards.overlap import DuplicateFilter
+from lifelong.stream.cards.paths import expand_patterns
+from lifelong.stream.tokenize import train_tokenizer
+from lifelong.stream.tokenizers.encoding import Encoder
+from lifelong.stream.tokenizers.load import load_tokenizer
 
 READ_BYTES = 4_000_000
 ENCODED_BYTES = 300_000

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lifelong.checkpoint import finite
+from lifelong.files import finite
 from lifelong.metrics import compute_run, metric_info, metric_names
 from lifelong.records import RunHistory
 from lifelong.report.equal_cost import NAMES, PREFIX, equal_cost_values, info_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from lifelong.checkpoint import write_json, write_text
+from lifelong.files import write_json, write_text
 from lifelong.report.compare import ALPHA, Comparison, Estimate
 from lifelong.report.equal_cost import info_of
 from lifelong.report.style import document

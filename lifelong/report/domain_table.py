@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from lifelong.stream.summary import DomainSummary
+from lifelong.stream.cards.summary import DomainSummary
 
 SHOWN_CHARACTERS = 160
 

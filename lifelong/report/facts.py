@@ -67,7 +67,7 @@ def facts_figure(history: RunHistory) -> Figure | None:
     life = fact_life(history)
     if life is None:
         return None
-    from lifelong.report.figures import OKABE_ITO, mark_stages, new_figure
+    from lifelong.report.canvas import OKABE_ITO, mark_stages, new_figure
 
     figure = new_figure(9, 3.6)
     over, left = figure.subplots(1, 2, width_ratios=(3, 2))

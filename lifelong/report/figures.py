@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lifelong.records import RunHistory, TrainPoint
+from lifelong.report.canvas import MILLION, OKABE_ITO, mark_stages, new_figure, plain
 from lifelong.report.curves import Point, life_curves, stage_spans
 from lifelong.report.facts import facts_figure
 from lifelong.report.tradeoff import front_figure
@@ -17,12 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7D5FB0", "#6B6B6B")
 DASHES = ("-", "--", ":")
 LEGEND_LINES = len(OKABE_ITO) * len(DASHES)
 TICK_LABELS = 26
-NAMED_STAGES = 12
-MILLION = 1e6
 GAP = TrainPoint("train", 0, 0, math.nan, alpha=math.nan)
 
 
@@ -48,13 +46,6 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.set_layout_engine("none")  # placed by the first drawing
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure that belongs to no window system."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -128,20 +119,6 @@ def training_figure(history: RunHistory) -> Figure:
     return figure
 
 
-def mark_stages(axes: Axes, history: RunHistory, *, names: bool = True) -> None:
-    """A line where each stage begins, with its name while there are few."""
-    spans = stage_spans(history)
-    starts, ground = [span.start / MILLION for span in spans], axes.get_xaxis_transform()
-    axes.vlines(starts, 0, 1, transform=ground, color="0.85", linewidth=0.8, zorder=0)
-    if names and len(spans) <= NAMED_STAGES:
-        for span in spans:
-            label = plain(span.domain) + (" ▲" if span.grown else "")
-            axes.annotate(
-                label[:14], (span.start / MILLION, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -9),
-                textcoords="offset points", fontsize=7, color="0.35", annotation_clip=False,
-            )  # fmt: skip
-
-
 def matrix_figure(history: RunHistory) -> Figure | None:
     """Rise of every domain over its best so far, after every stage; None before the first."""
     if not history.stages:
@@ -170,8 +147,3 @@ def matrix_figure(history: RunHistory) -> Figure | None:
     axes.set_title("rise over the domain's best so far", fontsize=10)
     figure.colorbar(image, ax=axes, label="nats per token (orange: forgotten)")
     return figure
-
-
-def plain(text: str) -> str:
-    """Text in which matplotlib sees no formula."""
-    return text.replace("$", r"\$")

@@ -109,7 +109,7 @@ def _chart(points: list[Tradeoff]) -> str:
 
 def front_figure(history: RunHistory) -> Figure | None:
     """Every front as a line, for papers; None without one that has earlier domains."""
-    from lifelong.report.figures import OKABE_ITO, new_figure, plain
+    from lifelong.report.canvas import OKABE_ITO, new_figure, plain
 
     figure = new_figure(5.2, 4)
     axes = figure.subplots()

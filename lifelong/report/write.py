@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lifelong.checkpoint import finite, read_json, write_json, write_text
 from lifelong.errors import CorruptionError
-from lifelong.metrics import compute_run
-from lifelong.records import Cost, RunHistory
+from lifelong.files import finite, read_json, write_json, write_text
+from lifelong.ledger.history import read_history
+from lifelong.metrics import compute_all, compute_run
+from lifelong.records import ComputeLedger, Cost, RunHistory, RunResult
 from lifelong.report.figures import write_figures
 from lifelong.report.html import page
 from lifelong.report.uncertainty import metric_intervals
@@ -92,3 +93,11 @@ def markdown(history: RunHistory) -> str:
         rise = "–" if used.rise is None else f"{used.rise:+.1%}"
         lines += ["", f"Budget of {used.domain}: {used.allowed:.1%}; now {rise}, {used.state}."]
     return "\n".join(lines) + "\n"
+
+
+def summarise(out: Path) -> RunResult:
+    """Write the report of what is committed and hand back its figures."""
+    history = read_history(out)
+    write_report(history, out / "report")
+    cost = sum((ComputeLedger.from_json(record.cost).total for record in history.stages), Cost())
+    return RunResult(str(out), history.matrix, compute_all(history.matrix), cost)

@@ -12,9 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lifelong.errors import CorruptionError
-from lifelong.stream.domain import Domain
-from lifelong.stream.encoding import Encoder
-from lifelong.stream.source import Document, read_documents
+from lifelong.stream.cards.document import Document
+from lifelong.stream.cards.documents import read_documents
+from lifelong.stream.cards.domain import Domain
+from lifelong.stream.tokenizers.encoding import Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

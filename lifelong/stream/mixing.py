@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifelong.errors import InputError
+from lifelong.replay.controllers import BudgetController, Mix, adaptive_weights, replay_weights
+from lifelong.replay.memory import ReplayMemory
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import PackedRow
 from lifelong.stream.joint import domain_of
-from lifelong.stream.memory import ReplayMemory
 from lifelong.stream.ordering import key_of, permuted, uniforms
-from lifelong.stream.steering import BudgetController, Mix, adaptive_weights, replay_weights
 
 __all__ = [
     "BudgetController",

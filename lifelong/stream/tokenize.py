@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lifelong import ranks
-from lifelong.checkpoint import DOMAIN_TOKENIZERS, sync_folder, write_json
+from lifelong import distributed
 from lifelong.errors import InputError, UnknownNameError
+from lifelong.files import sync_folder, write_json
 from lifelong.stream.blocks import BlockStore, BlockWriter
-from lifelong.stream.domain import Domain
-from lifelong.stream.encoding import Encoder
+from lifelong.stream.cards.documents import Tally, read_documents, source_fingerprint
+from lifelong.stream.cards.domain import Domain
 from lifelong.stream.ordering import key_of
 from lifelong.stream.packing import Packer
-from lifelong.stream.source import Tally, read_documents, source_fingerprint
+from lifelong.stream.tokenizers.encoding import Encoder
+from lifelong.stream.tokenizers.load import END_OF_TEXT, MASK, PAD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-END_OF_TEXT, PAD, MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, MASK)
 TOKENIZER_KINDS = ("bpe",)
 _SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
@@ -121,44 +121,6 @@ def _sample(domain: Domain, max_bytes: int, seed: int) -> Iterator[str]:
     yield from (text for _, _, text in sorted(kept, key=lambda item: item[1]))
 
 
-def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, of a `tokenizer.json` folder without config, or of a hub model.
-
-    Args:
-        path_or_id: where it is.
-        domain: name of what it is to read; of a model that was merged from several teachers, the domain's own one.
-
-    Raises:
-        InputError: there is none.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    folder = Path(path_or_id)
-    if domain is not None and (folder / DOMAIN_TOKENIZERS / domain / "tokenizer.json").is_file():
-        folder = folder / DOMAIN_TOKENIZERS / domain
-        path_or_id = folder
-    try:
-        if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-            present = Path(folder / "tokenizer.json").read_text(encoding="utf-8")
-            specials = {token["content"] for token in json.loads(present)["added_tokens"]}
-            named = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "mask_token": MASK}
-            return PreTrainedTokenizerFast(
-                tokenizer_file=str(folder / "tokenizer.json"),
-                clean_up_tokenization_spaces=False,
-                **{role: token for role, token in named.items() if token in specials},
-            )
-        return AutoTokenizer.from_pretrained(str(path_or_id), trust_remote_code=False)
-    # AutoTokenizer raises many kinds (OSError, ValueError, KeyError, ImportError) for "not there"
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"tokenizer {str(path_or_id)!r} cannot be loaded: {first}") from error
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of everything that decides which ids a text gets."""
-    return Encoder(tokenizer).fingerprint
-
-
 def tokenize_domain(
     domain: Domain,
     split: str,
@@ -189,7 +151,9 @@ def tokenize_domain(
         InputError: see `read_documents`.
     """
     cache = cache_dir if cache_dir is not None else default_cache_dir()
-    folder = ranks.on_first(lambda: _tokenized(domain, split, tokenizer, sequence_length, cache, num_proc, chosen))
+    folder = distributed.on_first(
+        lambda: _tokenized(domain, split, tokenizer, sequence_length, cache, num_proc, chosen)
+    )
     return BlockStore(folder / "blocks.arrow")
 
 

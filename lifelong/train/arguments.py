@@ -15,7 +15,7 @@ from typing import Any
 
 import transformers
 
-from lifelong import ranks
+from lifelong import distributed
 from lifelong.errors import InputError, did_you_mean
 
 DEFAULTS: dict[str, Any] = {
@@ -76,8 +76,8 @@ def training_arguments(
         raise InputError("\n".join(lines))
     values = {**DEFAULTS, **{key: value for key, value in section.items() if value is not None}}
     values = {key: _number(value) for key, value in values.items()}
-    values |= micro_batches(values, ranks.world_size())
-    if ranks.world_size() > 1 and not _has_accelerator():
+    values |= micro_batches(values, distributed.world_size())
+    if distributed.world_size() > 1 and not _has_accelerator():
         values["use_cpu"] = True  # accelerate takes processes without an accelerator for as many runs of their own
     try:
         arguments = transformers.TrainingArguments(
@@ -106,7 +106,7 @@ def check_processes(section: Mapping[str, Any]) -> None:
     Raises:
         InputError: a step that they cannot share; or parameters in parts where, or as, that is not right.
     """
-    micro_batches(section, ranks.world_size())
+    micro_batches(section, distributed.world_size())
     config = section.get("fsdp_config") or {}
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if launched or section.get("fsdp"):

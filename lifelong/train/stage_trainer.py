@@ -12,140 +12,27 @@ from __future__ import annotations
 import pickle
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lifelong import ranks
-from lifelong.checkpoint import read_json, remove_tree, sync_tree, write_json
-from lifelong.errors import CorruptionError, InputError, Interrupted
-from lifelong.inherit.head import loss_head
-from lifelong.inherit.inheritor import Inheritor
+from lifelong import distributed
+from lifelong.errors import CorruptionError, Interrupted
 from lifelong.inherit.teachers import TeacherCost
-from lifelong.records import FactPoint, ProbePoint, RunObserver, TrainPoint
-from lifelong.train.method import Method
+from lifelong.lm.head import loss_head
+from lifelong.records import TrainPoint
+from lifelong.train.counters import TokenCounter
+from lifelong.train.phase import Phase, PhaseCurve
+from lifelong.train.resume import last_complete_checkpoint, read_state, remove_outdated, write_state
 
 SECONDS_BETWEEN_SAVES = 120.0
-STATE_FILE = "stage_state.json"
-METHODS_FILE = "methods.safetensors"
-SUMS = ("loss", "ce", "kl", "tokens")
-
-
-@dataclass
-class StopRequest:
-    """Set by a signal handler; while `deferred`, training looks at it after every optimizer step, then saves."""
-
-    requested: bool = False
-    deferred: bool = False
-
-    def obey(self) -> None:
-        """Stop here if that was asked for; what is done is on disk.
-
-        Raises:
-            Interrupted: it was.
-        """
-        if self.requested:
-            raise Interrupted("stopped as asked; everything is saved, run the same command to continue")
-
-
-@dataclass
-class PhaseCurve:
-    """What a phase leaves behind besides its weights.
-
-    `replayed` counts replayed tokens by domain; `seconds` does not hold `probe_seconds`; `mapped` is as in
-    `TeacherCost`.
-    """
-
-    train: list[TrainPoint] = field(default_factory=list)
-    probes: list[ProbePoint] = field(default_factory=list)
-    tokens: int = 0
-    teacher_tokens: int = 0
-    seconds: float = 0.0
-    teacher_flops: float = 0.0
-    replayed: dict[str, int] = field(default_factory=dict)
-    probe_tokens: int = 0
-    probe_seconds: float = 0.0
-    facts: list[FactPoint] = field(default_factory=list)
-    mapped: dict[str, tuple[int, float]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PhaseCurve:
-        """Inverse of `to_json`."""
-        return cls(
-            train=[TrainPoint(**point) for point in data["train"]],
-            probes=[ProbePoint(**point) for point in data["probes"]],
-            tokens=data["tokens"],
-            teacher_tokens=data["teacher_tokens"],
-            seconds=data["seconds"],
-            teacher_flops=data.get("teacher_flops", 0.0),
-            replayed=dict(data.get("replayed", {})),
-            probe_tokens=data.get("probe_tokens", 0),
-            probe_seconds=data.get("probe_seconds", 0.0),
-            facts=[FactPoint(**point) for point in data.get("facts", ())],
-            mapped={name: (rows, mass) for name, (rows, mass) in data.get("mapped", {}).items()},
-        )
-
-
-class Steering(Protocol):
-    """Changes what comes next by what a probe found."""
-
-    def observe(self, step: int, points: Sequence[ProbePoint]) -> None:
-        """After `step` optimizer steps these losses were measured."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed phase needs, in plain JSON values."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-
-
-@dataclass
-class Phase:
-    """Everything one phase of training needs besides the model.
-
-    `probe(step, tokens)` gives held-out losses where a probe is due and nothing elsewhere; step 0 is before the
-    first one. `domains` are the names behind the batches' `domain_ids`; `tokens_before` were trained on before this
-    phase; `tracker_dir` is where trackers that write files put them.
-    """
-
-    name: str
-    dataset: Any
-    collator: Callable[[Sequence[Any]], dict[str, Tensor]]
-    objective: str
-    tokens_per_step: int
-    inheritor: Inheritor | None = None
-    methods: Sequence[Method] = ()
-    probe: Callable[[int, int], Sequence[ProbePoint]] | None = None
-    observer: RunObserver = field(default_factory=RunObserver)
-    stop: StopRequest = field(default_factory=StopRequest)
-    domains: Sequence[str] = ()
-    tokens_before: int = 0
-    tracker_dir: Path | None = None
-    fact_probe: Callable[[int, int], Sequence[FactPoint]] | None = None
-    steering: Steering | None = None
-    lr_level: Callable[[float], float] | None = None
-    trunk: Trunk | None = None
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """Weights that the next stage goes on from, where they are not the last ones: `save` is called after `step`."""
-
-    step: int
-    save: Callable[[], None]
 
 
 class StageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -163,11 +50,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         # Trainer tells old checkpoints by their times, and would delete the newest after a clock was set back
         self.checkpoints_kept = args.save_total_limit or sys.maxsize
         args.save_total_limit = None
-        # of this process since they were last taken together
-        self._sums: dict[str, Tensor] = {}
-        self._replay_tokens = 0
-        self._replayed: dict[str, int] = {}
-        self._inserted = [0] * len(phase.methods)
+        self.counter = TokenCounter(phase.domains, len(phase.methods))
         self.remove_callback(PrinterCallback)
         for callback in self.callback_handler.callbacks:
             if phase.tracker_dir is not None and getattr(callback, "logging_dir", "") is None:
@@ -201,7 +84,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         for place, method in enumerate(self.phase.methods):
             edited = method.edit_batch(batch)
             if edited is not batch:
-                self._inserted[place] += int((edited["segment_ids"] > 0).sum() - (batch["segment_ids"] > 0).sum())
+                self.counter.count_inserted(place, batch, edited)
             batch = edited
         outputs = model(**batch, inheritance=inheritance, num_items=num_items_in_batch)
         loss = outputs.loss
@@ -209,67 +92,32 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         for method in self.phase.methods:
             if (term := method.loss_term(self.model)) is not None:
                 loss = loss + term * share
-        self._count(inputs, outputs, inheritance is not None)
-        self._sums["loss"] = self._sums.get("loss", 0.0) + loss.detach().double().cpu()
+        self.counter.count(inputs, outputs, taught=inheritance is not None)
+        self.counter.count_loss(loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # data parallelism averages what must be summed
         return (loss, outputs) if return_outputs else loss
 
-    def _count(self, inputs: Mapping[str, Tensor], outputs: Any, taught: bool) -> None:
-        num_tokens = torch.as_tensor(outputs.num_tokens, dtype=torch.float64)
-        for name, value in (("ce", outputs.ce), ("kl", outputs.kl if taught else None)):
-            if value is not None:
-                self._sums[name] = self._sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
-        self._sums["tokens"] = self._sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
-        if "is_replay" in inputs:
-            rows = inputs["is_replay"]
-            tokens_B = (inputs["segment_ids"][rows] > 0).sum(1)
-            self._replay_tokens += int(tokens_B.sum())
-            for column, tokens in zip(inputs["domain_ids"][rows].tolist(), tokens_B.tolist(), strict=True):
-                name = self.phase.domains[column] if self.phase.domains else str(column)
-                self._replayed[name] = self._replayed.get(name, 0) + tokens
-
-    def take_together(self) -> None:
-        """Counts and sums of all processes: from here on the first process has them, and the others begin anew."""
-        names = self._names_of_domains()
-        mine = [float(self._sums.get(name, 0.0)) for name in SUMS]
-        mine += [float("kl" in self._sums), float(self._replay_tokens), *map(float, self._inserted)]
-        mine += [float(self._replayed.get(name, 0)) for name in names]
-        totals = ranks.summed(mine).tolist()
-        sums = dict(zip(SUMS, totals, strict=False))
-        taught, replay_tokens, *counts = totals[len(SUMS) :]
-        inserted, replayed = counts[: len(self._inserted)], counts[len(self._inserted) :]
-        for method, tokens in zip(self.phase.methods, inserted, strict=True):
+    def reduce_counters(self) -> None:
+        """Sum counters over all processes: the first one keeps the totals, the others restart."""
+        self.counter.reduce()
+        for method, tokens in zip(self.phase.methods, self.counter.take_inserted(), strict=True):
             method.extra_tokens += tokens
-        for name, tokens in zip(names, replayed, strict=True):
-            if tokens:
-                self.curve.replayed[name] = self.curve.replayed.get(name, 0) + int(tokens)
-        self._inserted, self._replayed = [0] * len(inserted), {}
-        self._sums, self._replay_tokens = {}, 0
-        if ranks.is_first() and sums["tokens"]:
-            kept = [name for name in SUMS if name != "kl" or taught]
-            self._sums = {name: torch.tensor(sums[name], dtype=torch.float64) for name in kept}
-            self._replay_tokens = int(replay_tokens)
-
-    def _names_of_domains(self) -> list[str]:
-        """Of all that may be replayed, in an order that all processes share."""
-        if self.phase.domains:
-            return list(self.phase.domains)
-        columns = 1 + ranks.highest(max((int(name) for name in self._replayed), default=-1))
-        return [str(column) for column in range(columns)]
+        for name, tokens in self.counter.take_replayed().items():
+            self.curve.replayed[name] = self.curve.replayed.get(name, 0) + tokens
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add CE, KL and alpha to what Trainer logs, and keep the point for the report."""
         if "loss" in logs:
-            self.take_together()
-        if "loss" in logs and self._sums:
-            tokens = float(self._sums["tokens"])
+            self.reduce_counters()
+        if "loss" in logs and self.counter.sums:
+            sums, tokens = self.counter.sums, float(self.counter.sums["tokens"])
             # Trainer forgets the steps since the last log when it is resumed; these sums do not
             steps = self.state.global_step - (self.curve.train[-1].step if self.curve.train else 0)
-            logs["loss"] = float(self._sums["loss"]) / steps
-            logs["ce"] = float(self._sums["ce"]) / tokens
-            if "kl" in self._sums:
-                logs["kl"] = float(self._sums["kl"]) / tokens
+            logs["loss"] = float(sums["loss"]) / steps
+            logs["ce"] = float(sums["ce"]) / tokens
+            if "kl" in sums:
+                logs["kl"] = float(sums["kl"]) / tokens
             if self.phase.inheritor is not None:
                 logs["alpha"] = self.phase.inheritor.alpha(self.state.global_step / self.state.max_steps)
             point = TrainPoint(
@@ -282,11 +130,11 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
                 alpha=logs.get("alpha", 0.0),
                 learning_rate=float(logs.get("learning_rate", 0.0)),
                 gradient_norm=float(logs["grad_norm"]) if logs.get("grad_norm") is not None else None,
-                replay_tokens=self._replay_tokens,
+                replay_tokens=self.counter.replay_tokens,
             )
             self.curve.train.append(point)
             self.phase.observer.stepped(point)
-            self._sums, self._replay_tokens = {}, 0
+            self.counter.clear()
         logs["stream_tokens"] = self.phase.tokens_before + self.state.global_step * self.tokens_per_step
         super().log(logs, start_time)
 
@@ -335,9 +183,36 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         cost = self.phase.inheritor.cost if self.phase.inheritor is not None else TeacherCost()
         names = sorted(cost.mapped)  # the same in all processes: a teacher is named before it has taught
         mapped = [number for name in names for number in cost.mapped[name]]
-        tokens, flops, *rest = ranks.summed([cost.tokens, cost.flops, *mapped]).tolist()
+        tokens, flops, *rest = distributed.summed([cost.tokens, cost.flops, *mapped]).tolist()
         found = {name: (int(rows), mass) for name, rows, mass in zip(names, rest[::2], rest[1::2], strict=True)}
         return {"teacher_tokens": int(tokens), "teacher_flops": flops, "mapped": found}
+
+    def phase_state(self) -> dict[str, Any]:
+        """What a resumed phase needs beside Trainer's own state; every process calls."""
+        self.reduce_counters()
+        inheritor, steering = self.phase.inheritor, self.phase.steering
+        taught = self.cost_of_teaching()
+        return {
+            "sharding": self.sharding,
+            "curve": {**self.curve.to_json(), "seconds": self.seconds},
+            **self.counter.state_dict(),
+            "inheritor": {**inheritor.state_dict(), **taught} if inheritor is not None else None,
+            "steering": steering.state_dict() if steering is not None else None,
+        }
+
+    def load_phase_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `phase_state`."""
+        self.curve = PhaseCurve.from_json(state["curve"])
+        inherited = state["inheritor"]
+        if distributed.is_first():
+            self.counter.load_state_dict(state)
+        elif inherited is not None:
+            # the first process has the sums
+            inherited = {**inherited, "teacher_tokens": 0, "teacher_flops": 0.0, "mapped": {}}
+        if self.phase.inheritor is not None and inherited is not None:
+            self.phase.inheritor.load_state_dict(inherited)
+        if self.phase.steering is not None and state["steering"] is not None:
+            self.phase.steering.load_state_dict(state["steering"])
 
     @property
     def seconds(self) -> float:
@@ -379,8 +254,8 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
             trainer.phase.trunk.save()
         trainer.run_probe()
         # what a clock or a signal says in one process has to happen in all of them, at the same step
-        late = ranks.is_first() and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES
-        late, stopped = (bool(flag) for flag in ranks.summed([late, trainer.phase.stop.requested]))
+        late = distributed.is_first() and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES
+        late, stopped = (bool(flag) for flag in distributed.summed([late, trainer.phase.stop.requested]))
         trainer.phase.stop.requested = stopped
         if state.global_step < state.max_steps and (late or stopped):
             control.should_save = True
@@ -391,29 +266,13 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         """Written last: a checkpoint without this file was cut short and is passed over."""
         self.last_saved = time.monotonic()
         trainer = self.trainer
-        trainer.take_together()
-        taught = trainer.cost_of_teaching()
-        ranks.barrier()  # every process has written its part of the checkpoint
-        if not ranks.is_first():
+        phase_state = trainer.phase_state()
+        distributed.barrier()  # every process has written its part of the checkpoint
+        if not distributed.is_first():
             return
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        inheritor = trainer.phase.inheritor
-        save_methods(trainer.phase.methods, folder / METHODS_FILE)
-        sync_tree(folder)  # a power cut must not leave the state file without what it vouches for
-        write_json(
-            folder / STATE_FILE,
-            {
-                "sizes": _sizes(folder),
-                "sharding": trainer.sharding,
-                "curve": {**trainer.curve.to_json(), "seconds": trainer.seconds},
-                "sums": {name: float(value) for name, value in trainer._sums.items()},
-                "replay_tokens": trainer._replay_tokens,
-                "inheritor": {**inheritor.state_dict(), **taught} if inheritor is not None else None,
-                "steering": trainer.phase.steering.state_dict() if trainer.phase.steering is not None else None,
-            },
-        )
-        for outdated in _checkpoints(folder.parent)[: -trainer.checkpoints_kept]:
-            remove_tree(outdated)
+        write_state(folder, phase_state, trainer.phase.methods)
+        remove_outdated(folder.parent, trainer.checkpoints_kept)
 
 
 def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, phase: Phase) -> PhaseCurve:
@@ -423,10 +282,10 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
         Interrupted: a stop was requested; everything is saved, the same call continues.
     """
     folder = Path(args.output_dir)
-    checkpoint = ranks.on_first(lambda: _last_complete_checkpoint(folder))
+    checkpoint = distributed.on_first(lambda: last_complete_checkpoint(folder))
     trainer = StageTrainer(model, args, phase)
     if checkpoint is not None:
-        _restore(trainer, checkpoint)
+        trainer.load_phase_state(read_state(checkpoint, trainer.sharding, phase.methods))
     trainer.probed_before = trainer.curve.probe_seconds
     phase.stop.deferred = True
     try:
@@ -446,87 +305,10 @@ def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, ph
     if phase.stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; saved")
     trainer.curve.tokens = trainer.state.global_step * trainer.tokens_per_step
-    trainer.take_together()
+    trainer.reduce_counters()
     taught = trainer.cost_of_teaching()
     trainer.curve.teacher_tokens, trainer.curve.teacher_flops = int(taught["teacher_tokens"]), taught["teacher_flops"]
     trainer.curve.mapped = {name: (rows, mass) for name, (rows, mass) in taught["mapped"].items()}
     trainer.curve.seconds = trainer.seconds
     model.zero_grad(set_to_none=True)
     return trainer.curve
-
-
-def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
-    state = read_json(checkpoint / STATE_FILE)
-    if (written := state.get("sharding")) != trainer.sharding:
-        raise InputError(
-            f"{checkpoint}: was written by {_launched_as(written)}, this is {_launched_as(trainer.sharding)}; launch "
-            "it as before (the number of processes is free), or remove this folder: the stage then begins anew"
-        )
-    trainer.curve = PhaseCurve.from_json(state["curve"])
-    inherited = state["inheritor"]
-    if ranks.is_first():
-        trainer._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["sums"].items()}
-        trainer._replay_tokens = state["replay_tokens"]
-    elif inherited is not None:
-        # the first process has the sums
-        inherited = {**inherited, "teacher_tokens": 0, "teacher_flops": 0.0, "mapped": {}}
-    if trainer.phase.inheritor is not None and inherited is not None:
-        trainer.phase.inheritor.load_state_dict(inherited)
-    if trainer.phase.steering is not None and state["steering"] is not None:
-        trainer.phase.steering.load_state_dict(state["steering"])
-    load_methods(trainer.phase.methods, checkpoint / METHODS_FILE)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a phase in the order of their steps."""
-    return sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-
-
-def _last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; those behind it are removed."""
-    checkpoints = _checkpoints(folder)
-    while checkpoints:
-        if _is_complete(checkpoints[-1]):
-            return checkpoints[-1]
-        remove_tree(checkpoints.pop())
-    return None
-
-
-def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of every file, by its path inside the checkpoint."""
-    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
-    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-
-
-def _launched_as(sharding: str | None) -> str:
-    return f"a run with {sharding}" if sharding else "a run with whole parameters on every device"
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        sizes = read_json(checkpoint / STATE_FILE)["sizes"]
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items() if name != STATE_FILE)
-    except (CorruptionError, OSError, KeyError, TypeError):
-        return False
-
-
-def save_methods(methods: Sequence[Method], path: Path) -> None:
-    """State of all methods in one safetensors file, and what they have cost; none is written without a method."""
-    state = {}
-    for i, method in enumerate(methods):
-        state[f"{i}.extra_tokens"] = torch.tensor(method.extra_tokens, dtype=torch.float64)
-        state |= {f"{i}.{name}": t.detach().cpu().contiguous() for name, t in method.state_dict().items()}
-    if state:
-        save_file(state, path)
-
-
-def load_methods(methods: Sequence[Method], path: Path) -> None:
-    """Inverse of `save_methods`."""
-    if not path.is_file():
-        return
-    state = load_file(path)
-    for index, method in enumerate(methods):
-        prefix = f"{index}."
-        own = {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
-        method.extra_tokens = float(own.pop("extra_tokens", 0.0))
-        method.load_state_dict(own)

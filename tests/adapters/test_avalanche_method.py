@@ -10,7 +10,7 @@ from torch import nn
 from lifelong.adapters import avalanche as library
 from lifelong.adapters.avalanche_method import BROKEN, AvalancheMethod
 from lifelong.errors import InputError
-from lifelong.train.method import make_methods
+from lifelong.methods._make import make_methods
 from tests.laws.stages import LENGTH, Run, same
 
 PLUGINS = {

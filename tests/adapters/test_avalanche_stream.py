@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lifelong.errors import UnknownNameError
-from lifelong.stream.memory import write_generation
+from lifelong.replay.memory import write_generation
 from lifelong.stream.packing import BlockStore, Collator, pack, write_blocks
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from lifelong.adapters.lm_eval import evaluate_with_harness
 from lifelong.errors import InputError, UnknownNameError
+from lifelong.evaluate.harness import evaluate_with_harness
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
 from tests.pipeline_runs import recipe_data, write_domain

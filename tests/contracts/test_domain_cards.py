@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lifelong.plugins import shipped_folder
-from lifelong.stream.domain import FileSource, PythonTextSource, known_domains, load_domain
-from lifelong.stream.source import own_splits, read_documents
+from lifelong.stream.cards.documents import own_splits, read_documents
+from lifelong.stream.cards.domain import FileSource, PythonTextSource, known_domains, load_domain
 
 CARDS = sorted(shipped_folder("domains").glob("*.y*ml"))
 

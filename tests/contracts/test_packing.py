@@ -8,12 +8,13 @@ from lifelong.errors import InputError
 from lifelong.expand.family import load_family
 from lifelong.inherit import loss_head, predicted_nats
 from lifelong.inherit.inheritor import Inheritor
-from lifelong.inherit.packed import packing_of
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import OnlineTeacher
+from lifelong.lm.packed import packing_of
 from lifelong.plugins import plugin_names
 from lifelong.train.arguments import training_arguments
-from lifelong.train.stage_trainer import Phase, StageTrainer
+from lifelong.train.phase import Phase
+from lifelong.train.stage_trainer import StageTrainer
 from tests.expand.models import VOCAB, tiny
 
 FAMILIES = plugin_names("lifelong.expand.families")

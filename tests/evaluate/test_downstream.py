@@ -23,7 +23,8 @@ from lifelong.evaluate.downstream import (
 )
 from lifelong.evaluate.task import known_tasks, load_task, read_examples
 from lifelong.report.downstream import mean_and_deviation, tasks_section, tasks_table
-from lifelong.stream.tokenize import load_tokenizer, train_tokenizer
+from lifelong.stream.tokenize import train_tokenizer
+from lifelong.stream.tokenizers.load import load_tokenizer
 
 
 def write_task(folder: Path, name: str = "weather", rows: int = 24, **changes: str) -> Path:
@@ -46,7 +47,7 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("downstream")
     (folder / "t.jsonl").write_text(json.dumps({"text": "today we see sun and rain over town " * 30}) + "\n")
     (folder / "sky.yaml").write_text("name: sky\nsource: {files: [t.jsonl], valid: [t.jsonl], test: [t.jsonl]}\n")
-    from lifelong.stream.domain import load_domain
+    from lifelong.stream.cards.domain import load_domain
 
     tokenizer = train_tokenizer(
         [load_domain(folder / "sky.yaml")], kind="bpe", vocab_size=280, max_bytes=10_000, seed=0

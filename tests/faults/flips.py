@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lifelong.ledger import check_run
+from lifelong.ledger.ledger import check_run
 
 NOT_COMMITTED = {".lock", ".cache", ".work", "report"}
 

@@ -89,7 +89,7 @@ class Stream:
 
     def run(self, out: Path, observer: Any = None) -> None:
         """The whole stream and, unless short, its extension; goes on where an earlier call was killed."""
-        from lifelong.ledger import read_records
+        from lifelong.ledger.ledger import read_records
         from lifelong.pipeline import extend_run, run_recipe
         from lifelong.recipe import parse_recipe
 
@@ -202,7 +202,9 @@ class Teller:
     @contextlib.contextmanager
     def installed(self) -> Iterator[Any]:
         """The tellers in place; yields the observer of the run."""
-        from lifelong import initial, pipeline, stage
+        from lifelong.pipeline import begin as initial
+        from lifelong.pipeline import loop as pipeline
+        from lifelong.pipeline import stage
         from lifelong.records import RunObserver
         from lifelong.train import stage_trainer
 
@@ -413,7 +415,7 @@ def _one_run(
 
 
 def _compare(out: Path, reference: dict[str, bytes], tally: Tally) -> None:
-    from lifelong.ledger import check_run
+    from lifelong.ledger.ledger import check_run
 
     try:
         found = comparable(out)

@@ -3,7 +3,7 @@
 import pytest
 
 from lifelong.errors import CorruptionError
-from lifelong.ledger import Ledger, check_run, read_records
+from lifelong.ledger.ledger import Ledger, check_run, read_records
 from tests.faults.flips import committed_files, unnoticed
 
 

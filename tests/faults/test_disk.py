@@ -11,14 +11,14 @@ from datetime import datetime, timezone
 import pytest
 import yaml
 
-from lifelong import cli, stage
+from lifelong.cli.main import main as cli
 from lifelong.errors import CorruptionError, InputError, Interrupted, StorageError
-from lifelong.ledger import Ledger, check_run, read_records
-from lifelong.lock import hold
-from lifelong.pipeline import extend_run, run_recipe
+from lifelong.ledger.ledger import Ledger, check_run, read_records
+from lifelong.ledger.lock import hold
+from lifelong.ledger.storage import storage_message
+from lifelong.pipeline import extend_run, run_recipe, stage
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
-from lifelong.storage import storage_message
 from tests.faults.kills import comparable
 
 
@@ -296,7 +296,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(short, finished_short, t
 def test_code_in_a_checkpoint_is_not_run(finished, tmp_path):
     import json
 
-    from lifelong.checkpoint import load_config, load_model
+    from lifelong.lm.checkpoint import load_config, load_model
 
     model = shutil.copytree(finished / "stages/00-sea/model", tmp_path / "model")
     config = json.loads((model / "config.json").read_text())

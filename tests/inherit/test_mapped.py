@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from lifelong.errors import InputError
 from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss
 from lifelong.inherit.inheritor import Inheritor
-from lifelong.inherit.loss import ki_loss_parts
 from lifelong.inherit.mapped import MappedTeacher
 from lifelong.inherit.schedule import make_schedule
-from lifelong.inherit.targets import MappedMass
 from lifelong.inherit.teachers import MixtureTeacher, OnlineTeacher, TeacherCost, weights_by_domain
+from lifelong.lm.loss import ki_loss_parts
+from lifelong.lm.targets import MappedMass
 from tests.inherit.models import VOCAB, build, packed_batch
 
 N, D, U = 7, 5, 9

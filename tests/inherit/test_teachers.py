@@ -7,9 +7,9 @@ import torch.nn.functional as F  # noqa: N812
 from lifelong.errors import InputError
 from lifelong.inherit import OnlineTarget, loss_head
 from lifelong.inherit.inheritor import Inheritor, Surpassed
-from lifelong.inherit.packed import packed_inputs
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import MixtureTeacher, OnlineTeacher, weights_by_domain
+from lifelong.lm.packed import packed_inputs
 from tests.inherit.models import VOCAB, build, packed_batch
 
 OBJECTIVES = ("clm", "mlm")

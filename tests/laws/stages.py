@@ -11,17 +11,20 @@ import numpy as np
 import torch
 import transformers
 
-from lifelong import ranks
+from lifelong import distributed
 from lifelong.errors import Interrupted
 from lifelong.expand import expansion_map, new_config, plan_expansion
-from lifelong.inherit.head import loss_head
-from lifelong.stage_methods import MemoryRows
+from lifelong.lm.head import loss_head
+from lifelong.methods._context import MemoryRows
+from lifelong.methods._make import make_methods
+from lifelong.methods._method import StageContext
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator
 from lifelong.stream.mixing import StageDataset
 from lifelong.train.arguments import training_arguments
-from lifelong.train.method import StageContext, make_methods
-from lifelong.train.stage_trainer import Phase, StopRequest, load_methods, save_methods, train_phase
+from lifelong.train.phase import Phase, StopRequest
+from lifelong.train.resume import load_methods, save_methods
+from lifelong.train.stage_trainer import train_phase
 
 LENGTH, STEPS, ROWS = 12, 4, 4
 DOMAINS = ("next", "second")
@@ -135,7 +138,7 @@ class Run:
         )  # fmt: skip
         for method in reversed(self.made):
             method.end_stage(context)
-        ranks.on_first(lambda: save_methods(self.made, self.folder / f"{index}.safetensors"))
+        distributed.on_first(lambda: save_methods(self.made, self.folder / f"{index}.safetensors"))
 
     def _context(self, index: int, domain: str, mapping: Any) -> StageContext:
         rows = MemoryRows(Memory(), collator(), DOMAINS, self.seed)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from lifelong.errors import InputError
-from lifelong.ledger import read_records
-from lifelong.pipeline import check_recipe, run_recipe
+from lifelong.ledger.ledger import read_records
+from lifelong.methods._make import make_methods
+from lifelong.pipeline import run_recipe
 from lifelong.plugins import load_plugin, plugin_names
 from lifelong.recipe import parse_recipe
-from lifelong.train.method import make_methods
+from lifelong.recipe.check import check_recipe
 from tests.laws.stages import LENGTH, STEPS, Run, same
 from tests.pipeline_runs import recipe_data, write_domain
 

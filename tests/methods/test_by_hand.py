@@ -7,15 +7,15 @@ from scipy.optimize import minimize
 
 from lifelong.errors import InputError
 from lifelong.expand import grow, plan_expansion
-from lifelong.inherit.head import loss_head
+from lifelong.lm.head import loss_head
 from lifelong.methods._importances import Anchor, AnchoredMethod, fisher_information
+from lifelong.methods._make import make_methods
 from lifelong.methods.a_gem import Plugin as AGem
 from lifelong.methods.domain_prompts import with_prompt_ids
 from lifelong.methods.ewc import Plugin as Ewc
 from lifelong.methods.gem import Plugin as Gem
 from lifelong.methods.gem import dual_solution
 from lifelong.methods.si import Plugin as Si
-from lifelong.train.method import make_methods
 from tests.laws.stages import DOMAINS, GROWTH, Run, blocks_of, collator, grown
 
 

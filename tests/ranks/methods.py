@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lifelong import ranks
+from lifelong import distributed
 from lifelong.plugins import plugin_names
 from tests.laws.stages import Run
 
@@ -17,8 +17,8 @@ def run_methods(folder: Path) -> None:
     """What each method leaves behind in this process, in a file of its own."""
     for name in METHODS:
         work = folder / name
-        ranks.on_first(lambda work=work: work.mkdir(parents=True))
-        save_file(left_behind(work, name), work / f"rank{ranks.rank()}.safetensors")
+        distributed.on_first(lambda work=work: work.mkdir(parents=True))
+        save_file(left_behind(work, name), work / f"rank{distributed.rank()}.safetensors")
 
 
 def left_behind(folder: Path, name: str) -> dict[str, torch.Tensor]:

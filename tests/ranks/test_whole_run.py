@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.ranks import measure
-from lifelong.ledger import check_run, read_records
+from lifelong.ledger.ledger import check_run, read_records
 from tests.ranks.launches import difference, order_of, start, write_recipe
 from tests.ranks.worker import do
 

@@ -59,7 +59,7 @@ def launched_as(mode):
 @contextlib.contextmanager
 def watched(order, die=None):
     """Write down every sequence with its step; end by SIGKILL in the second stage where that is asked for."""
-    from lifelong import ranks
+    from lifelong import distributed
     from lifelong.inherit.teachers import OnlineTeacher
     from lifelong.train.stage_trainer import StageTrainer
 
@@ -68,21 +68,21 @@ def watched(order, die=None):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         step = self.state.global_step
-        if die is not None and self.phase.tokens_before and [ranks.rank(), step] == list(die):
+        if die is not None and self.phase.tokens_before and [distributed.rank(), step] == list(die):
             (order / DIED).write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
         rows = " ".join(str(zlib.crc32(row.numpy().tobytes())) for row in inputs["input_ids"].cpu())
-        with (order / f"{ranks.rank()}.txt").open("a") as stream:
+        with (order / f"{distributed.rank()}.txt").open("a") as stream:
             stream.write(f"{self.phase.tokens_before}/{self.phase.name}/{step} {rows}\n")
         return inner(self, model, inputs, *args, **kwargs)
 
     def sharded(self, wrap):
         shard(self, wrap)
-        (order / f"teacher-{ranks.rank()}").write_text(str(share_here(self.model)))
+        (order / f"teacher-{distributed.rank()}").write_text(str(share_here(self.model)))
 
     def begins(self):
         # before the first forward: FSDP2 keeps the output embedding whole between a probe and the next backward
-        (order / f"student-{ranks.rank()}").write_text(str(share_here(self.model)))
+        (order / f"student-{distributed.rank()}").write_text(str(share_here(self.model)))
         begin(self)
 
     with (
@@ -119,15 +119,15 @@ def main():
     """All runs of the file."""
     import torch
 
-    from lifelong import ranks
-    from lifelong.cli import quiet_libraries
+    from lifelong import distributed
+    from lifelong.cli.main import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(1)
-    ranks.connect()
+    distributed.connect()
     for job in json.loads(Path(sys.argv[1]).read_text()):
         do(job)
-    ranks.disconnect()
+    distributed.disconnect()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from lifelong.records import DomainLoss, LossMatrix
 from lifelong.report import write_report
+from lifelong.report.canvas import OKABE_ITO
 from lifelong.report.charts import NAMED_LINES, line_style, nice_ticks
-from lifelong.report.figures import DASHES, LEGEND_LINES, OKABE_ITO
+from lifelong.report.figures import DASHES, LEGEND_LINES
 from lifelong.report.figures import line_style as figure_style
 from lifelong.report.heatmap import GRID_SIDE, thinned
 from lifelong.report.html import page

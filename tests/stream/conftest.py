@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lifelong.stream.domain import Domain, load_domain
+from lifelong.stream.cards.domain import Domain, load_domain
 from lifelong.stream.tokenize import train_tokenizer
 
 _TEXT = """the model reads a stream of text and keeps what it learned while new words arrive every day

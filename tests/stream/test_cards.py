@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lifelong.errors import InputError
-from lifelong.stream.domain import Domain, FileSource, domain_schema, known_domains, load_domain
-from lifelong.stream.source import read_documents
+from lifelong.stream.cards.documents import read_documents
+from lifelong.stream.cards.domain import Domain, FileSource, domain_schema, known_domains, load_domain
 
 
 def _card(folder: Path, text: str, name: str = "bio") -> Path:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
-from lifelong.stream.memory import ReplayMemory, composition, write_generation
+from lifelong.replay.memory import ReplayMemory, composition, write_generation
+from lifelong.replay.policies import POLICIES, fair_shares
 from lifelong.stream.packing import BlockStore, pack, write_blocks
-from lifelong.stream.policies import POLICIES, fair_shares
 
 T = 8
 CAPACITY = 40 * T

@@ -5,8 +5,8 @@ import statistics
 
 import pytest
 
-from lifelong.stream.overlap import DuplicateFilter, folded_digest, minhash
-from lifelong.stream.source import Document, document_key
+from lifelong.stream.cards.document import Document, document_key
+from lifelong.stream.cards.overlap import DuplicateFilter, folded_digest, minhash
 
 
 def _document(text: str) -> Document:

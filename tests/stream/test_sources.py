@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.stream.domain import Domain, load_domain
-from lifelong.stream.source import Tally, own_splits, read_documents, source_fingerprint
+from lifelong.stream.cards.documents import Tally, own_splits, read_documents, source_fingerprint
+from lifelong.stream.cards.domain import Domain, load_domain
 
 from .conftest import sentences
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.stream.memory import ReplayMemory, write_generation
+from lifelong.replay.controllers import AdaptiveController, BudgetController, Mix, adaptive_weights, replay_weights
+from lifelong.replay.memory import ReplayMemory, write_generation
+from lifelong.select.scores import challenge_scores, difference_scores, select_rows
 from lifelong.stream.packing import pack, write_blocks
-from lifelong.stream.selection import challenge_scores, difference_scores, select_rows
-from lifelong.stream.steering import AdaptiveController, BudgetController, Mix, adaptive_weights, replay_weights
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from lifelong.errors import InputError
 from lifelong.report.domain_table import summary_table
-from lifelong.stream.domain import Domain, load_domain
-from lifelong.stream.source import read_documents
-from lifelong.stream.summary import add_domain, describe_domain, list_domains
+from lifelong.stream.cards.documents import read_documents
+from lifelong.stream.cards.domain import Domain, load_domain
+from lifelong.stream.cards.summary import add_domain, describe_domain, list_domains
 
 from .conftest import sentences
 
@@ -23,7 +23,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder whose only cards are those in ./domains."""
     empty = tmp_path / "empty"
     empty.mkdir()
-    monkeypatch.setattr("lifelong.stream.domain.shipped_folder", lambda kind: empty)
+    monkeypatch.setattr("lifelong.stream.cards.domain.shipped_folder", lambda kind: empty)
     monkeypatch.delenv("LIFELONG_DOMAINS", raising=False)
     monkeypatch.delenv("LIFELONG_DATA", raising=False)
     monkeypatch.chdir(tmp_path)

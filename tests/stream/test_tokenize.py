@@ -9,17 +9,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
-from lifelong.stream import encoding, tokenize
-from lifelong.stream.domain import Domain
+from lifelong.stream import tokenize
+from lifelong.stream.cards.documents import read_documents
+from lifelong.stream.cards.domain import Domain
 from lifelong.stream.heldout import Heldout, write_heldout
-from lifelong.stream.source import read_documents
-from lifelong.stream.tokenize import (
-    load_tokenizer,
-    manifest_of,
-    tokenize_domain,
-    tokenizer_fingerprint,
-    train_tokenizer,
-)
+from lifelong.stream.tokenize import manifest_of, tokenize_domain, train_tokenizer
+from lifelong.stream.tokenizers import encoding
+from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
 
 from .conftest import sentences
 

@@ -14,11 +14,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lifelong.errors import CorruptionError, InputError
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator
-from lifelong.stream.domain_collator import DomainCollator
-from lifelong.stream.domain_tokenizers import load_merged, merge_tokenizers
-from lifelong.stream.encoding import Encoder
-from lifelong.stream.tokenize import load_tokenizer, tokenizer_fingerprint
-from lifelong.stream.vocabulary import Vocabulary, inverse, spelled, unite, vocabulary_of
+from lifelong.stream.tokenizers.collator import DomainCollator
+from lifelong.stream.tokenizers.encoding import Encoder
+from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
+from lifelong.stream.tokenizers.merged import load_merged, merge_tokenizers
+from lifelong.stream.tokenizers.vocabulary import Vocabulary, inverse, spelled, unite, vocabulary_of
 
 WORDS = ["the", "they", "then", "sea", "seal", "sail", "ship", "shipping", "hen", "barn", "wheat"]
 TEXTS = ["the sea", "The hens then sail\n\n  shipping 7 ships", "Ä naïve 漢字 😀 seal", " the  the", "a<|endoftext|>b"]
@@ -237,7 +237,7 @@ def test_what_cannot_be_merged_has_one_message(sources):
 @given(st.binary(min_size=1, max_size=6), st.sampled_from(["bytes", "spaces", "words"]))
 def test_spelling_is_undone_by_reading(content, spelling):
     """What a tokenizer of some convention writes for a text is read as that text."""
-    from lifelong.stream.vocabulary import _key
+    from lifelong.stream.tokenizers.vocabulary import _key
 
     written = spelled(("text", content), spelling)
     if written is not None and "▁" not in content.decode(errors="ignore"):

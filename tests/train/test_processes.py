@@ -10,11 +10,12 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifelong import ranks
-from lifelong.cli import main
+from lifelong import distributed
+from lifelong.cli.main import main
 from lifelong.errors import BrokenPromiseError, InputError, UnknownNameError
-from lifelong.pipeline import check_launch, run_recipe
+from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
+from lifelong.recipe.check import check_launch
 from lifelong.train import arguments
 from lifelong.train.arguments import check_processes, micro_batches, training_arguments
 from tests.pipeline_runs import recipe_data, write_domain
@@ -43,29 +44,29 @@ def test_accumulation_is_shared_before_the_batch_of_a_device():
 def test_pieces_of_work_are_done_once_and_by_equally_many_calls(count, processes):
     taken = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ranks, "world_size", lambda: processes)
+        patched.setattr(distributed, "world_size", lambda: processes)
         for number in range(processes):
-            patched.setattr(ranks, "rank", lambda number=number: number)
-            taken.append(ranks.turns(count))
+            patched.setattr(distributed, "rank", lambda number=number: number)
+            taken.append(distributed.turns(count))
     assert sorted(place for own in taken for place, counts in own if counts) == list(range(count))
     assert len({len(own) for own in taken}) == 1
     assert all(0 <= place < count for own in taken for place, _ in own)
 
 
 def test_a_single_process_asks_nobody():
-    assert ranks.on_first(lambda: 7) == 7
-    assert (ranks.world_size(), ranks.rank(), ranks.is_first()) == (1, 0, True)
-    assert ranks.summed([1.5, 2.0]).tolist() == [1.5, 2.0]
+    assert distributed.on_first(lambda: 7) == 7
+    assert (distributed.world_size(), distributed.rank(), distributed.is_first()) == (1, 0, True)
+    assert distributed.summed([1.5, 2.0]).tolist() == [1.5, 2.0]
 
 
 @pytest.mark.parametrize(
     "error", [BrokenPromiseError("budget"), InputError("card"), UnknownNameError("domain", "x", [])]
 )
 def test_an_error_of_the_first_process_is_the_same_in_the_others(error):
-    same = ranks._same_error(type(error).__name__, str(error))
+    same = distributed._same_error(type(error).__name__, str(error))
     assert str(same) == str(error)
     assert same.exit_code == error.exit_code
-    assert isinstance(ranks._same_error("ZeroDivisionError", "x"), RuntimeError)
+    assert isinstance(distributed._same_error("ZeroDivisionError", "x"), RuntimeError)
 
 
 def test_keys_for_devices_are_passed_on_to_trainer(tmp_path):

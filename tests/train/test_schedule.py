@@ -5,14 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifelong.checkpoint import load_model, read_json
 from lifelong.errors import InputError
-from lifelong.initial import last_model
-from lifelong.learning_rates import stage_span
-from lifelong.ledger import Ledger, check_run
+from lifelong.files import read_json
+from lifelong.ledger.ledger import Ledger, check_run
+from lifelong.lm.checkpoint import load_model
 from lifelong.pipeline import run_recipe
+from lifelong.pipeline.begin import last_model
 from lifelong.plan import plan_recipe
 from lifelong.recipe import parse_recipe
+from lifelong.train.learning_rates import stage_span
 from lifelong.train.schedule import LrPolicy, StageSpan, curve, level, peak_of, sparkline, trunk_step
 from tests.pipeline_runs import recipe_data, write_domain
 

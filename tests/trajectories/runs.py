@@ -82,8 +82,8 @@ def grow(case: str) -> None:
 
 def cached(case: str) -> None:
     """A teacher's targets are written once and teach another model."""
-    from lifelong.caching import CacheRequest, write_cache
     from lifelong.inherit.sparse import TauSampler
+    from lifelong.inherit.write_cache import CacheRequest, write_cache
 
     teacher = run(f"{case}-teacher", **recipe("sea", "farm"))
     write_cache(

@@ -1,0 +1,1 @@
+"""The command line; `lifelong.cli.main` is its entry point."""

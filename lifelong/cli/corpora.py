@@ -1,0 +1,127 @@
+"""Corpora: domain cards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lifelong.cli.terminal import JsonOption, quiet_libraries, show
+
+domain_app = typer.Typer(no_args_is_help=True, help="Corpora: add one, list, look inside, check.")
+
+
+@domain_app.command("add")
+def domain_add(
+    name: Annotated[str, typer.Argument(help="Name of the domain.")],
+    files: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Training files; may be repeated.")] = None,
+    valid: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Held-out files; else cut by hash.")] = None,
+    test: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Test files.")] = None,
+    hub: Annotated[str | None, typer.Option(metavar="ID", help="Data set on the Hugging Face hub.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the hub data set.")] = None,
+    python_text: Annotated[str | None, typer.Option(metavar="KIND", help="Text installed with Python.")] = None,
+    split: Annotated[str | None, typer.Option(help="Training split of the hub data set.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read the hub data set as it arrives.")] = False,
+    text_field: Annotated[str | None, typer.Option(help="Field that holds the text.")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share cut for each split not given.")] = None,
+    dedup: Annotated[str | None, typer.Option(help="Drop repeated documents: none, exact or near.")] = None,
+    on_bad_document: Annotated[str | None, typer.Option(help="error or skip.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the corpus.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the card goes.")] = Path("domains"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write a card after reading the corpus, and show what it holds."""
+    from lifelong.stream.cards.summary import add_domain
+
+    quiet_libraries()
+    settings = {
+        "config": config, "revision": revision, "split": split, "streaming": streaming or None,
+        "text_field": text_field, "held_out": held_out, "dedup": dedup,
+        "on_bad_document": on_bad_document, "licence": licence,
+    }  # fmt: skip
+    card, summary = add_domain(
+        name,
+        files=files or (),
+        valid=valid or (),
+        test=test or (),
+        hub=hub,
+        python_text=python_text,
+        out=out,
+        tokenizer=_tokenizer(tokenizer),
+        **{key: value for key, value in settings.items() if value is not None},
+    )
+    _show_summary(summary, as_json)
+    if not as_json:
+        typer.echo(f"card: {card}")
+
+
+@domain_app.command("list")
+def domain_list() -> None:
+    """Every known card."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from lifelong.stream.cards.summary import list_domains
+
+    table = Table()
+    for heading in ("domain", "licence", "source"):
+        table.add_column(heading, overflow="fold")
+    for entry in list_domains():
+        fault = entry.get("fault")
+        described = f"broken: {fault}" if fault else str(entry.get("source") or entry.get("card") or "")
+        table.add_row(str(entry["name"]), Text(str(entry.get("licence") or "not stated")), Text(described))
+    show(table)
+
+
+@domain_app.command("show")
+def domain_show(
+    card: Annotated[str, typer.Argument(metavar="CARD")],
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Documents, bytes, samples, repeats and overlap with other domains."""
+    from lifelong.stream.cards.domain import load_domain
+    from lifelong.stream.cards.summary import describe_domain
+
+    quiet_libraries()
+    _show_summary(describe_domain(load_domain(card), _tokenizer(tokenizer)), as_json)
+
+
+@domain_app.command("check")
+def domain_check(cards: Annotated[list[str], typer.Argument(metavar="CARD...")]) -> None:
+    """Read every document of the named domains once; what looks unwise is listed."""
+    from lifelong.stream.cards.domain import load_domain
+    from lifelong.stream.cards.summary import describe_domain
+
+    quiet_libraries()
+    for card in cards:
+        summary = describe_domain(load_domain(card))
+        typer.echo(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
+        for warning in summary.warnings:
+            typer.echo(f"  ! {warning}")
+        if not summary.warnings:
+            typer.echo("  nothing unwise found")
+
+
+def _tokenizer(source: str | None) -> Any:
+    if source is None:
+        return None
+    from lifelong.stream.tokenizers.load import load_tokenizer
+
+    return load_tokenizer(source)
+
+
+def _show_summary(summary: Any, as_json: bool) -> None:
+    """A domain as a table for 80 columns, and its warnings."""
+    if as_json:
+        typer.echo(json.dumps(summary.to_json(), indent=1))
+        return
+    from lifelong.report.domain_table import summary_table
+
+    show(summary_table(summary))
+    for warning in summary.warnings:
+        typer.echo(f"! {warning}")

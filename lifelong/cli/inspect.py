@@ -1,0 +1,106 @@
+"""What is there: check a run, report on runs, list and describe names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lifelong.cli.run import _finish
+from lifelong.cli.terminal import JsonOption, show
+from lifelong.errors import InputError
+
+
+def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
+    """Every committed file against its hash; the ledger's chain."""
+    from lifelong.ledger.ledger import check_run, read_records
+    from lifelong.report import altered_matrix
+
+    findings = [*check_run(run_folder), *filter(None, [altered_matrix(run_folder / "report")])]
+    if findings:
+        raise InputError(
+            f"{run_folder}: {len(findings)} finding{'s' * (len(findings) > 1)}\n  " + "\n  ".join(findings)
+        )
+    records = read_records(run_folder)
+    files = sum(len(record.files) for record in records)
+    typer.echo(f"{run_folder}: {len(records) - 1} stages, {files} files, all as committed")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report, or nowhere.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One run, or a comparison of several; checks what the recipe expects."""
+    from lifelong.ledger.history import read_history
+
+    if len(runs) == 1:
+        from lifelong.report import altered_matrix, write_report
+
+        if finding := altered_matrix(out or runs[0] / "report"):
+            print(f"note: {finding}", file=sys.stderr)  # noqa: T201
+        write_report(read_history(runs[0]), out or runs[0] / "report")
+        _finish(runs[0], as_json, out or runs[0] / "report")
+        return
+    from lifelong.report.compare import compare_runs
+    from lifelong.report.compare_page import comparison_table, comparison_verdict, write_comparison
+
+    comparison = compare_runs([read_history(path) for path in runs])
+    if out is not None:
+        write_comparison(comparison, out)
+    if as_json:
+        typer.echo(json.dumps(comparison.to_json(), indent=1))
+    else:
+        show(comparison_table(comparison))
+        typer.echo(comparison_verdict(comparison))
+
+
+LISTS = {
+    "domains": "corpora", "families": "architectures that can grow", "methods": "continual-learning methods",
+    "metrics": "metrics of a run", "recipes": "experiments", "tasks": "labelled tasks",
+}  # fmt: skip
+
+
+def list_names(
+    what: Annotated[str, typer.Argument(help=" | ".join(LISTS))],
+) -> None:
+    """What there is."""
+    from lifelong.errors import UnknownNameError
+    from lifelong.plugins import plugin_names
+
+    if what not in LISTS:
+        raise UnknownNameError("list", what, LISTS)
+    if what == "domains":
+        from lifelong.stream.cards.domain import known_domains
+
+        names = known_domains()
+    elif what == "tasks":
+        from lifelong.evaluate.task import known_tasks
+
+        names = known_tasks()
+    elif what == "recipes":
+        from lifelong.recipe.files import known_recipes
+
+        names = known_recipes()
+    else:
+        names = plugin_names({"families": "lifelong.expand.families"}.get(what, f"lifelong.{what}"))
+    typer.echo("\n".join(names))
+
+
+def schema(what: Annotated[str, typer.Argument(help="recipe | domain")]) -> None:
+    """JSON schema for editors."""
+    from lifelong.errors import UnknownNameError
+
+    if what == "recipe":
+        from lifelong.recipe.recipe import Recipe
+
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+    elif what == "domain":
+        from lifelong.stream.cards.domain import domain_schema
+
+        typer.echo(json.dumps(domain_schema(), indent=1))
+    else:
+        raise UnknownNameError("schema", what, ["recipe", "domain"])

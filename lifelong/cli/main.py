@@ -1,0 +1,126 @@
+"""The verbs of `lifelong`. Heavy libraries are imported inside a verb, so that `--help` answers at once.
+
+Exit codes: 0 done; 2 the input is wrong; 3 a verification or a forgetting budget was broken; 1 a bug;
+130 interrupted, resumable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from lifelong import distributed
+from lifelong.cli.corpora import domain_app
+from lifelong.cli.inspect import check, list_names, report, schema
+from lifelong.cli.models import cache, evaluate, expand, merge
+from lifelong.cli.run import extend, plan, run
+from lifelong.cli.terminal import quiet_libraries, state
+from lifelong.errors import InputError, Interrupted, LifelongError
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="lifelong",
+    help="Continual pre-training of language models: learn domain after domain, grow, see what was forgotten.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (run, extend, plan, expand, evaluate, cache, check, merge, report, list_names, schema):
+    app.command(name="list" if verb is list_names else None)(verb)
+app.add_typer(domain_app, name="domain")
+
+SEVERAL_PROCESSES = ("run", "extend")
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Read the options that all verbs share."""
+    state.verbose = verbose
+    if version:
+        from lifelong import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    if distributed.launched() > 1:
+        if context.invoked_subcommand not in SEVERAL_PROCESSES:
+            raise InputError(
+                f"{context.invoked_subcommand}: runs in one process, and {distributed.launched()} were launched; only "
+                f"{' and '.join(SEVERAL_PROCESSES)} know how to share their work: give the command without a launcher"
+            )
+        quiet_libraries()
+        distributed.connect()
+
+
+def _terminated(*_: object) -> None:
+    """SIGTERM before a run listens to it: nothing was begun."""
+    raise Interrupted("stopped by SIGTERM; run the same command again")
+
+
+def main() -> None:
+    """Entry point: one message and an exit code instead of a traceback, however many processes there are."""
+    with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
+        signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(standalone_mode=distributed.launched_rank() == 0)
+        distributed.disconnect()
+    except SystemExit as finished:
+        if not finished.code:
+            distributed.disconnect()
+        raise
+    except (LifelongError, Interrupted) as error:
+        if state.verbose and distributed.launched() == 1:
+            raise
+        label = "interrupted" if isinstance(error, Interrupted) else "error"
+        _end(f"{label}: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _end("interrupted", Interrupted.exit_code)
+    except Exception as error:
+        if distributed.launched_rank() and isinstance(code := getattr(error, "exit_code", None), int):
+            sys.exit(code)  # wrong usage, which the first process tells
+        if distributed.lost_peer(error):
+            reason = str(error).strip().splitlines()[0][:200]
+            _end(f"error: another process of this run is gone ({reason}); {CONTINUE}", distributed.LOST_PEER)
+        message = _storage_message(error)
+        if state.verbose or message is None:
+            if not distributed.announce(1)[0]:
+                sys.exit(1)
+            raise
+        _end(f"error: {message}", LifelongError.exit_code)
+
+
+CONTINUE = "what is committed is whole, and the same command goes on from the last checkpoint"
+
+
+def _storage_message(error: Exception) -> str | None:
+    if not isinstance(error, OSError):
+        return None
+    from lifelong.ledger.storage import storage_message
+
+    return storage_message(error, Path(getattr(error, "filename", None) or "."))
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    """Tell the reason and end; of several processes only the first that has one tells it."""
+    if distributed.launched() > 1:  # the launcher ends the others as soon as one has ended
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    told, exit_code = distributed.announce(exit_code)
+    if told:
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
+    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Checkpoints: grow, evaluate, cache targets, merge."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lifelong.cli.terminal import CardsOption, JsonOption, quiet_libraries, show
+from lifelong.errors import BrokenPromiseError, InputError
+
+
+def expand(
+    source: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the grown model.")],
+    layers: Annotated[int | None, typer.Option()] = None,
+    hidden_size: Annotated[int | None, typer.Option()] = None,
+    intermediate_size: Annotated[int | None, typer.Option()] = None,
+    heads: Annotated[int | None, typer.Option()] = None,
+    kv_heads: Annotated[int | None, typer.Option()] = None,
+    head_dim: Annotated[int | None, typer.Option()] = None,
+    vocab_size: Annotated[int | None, typer.Option()] = None,
+    positions: Annotated[int | None, typer.Option(help="Longest sequence.")] = None,
+    experts: Annotated[int | None, typer.Option(help="A dense model becomes a mixture.")] = None,
+    experts_per_token: Annotated[int | None, typer.Option()] = None,
+    mode: Annotated[str, typer.Option(help="exact keeps the function; elle copies at random, as published.")] = "exact",
+    strategy: Annotated[str, typer.Option(help="How new units begin: pad, clone or pairs; all exact.")] = "pad",
+    placement: Annotated[
+        str, typer.Option(help="New layers: interleaved, last, or the layers they follow: 0,0,3.")
+    ] = "interleaved",
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Go on where exactness is impossible; the gap is reported.")
+    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Only say what would be done; loads no weights.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Grow a checkpoint; the result is verified and loads with plain from_pretrained."""
+    named = {
+        "layers": layers, "hidden_size": hidden_size, "intermediate_size": intermediate_size, "heads": heads,
+        "kv_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocab_size, "positions": positions,
+        "experts": experts, "experts_per_token": experts_per_token,
+    }  # fmt: skip
+    targets = {axis: size for axis, size in named.items() if size is not None}
+    if not targets:
+        raise InputError("expand: name at least one larger size, for example --layers 12 --hidden-size 768")
+    if out.exists() and not explain:
+        raise InputError(f"{str(out)!r} exists already; name a new folder")
+    # large pages: fresh memory costs a third of the time otherwise; torch reads this when it is imported
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    quiet_libraries()
+    from lifelong.expand import expand_checkpoint, explain_expansion
+
+    chosen: dict[str, Any] = {
+        "mode": mode, "strategy": strategy, "placement": _layers(placement), "approximate": approximate,
+    }  # fmt: skip
+    if explain:
+        typer.echo(explain_expansion(source, targets, **chosen))
+        return
+    from lifelong.report.progress import progress_bar
+    from lifelong.report.table import expansion_table
+
+    with _terminable(), progress_bar(f"grow {Path(source).name}") as told:
+        report = expand_checkpoint(source, out, targets=targets, seed=seed, progress=told, **chosen)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=1))
+    else:
+        show(expansion_table(report))
+    if not report.passed:
+        raise BrokenPromiseError(
+            f"the grown model is not exact: logits differ by {report.max_logit_difference_float64:.1e} in float64 "
+            f"(allowed {report.tolerance:.0e}); nothing was written"
+        )
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends like Ctrl-C: what is half-written is removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _layers(placement: str) -> str | list[int]:
+    """`0,0,3` as a list of layers; a word stays one."""
+    parts = placement.split(",")
+    return [int(part) for part in parts] if all(part.strip().isdigit() for part in parts) else placement
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage)."),
+    ],
+    domain: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="Name or path of a domain card; may be repeated.")
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="Held-out tokens per domain.")] = "100k",
+    sequence_length: Annotated[int, typer.Option()] = 256,
+    objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
+    split: Annotated[str, typer.Option(help="valid or test.")] = "valid",
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="Fine-tune a copy on this task; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Tasks: fine-tuned copies of each.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Tasks: at most so many.")] = 10,
+    patience: Annotated[int, typer.Option(help="Tasks: epochs without a better dev score.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Tasks: small models want a larger one.")] = 2e-5,
+    examples: Annotated[int | None, typer.Option(help="Tasks: at most so many of every split.")] = None,
+    harness: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="A task of lm-evaluation-harness, if installed.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Tasks: safetensors, domain to token embeddings.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Held-out loss per domain; --task: scores of fine-tuned copies; --harness: tasks of lm-evaluation-harness."""
+    if sum(map(bool, (domain, task, harness))) != 1:
+        raise InputError("evaluate: name one of domains (--domain CARD), tasks (--task CARD), or --harness TASK")
+    quiet_libraries()
+    if harness:
+        from lifelong.evaluate.harness import evaluate_with_harness
+
+        typer.echo(json.dumps(evaluate_with_harness(model, harness, limit=examples), indent=1))
+        return
+    if task:
+        from lifelong.evaluate.downstream import FineTuning, evaluate_tasks
+        from lifelong.evaluate.task import load_task
+        from lifelong.report.downstream import tasks_table
+
+        cards = [load_task(card) for card in task]
+        settings = FineTuning(learning_rate, epochs, patience, seeds=seeds, examples=examples, length=sequence_length)
+        scores = evaluate_tasks(model, cards, settings, objective=objective, prompts=prompts)
+        if as_json:
+            typer.echo(json.dumps([item.to_json() for item in scores], indent=1))
+        else:
+            show(tasks_table(scores))
+        return
+    from lifelong.evaluate.cards import evaluate_cards
+    from lifelong.report.table import losses_table
+    from lifelong.report.uncertainty import loss_interval
+
+    losses = evaluate_cards(
+        model, domain or [], tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
+    )
+    if as_json:
+        figures = [
+            {"domain": loss.domain, "nats_per_token": loss.nats_per_token, "perplexity": loss.perplexity,
+             "bits_per_byte": loss.bits_per_byte, "tokens": loss.tokens,
+             "interval": [bounds.low, bounds.high] if (bounds := loss_interval(loss)) else None}
+            for loss in losses
+        ]  # fmt: skip
+        typer.echo(json.dumps(figures, indent=1))
+    else:
+        show(losses_table(losses))
+
+
+def cache(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The teacher: checkpoint folder, hub id, or run folder (last stage).")
+    ],
+    domain: CardsOption,
+    out: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of the cache.")],
+    tau: Annotated[float | None, typer.Option(help="Keep p >= tau, sample the rest unbiased; default 0.05.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the K most probable tokens instead.")] = None,
+    renormalise: Annotated[bool, typer.Option("--renormalise", help="Scale the K to sum to one.")] = False,
+    draws: Annotated[int | None, typer.Option(help="Draw so many tokens at random instead.")] = None,
+    temperature: Annotated[float, typer.Option(help="As in the recipe that will use it.")] = 2.0,
+    sequence_length: Annotated[int, typer.Option(help="As in the recipe.")] = 256,
+    objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
+    tokens: Annotated[str | None, typer.Option(help="Of each domain at most so many, for example 2M.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Default: the model's own.")] = None,
+    mask_seed: Annotated[int, typer.Option(help="mlm: seed of the masks.")] = 0,
+    mask_patterns: Annotated[int, typer.Option(help="mlm: masks of each block.")] = 1,
+    device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a teacher says about corpora as sparse targets; continues where an earlier call stopped."""
+    from lifelong.schema import parse_count
+
+    count = parse_count(tokens)
+    if tokens is not None and not isinstance(count, int):
+        raise InputError(f"cache --tokens: a number like 2M, not {tokens!r}")
+    quiet_libraries()
+    from lifelong.inherit.write_cache import CacheRequest, default_device, make_scheme, write_cache
+    from lifelong.report.progress import cache_progress
+
+    request = CacheRequest(
+        model, domain, make_scheme(tau=tau, top_k=top_k, draws=draws, renormalise=renormalise), temperature, objective,
+        sequence_length, count if isinstance(count, int) else None, tokenizer, mask_seed, mask_patterns,
+        device=device or default_device(),
+    )  # fmt: skip
+    with cache_progress(quiet=as_json) as progress:
+        written = write_cache(request, out, progress)
+    if as_json:
+        typer.echo(json.dumps(written.to_json(), indent=1))
+    else:
+        typer.echo(
+            f"{out}: {written.blocks:,} blocks, {written.tokens:,} predicted tokens, {written.num_bytes:,} bytes "
+            f"({written.bytes_per_token:.1f} a token)"
+        )
+
+
+def merge(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    weight: Annotated[
+        float | None, typer.Option(metavar="A", help="Write this model: 0 before the stage, 1 trained.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the model.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Name or number of the stage; default the last.")] = None,
+    weights: Annotated[str, typer.Option(help="Without --weight: evaluate these.")] = "0,0.25,0.5,0.75,1",
+    as_json: JsonOption = False,
+) -> None:
+    """Between the model before a stage, at the new size, and the trained one: evaluate some weights, or write one."""
+    if (weight is None) != (out is None):
+        raise InputError("merge: --weight A --out DIR go together; without both, the front is evaluated")
+    quiet_libraries()
+    from lifelong.recipe.files import read_recipe_file
+    from lifelong.report.table import front_table
+
+    if not (run_folder / "ledger.jsonl").is_file():
+        raise InputError(f"{str(run_folder)!r} is no run folder: it has no ledger.jsonl")
+    recipe = read_recipe_file(run_folder).to_plain()
+    if weight is not None and out is not None:
+        from lifelong.lineage.merge import merge_stage
+
+        record = merge_stage(run_folder, recipe, weight, out, stage)
+        typer.echo(f"{out}: {weight:g} of the way through stage {record.name}; loads with from_pretrained")
+        return
+    from lifelong.ledger.history import read_history
+    from lifelong.lineage.front import interpolation_front, parse_weights
+
+    front = interpolation_front(run_folder, recipe, parse_weights(weights), stage)
+    if as_json:
+        typer.echo(json.dumps(front.to_json(), indent=1))
+    else:
+        show(front_table(front, read_history(run_folder).matrix))

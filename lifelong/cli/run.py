@@ -1,0 +1,97 @@
+"""Runs: begin or continue one, extend it, plan it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lifelong import distributed
+from lifelong.cli.terminal import JsonOption, OverrideOption, display, quiet_libraries, show
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    overrides: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a whole stream; continues by itself where an interrupted run stopped."""
+    from lifelong.recipe.files import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    quiet_libraries()
+    from lifelong.pipeline.loop import run_recipe
+
+    with display(as_json) as observer:
+        result = run_recipe(loaded, out or Path("runs") / loaded.name, observer)
+    _finish(Path(result.out), as_json)
+
+
+def extend(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    domain: Annotated[str, typer.Option(metavar="CARD", help="Name or path of the new domain's card.")],
+    tokens: Annotated[
+        str | None, typer.Option(help="Token budget, for example 2M; default: that of the last stage.")
+    ] = None,
+    overrides: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn one more domain, from the run's own folder; the earlier corpora are not needed."""
+    quiet_libraries()
+    from lifelong.pipeline.loop import extend_run
+
+    with display(as_json) as observer:
+        result = extend_run(run_folder, domain, tokens=tokens, overrides=overrides or (), observer=observer)
+    _finish(Path(result.out), as_json)
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    overrides: OverrideOption = None,
+    devices: Annotated[int, typer.Option(help="Devices that share a step.")] = 1,
+    sharding: Annotated[
+        str | None, typer.Option(help="none, ddp, fsdp2, zero2 or zero3; default: ddp on several devices.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; default: this machine's, cuda where --devices is above 1.")
+    ] = None,
+    flops: Annotated[float | None, typer.Option(help="Peak FLOP/s of one device, for example 400e12.")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Share of --flops that is reached; default 0.4.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time a few real steps of every shape here.")] = False,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Look at the beginning of local corpora.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Dry run: shapes, steps, FLOPs, memory, disk, time and warnings of every stage; loads no weights."""
+    from lifelong.recipe.files import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    quiet_libraries()
+    from lifelong.plan import plan_recipe, plan_tables, planned_devices, planned_speed
+
+    on = planned_devices(devices, sharding, device)
+    planned = plan_recipe(loaded, on, speed=planned_speed(loaded, flops, mfu, measure), text=text)
+    if as_json:
+        typer.echo(json.dumps(planned.to_json(), indent=1))
+    else:
+        for part in plan_tables(planned):
+            show(part)
+
+
+def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None:
+    """Show the matrix and the metrics of a run, and whether it met its recipe's expectations."""
+    if not distributed.is_first():
+        return
+    from lifelong.ledger.history import read_history
+    from lifelong.report import matrix_json
+    from lifelong.report.table import run_tables
+
+    history = read_history(out)
+    if as_json:
+        typer.echo(json.dumps(matrix_json(history), indent=1))
+        return
+    for table in run_tables(history):
+        show(table)
+    typer.echo(f"report: {(report_folder or out / 'report') / 'index.html'}")

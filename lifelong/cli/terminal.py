@@ -1,0 +1,79 @@
+"""What the verbs share: options, the terminal, and libraries that keep quiet on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lifelong import distributed
+
+if TYPE_CHECKING:
+    from lifelong.records import RunObserver
+
+OverrideOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Change a key of the recipe; may be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+CardsOption = Annotated[
+    list[str],
+    typer.Option("--domain", metavar="CARD", help="Name or path of a domain card; may be repeated."),
+]
+
+
+@dataclass
+class State:
+    """What was asked for before the verb."""
+
+    verbose: bool = False
+
+
+state = State()
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own messages."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # threads that spin while they wait cost a factor of ten on a machine whose cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not state.verbose:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+        warnings.filterwarnings("ignore")
+        logging.getLogger("torch").setLevel(logging.ERROR)
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def display(as_json: bool) -> Iterator[RunObserver | None]:
+    """The live display of a run, in the first process only; says first which packages are newer than tested."""
+    from lifelong.pipeline.environment import untested_note
+    from lifelong.report.progress import RichObserver
+
+    if as_json or not distributed.is_first():
+        yield None
+        return
+    with contextlib.closing(RichObserver()) as observer:
+        if note := untested_note():
+            observer.say(f"note: {note}")
+        yield observer
+
+
+def show(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)

@@ -1,0 +1,51 @@
+"""Sizes of a model and the `expand:` section of a stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from lifelong.schema import Section, Size
+
+
+class Shape(Section):
+    """Sizes of a model; what is not named stays, or takes the family's default."""
+
+    layers: Size | None = None
+    hidden_size: Size | None = None
+    intermediate_size: Size | None = None
+    heads: Size | None = None
+    kv_heads: Size | None = None
+    head_dim: Size | None = None
+    vocab_size: Size | None = None
+    experts: Size | None = None
+    experts_per_token: Size | None = None
+
+    def sizes(self) -> dict[str, Any]:
+        """The axes that are named."""
+        return {axis: size for axis in Shape.model_fields if (size := getattr(self, axis)) is not None}
+
+
+class ExpandSection(Shape):
+    """Sizes after the growth at the start of a stage, and how it is done."""
+
+    positions: Size | None = None
+    mode: Literal["exact", "elle"] = "exact"
+    strategy: Literal["pad", "clone", "pairs"] = "pad"
+    placement: Literal["interleaved", "last"] | list[Annotated[int, Field(ge=0)]] = "interleaved"
+    approximate: bool = False
+
+    def sizes(self) -> dict[str, Any]:
+        """The axes that are named."""
+        return super().sizes() | ({} if self.positions is None else {"positions": self.positions})
+
+    def options(self) -> dict[str, Any]:
+        """How the growth is done."""
+        return self.model_dump(include={"mode", "strategy", "placement", "approximate"})
+
+    @model_validator(mode="after")
+    def _something_grows(self) -> ExpandSection:
+        if not self.sizes():
+            raise ValueError(f"names no size; known: {', '.join([*Shape.model_fields, 'positions'])}")
+        return self

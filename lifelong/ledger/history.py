@@ -1,0 +1,191 @@
+"""What a run folder tells: losses, curves and samples of every committed stage, arranged for a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lifelong.errors import CorruptionError, InputError
+from lifelong.files import file_hash, read_json, read_sealed, write_json
+from lifelong.ledger.ledger import INITIAL, is_run_folder, measured, read_records, record_hash, stage_name
+from lifelong.records import (
+    DomainLoss,
+    ExpansionReport,
+    FactCurve,
+    FactPoint,
+    Front,
+    LossMatrix,
+    ProbePoint,
+    RunHistory,
+    Sample,
+    StageRecord,
+    TaskScores,
+    TrainPoint,
+)
+
+BEFORE = "before.json"
+REPORTED = ("losses.json", "history.json", "samples.json")
+
+
+def read_history(out: Path) -> RunHistory:
+    """Everything a report needs, from the committed stages alone.
+
+    Raises:
+        InputError: not a run folder, or nothing is committed yet.
+        CorruptionError: a committed file is damaged, or is not what the ledger says it is.
+    """
+    import yaml
+
+    if not is_run_folder(out):
+        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
+    records = read_records(out)
+    if not records:
+        raise InputError(f"{str(out)!r}: nothing is committed yet, so there is nothing to report")
+    check_committed(out, records)
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
+    stages = tuple(measured(out, record) for record in records if record.index >= 0)
+    folders = [out / "stages" / record.name for record in stages]
+    initial = read_losses(out / INITIAL / "losses.json")
+    losses = tuple(read_losses(folder / "losses.json") for folder in folders)
+    # a run that was extended: the model before a later stage was evaluated on the domain that joined with it
+    initial, *rows = [
+        (*row, *(read_losses(folder / BEFORE) if (folder / BEFORE).is_file() else ()))
+        for row, folder in zip((initial, *losses), [*folders, out / "none"], strict=True)
+    ]
+    losses = tuple(rows)
+    domains = tuple(dict.fromkeys(loss.domain for row in (initial, *losses) for loss in row))
+    curves = [read_json(folder / "history.json") for folder in folders]
+    samples = [read_json(folder / "samples.json") for folder in (out / INITIAL, *folders)]
+    return RunHistory(
+        name=recipe["name"],
+        path=str(out),
+        recipe=recipe,
+        environment=read_sealed(out / "environment.json"),
+        stages=stages,
+        unfinished=tuple(
+            stage_name(index, Path(section["domain"]).stem)
+            for index, section in enumerate(recipe["stages"])
+            if index >= len(stages)
+        ),
+        matrix=loss_matrix(domains, stages, initial, losses),
+        initial_losses=initial,
+        losses=losses,
+        train=tuple(tuple(TrainPoint(**point) for point in curve["train"]) for curve in curves),
+        probes=tuple(tuple(ProbePoint(**point) for point in curve["probes"]) for curve in curves),
+        expansions=tuple(
+            ExpansionReport.from_json(record.expansion) if record.expansion else None for record in stages
+        ),
+        samples=tuple(Sample(**sample) for group in samples for sample in group),
+        head=record_hash(records[-1]),
+        facts=fact_curve(curves),
+        **read_afterwards(out, stages),
+    )
+
+
+def fact_curve(curves: Sequence[Mapping[str, Any]]) -> FactCurve | None:
+    """Facts of all stages together; None in a run without any."""
+    asked = [(stage, curve["facts"]) for stage, curve in enumerate(curves) if curve.get("facts")]
+    if not asked:
+        return None
+    first, kept = asked[0]
+    return FactCurve(
+        texts=tuple(f"{fact['prompt']} {fact['target']}." for fact in kept["facts"]),
+        stage=first,
+        injected_at=tuple(kept["injected_at"]),
+        points=tuple(
+            tuple(FactPoint(**point) for point in (curve.get("facts") or {}).get("points", ())) for curve in curves
+        ),
+    )
+
+
+def read_afterwards(out: Path, stages: Sequence[StageRecord]) -> dict[str, Any]:
+    """What was measured on a run after it was committed; what belongs to other weights is left out and noted."""
+    lines = {record_hash(record) for record in stages}
+    notes = [f"{record.name}: {note}" for record in stages for note in record.notes]
+
+    def measured(folder: str, kind: type[Front] | type[TaskScores]) -> list[Any]:
+        found = []
+        for path in sorted((out / folder).glob("*.json")):
+            item = kind.from_json(read_json(path))
+            if item.record in lines:
+                found.append(item)
+            else:
+                notes.append(f"{path.relative_to(out)} was measured on other weights than those committed: left out")
+        return found
+
+    fronts, tasks = measured("front", Front), measured("downstream", TaskScores)
+    return {"fronts": tuple(fronts), "tasks": tuple(tasks), "notes": tuple(notes)}
+
+
+def check_committed(out: Path, records: Sequence[StageRecord]) -> None:
+    """Every file that a report reads against the hash in the ledger; weights are left to `lifelong check`.
+
+    Raises:
+        CorruptionError: names the file.
+    """
+    for record in records:
+        for name, digest in record.files.items():
+            path = out / name
+            if path.name in REPORTED and path.is_file() and file_hash(path) != digest:
+                raise CorruptionError(
+                    f"{path}: its content is not what was committed with {record.name}; restore it from a backup, "
+                    "`lifelong check` lists everything that was changed"
+                )
+
+
+def loss_matrix(
+    domains: tuple[str, ...],
+    stages: Sequence[StageRecord],
+    initial: Sequence[DomainLoss],
+    losses: Sequence[Sequence[DomainLoss]],
+) -> LossMatrix:
+    """Arrange held-out losses as R[t][k]."""
+
+    def row(group: Sequence[DomainLoss], value: str) -> tuple[Any, ...]:
+        by_domain = {loss.domain: getattr(loss, value) for loss in group}
+        return tuple(by_domain.get(domain) for domain in domains)
+
+    return LossMatrix(
+        domains=domains,
+        stages=tuple(record.name for record in stages),
+        stage_domains=tuple(domains.index(record.domain) for record in stages),
+        initial=row(initial, "nats_per_token"),
+        nats_per_token=tuple(row(group, "nats_per_token") for group in losses),
+        bits_per_byte=tuple(row(group, "bits_per_byte") for group in losses),
+        tokens=tuple(row(group, "tokens") for group in losses),
+        initial_bits_per_byte=row(initial, "bits_per_byte"),
+    )
+
+
+def write_losses(path: Path, losses: Sequence[DomainLoss]) -> None:
+    """Held-out losses with their per-document sums."""
+    write_json(
+        path,
+        [
+            {
+                "domain": loss.domain,
+                "nats": loss.nats,
+                "tokens": loss.tokens,
+                "bytes": loss.bytes,
+                "document_nats": list(loss.document_nats),
+                "document_tokens": list(loss.document_tokens),
+                "seconds": 0.0,
+            }
+            for loss in losses
+        ],
+    )
+
+
+def read_losses(path: Path) -> tuple[DomainLoss, ...]:
+    """Inverse of `write_losses`."""
+    return tuple(
+        DomainLoss(
+            **{
+                **item,
+                "document_nats": tuple(item["document_nats"]),
+                "document_tokens": tuple(item["document_tokens"]),
+            }
+        )
+        for item in read_json(path)
+    )

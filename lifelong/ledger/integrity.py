@@ -1,0 +1,126 @@
+"""What a run folder must hold: every committed file by its hash, and nothing that does not belong."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lifelong.errors import CorruptionError
+from lifelong.files import PARTIAL, file_hash, read_sealed
+from lifelong.records import StageRecord
+
+INITIAL = "initial"
+RECIPE = "recipe.yaml"
+RECORD = "record.json"
+MEASURED = "measured.json"
+ENVIRONMENT = "environment.json"
+COMMITTED_FOLDERS = (INITIAL, "stages", "heldout", "memory")
+SHARED_FOLDERS = ("heldout", "memory")
+# everything else that we put into a run folder; none of it is committed
+OTHERS = (
+    "ledger.jsonl", RECIPE, ENVIRONMENT, ".lock", ".work", ".cache", "report", "rejected", "trackers", "front",
+    "downstream", "harness",
+)  # fmt: skip
+# left by file managers and network file systems wherever they look
+NOT_OURS_NOR_THEIRS = (".DS_Store", "Thumbs.db", "desktop.ini", ".nfs*", ".fuse_hidden*", "lost+found")
+
+
+def record_folder(record: StageRecord) -> str:
+    """Where a committed stage lies, relative to the run folder."""
+    return INITIAL if record.index < 0 else f"stages/{record.name}"
+
+
+def expected_files(records: Sequence[StageRecord]) -> dict[str, str]:
+    """SHA-256 of every committed file by its path; later records replace earlier ones."""
+    return {name: digest for record in records for name, digest in record.files.items()}
+
+
+def damaged_files(out: Path, files: Mapping[str, str], replaced: Sequence[str] = ()) -> Iterator[str]:
+    """One line for every file that is missing or not what was committed.
+
+    Args:
+        out: the run folder.
+        files: SHA-256 by path.
+        replaced: beginnings of paths that may be missing.
+    """
+    for name, digest in files.items():
+        path = out / name
+        try:
+            found = file_hash(path)
+        except (FileNotFoundError, NotADirectoryError):
+            if not name.startswith(tuple(replaced)):
+                yield f"{name}: missing"
+        except OSError as error:
+            yield f"{name}: cannot be read ({error.strerror})"
+        else:
+            if found != digest:
+                yield f"{name}: its content is not what was committed"
+
+
+def damaged_companions(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
+    """What stands beside the ledger: measured times and the environment, each with its own hash."""
+    names = [f"{record_folder(record)}/{MEASURED}" for record in records]
+    for name in [*names, ENVIRONMENT]:
+        try:
+            read_sealed(out / name)
+        except CorruptionError as error:  # noqa: PERF203 - one finding a file
+            yield f"{name}: {str(error).partition(': ')[2]}"
+
+
+def changed_recipe(out: Path, records: Sequence[StageRecord]) -> str | None:
+    """The copy that `recipe.yaml` should equal, or None where it does, or where nothing is committed yet.
+
+    It is the copy in the newest stage, or, while the run is being extended, the one in `.work`.
+    """
+    if not records:
+        return None
+    committed = f"{record_folder(records[-1])}/{RECIPE}"
+    copies = [path.read_bytes() for path in (out / committed, out / ".work" / RECIPE) if path.is_file()]
+    try:
+        same = (out / RECIPE).read_bytes() in copies
+    except FileNotFoundError:
+        same = False
+    return None if same or not copies else committed
+
+
+def foreign_files(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
+    """One line for every file in a committed folder that no record lists."""
+    known = set(expected_files(records))
+    listed = {"/".join(name.split("/")[:2]) for name in known}
+    pending = (out / ".work").is_dir()  # a stage that is being made writes its share of these folders first
+    known |= {f"{record_folder(record)}/{name}" for record in records for name in (RECORD, MEASURED)}
+    for folder in COMMITTED_FOLDERS:
+        for path in sorted((out / folder).rglob("*")):
+            name = path.relative_to(out).as_posix()
+            if pending and folder in SHARED_FOLDERS and "/".join(name.split("/")[:2]) not in listed:
+                continue
+            if path.is_file() and name not in known and not _is_harmless(name):
+                yield f"{name}: does not belong to the run"
+
+
+def foreign_entries(out: Path) -> Iterator[str]:
+    """One line for everything at the top of a run folder that is not ours."""
+    for path in sorted(out.iterdir()):
+        if path.name not in (*COMMITTED_FOLDERS, *OTHERS) and not _is_harmless(path.name):
+            yield f"{path.name}: does not belong to the run"
+
+
+def _is_harmless(name: str) -> bool:
+    parts = name.split("/")
+    return any(PARTIAL.match(part) for part in parts) or any(
+        fnmatch.fnmatch(parts[-1], pattern) for pattern in NOT_OURS_NOR_THEIRS
+    )
+
+
+def replaced_generations(records: Sequence[StageRecord]) -> tuple[str, ...]:
+    """Folders of the memory that a later stage has replaced: they may be gone."""
+    generations = {name.split("/")[1] for record in records for name in record.files if name.startswith("memory/")}
+    return tuple(f"memory/{generation}/" for generation in sorted(generations)[:-1])
+
+
+def files_in_use(records: Sequence[StageRecord]) -> dict[str, str]:
+    """What the next stage reads: everything committed but the models of older stages and replaced memory."""
+    older = tuple(f"{record_folder(record)}/model/" for record in records[:-1])
+    passed_over = (*older, *replaced_generations(records))
+    return {name: digest for name, digest in expected_files(records).items() if not name.startswith(passed_over)}

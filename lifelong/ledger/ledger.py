@@ -1,0 +1,426 @@
+"""The run folder: an append-only record of stages, committed one by one by renaming a folder.
+
+A stage is prepared under `.work/`, described by `record.json` inside its folder, made durable, and
+renamed to `stages/NN-domain`: that rename is the commit. The line in `ledger.jsonl` follows; if the
+process dies between the two, the next one appends it from `record.json`. Every line begins with its own
+hash and names the hash of the line before it, so that nothing can be changed or left out unnoticed.
+
+A line holds nothing that was measured by a clock: two runs of one recipe have the same ledger, bit for bit,
+however often they were interrupted. Times lie beside it, in the stage's `measured.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lifelong.errors import CorruptionError, InputError
+from lifelong.files import (
+    PARTIAL,
+    read_sealed,
+    remove_partials,
+    remove_tree,
+    sync_folder,
+    sync_tree,
+    tree_hashes,
+    write_bytes,
+    write_sealed,
+    write_text,
+)
+from lifelong.ledger.integrity import (
+    COMMITTED_FOLDERS,
+    ENVIRONMENT,
+    INITIAL,
+    MEASURED,
+    RECIPE,
+    RECORD,
+    changed_recipe,
+    damaged_companions,
+    damaged_files,
+    expected_files,
+    files_in_use,
+    foreign_entries,
+    foreign_files,
+    record_folder,
+    replaced_generations,
+)
+from lifelong.ledger.lock import hold
+from lifelong.ledger.storage import storage_faults
+from lifelong.records import StageRecord
+
+__all__ = [
+    "INITIAL",
+    "Ledger",
+    "check_run",
+    "committed_stages",
+    "is_run_folder",
+    "measured",
+    "read_records",
+    "record_hash",
+    "stage_name",
+]
+
+LEDGER = "ledger.jsonl"
+LINE_START, HASH_SIZE = b'{"sha256":"', 64
+_REBUILD = "the next run writes it again from the other copy (ledger.jsonl, or the stages' record.json)"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the ledger, without its newline; `sha256` is of what follows it."""
+
+    sha256: str
+    record: StageRecord
+    content: bytes
+
+    @classmethod
+    def of(cls, record: StageRecord) -> Line:
+        """The line that a record makes."""
+        body = _body(record)
+        digest = hashlib.sha256(body).hexdigest()
+        return cls(digest, record, LINE_START + digest.encode() + b'",' + body[1:])
+
+    @classmethod
+    def from_bytes(cls, line: bytes, where: str) -> Line:
+        """A line as it was read.
+
+        Raises:
+            CorruptionError: it is not what was written, or a newer version wrote it.
+        """
+        place = len(LINE_START)
+        digest, body = line[place : place + HASH_SIZE], b"{" + line[place + HASH_SIZE + 2 :]
+        if line[:place] != LINE_START or hashlib.sha256(body).hexdigest().encode() != digest:
+            raise CorruptionError(f"{where}: is damaged; restore the file from a backup, or remove it: {_REBUILD}")
+        data = json.loads(body)
+        unknown = sorted(set(data) - set(StageRecord.__dataclass_fields__))
+        if unknown:
+            raise CorruptionError(f"{where}: a newer version of lifelong wrote this (key {unknown[0]!r}); update it")
+        return cls(digest.decode(), StageRecord.from_json(data), line)
+
+
+def _body(record: StageRecord) -> bytes:
+    """A record without what a clock measured."""
+    data = record.to_json()
+    data.pop("committed_at", None)
+    for cost in data["cost"].values():
+        cost.pop("seconds", None)
+    if data["expansion"] is not None:
+        data["expansion"].pop("seconds", None)
+    return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def record_hash(record: StageRecord) -> str:
+    """SHA-256 of a ledger line: what the next line names as its parent."""
+    return Line.of(record).sha256
+
+
+def stage_name(index: int, domain: str) -> str:
+    """Folder name of a stage, for example `01-news`; the row before the first stage is `initial`."""
+    return INITIAL if index < 0 else f"{index:02d}-{domain}"
+
+
+def is_run_folder(out: Path) -> bool:
+    """Whether something was committed there."""
+    return (out / LEDGER).is_file() or (out / INITIAL / RECORD).is_file()
+
+
+class Ledger:
+    """One run folder, held by one process at a time."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        for folder in (*COMMITTED_FOLDERS, ".work", ".cache"):
+            remove_partials(out / folder)
+        for name in (LEDGER, RECIPE, ENVIRONMENT):
+            (out / f".{name}.tmp").unlink(missing_ok=True)
+        self._lines, torn = _read_lines(out)
+        if torn:
+            write_bytes(out / LEDGER, b"".join(line.content + b"\n" for line in self._lines))
+        self._adopt_committed()
+        for line in self._lines:
+            remove_tree(out / ".work" / line.record.name)
+            if not (self.stage_folder(line.record) / RECORD).exists() and self.stage_folder(line.record).is_dir():
+                write_bytes(self.stage_folder(line.record) / RECORD, line.content + b"\n")
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, out: Path) -> Iterator[Ledger]:
+        """Take the run folder, creating it where needed; the lock dies with its owner.
+
+        Raises:
+            InputError: the folder is no run folder, or another process holds it.
+            CorruptionError: what is committed there is damaged.
+            StorageError: now or later, the disk is full, read-only or failing.
+        """
+        _check_is_run_folder(out)
+        then = "then run the same command again: it goes on, and nothing that is committed is lost"
+        with storage_faults(out, f"run folder {str(out)!r}", then):
+            out.mkdir(parents=True, exist_ok=True)
+            with hold(out / ".lock"):
+                ledger = cls(out)
+                ledger.require_intact()
+                yield ledger
+
+    @classmethod
+    def follow(cls, out: Path) -> Ledger:
+        """The run folder as another process of the same run writes it; `refresh` after each of its commits."""
+        ledger = cls.__new__(cls)
+        ledger.out = out
+        ledger.refresh()
+        return ledger
+
+    def refresh(self) -> None:
+        """Read the lines again."""
+        self._lines = _read_lines(self.out)[0]
+
+    @property
+    def records(self) -> list[StageRecord]:
+        """All lines, the initial model's included."""
+        return [line.record for line in self._lines]
+
+    @property
+    def stages(self) -> list[StageRecord]:
+        """Committed stages, without the record of the initial model."""
+        return [record for record in self.records if record.index >= 0]
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line; empty before the first."""
+        return self._lines[-1].sha256 if self._lines else ""
+
+    def stage_folder(self, record: StageRecord) -> Path:
+        """Where a committed stage lies."""
+        return self.out / record_folder(record)
+
+    def work_folder(self, name: str) -> Path:
+        """Where stage `name` is being prepared; kept across interruptions."""
+        folder = self.out / ".work" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def generation(self, before: int) -> Path | None:
+        """The newest replay memory that a stage before stage `before` left behind."""
+        found = [path for path in (self.out / "memory").glob("[0-9]*") if int(path.name) < before]
+        return max(found, key=lambda path: int(path.name), default=None)
+
+    def replace_recipe(self, text: str) -> None:
+        """Put another recipe in force for the stages to come; it becomes part of the run with the next commit."""
+        # the copy in .work says that it was changed by us, whenever the process dies
+        write_text(self.out / ".work" / RECIPE, text)
+        write_text(self.out / RECIPE, text)
+
+    @property
+    def is_extending(self) -> bool:
+        """Whether `replace_recipe` was called and what it was called for is not finished."""
+        return (self.out / ".work" / RECIPE).is_file()
+
+    def require_intact(self) -> None:
+        """Refuse to build on what is damaged: every file that the next stage reads, and the recipe.
+
+        Raises:
+            CorruptionError: one line a finding.
+        """
+        records = self.records
+        findings = [*damaged_files(self.out, files_in_use(records)), *foreign_files(self.out, records)]
+        if copy := changed_recipe(self.out, records):
+            findings.append(_recipe_finding(copy))
+        if findings:
+            raise CorruptionError(
+                f"run folder {str(self.out)!r}: {_count(findings)}\n  "
+                + "\n  ".join(findings)
+                + "\n  Restore damaged files from a backup, move foreign ones away; nothing was changed"
+            )
+
+    def commit(self, prepared: Path, record: StageRecord, extra_folders: Sequence[Path] = ()) -> StageRecord:
+        """Make a prepared folder a stage of the run.
+
+        Args:
+            prepared: the folder with everything that belongs to the stage; it is renamed.
+            record: the line to write; `files` and `parent` are filled in here.
+            extra_folders: folders of the run (memory, held-out) written for this stage.
+
+        Returns:
+            The record as written.
+        """
+        remove_partials(prepared)
+        for name in (RECORD, MEASURED):
+            (prepared / name).unlink(missing_ok=True)
+        if (self.out / RECIPE).is_file():
+            write_bytes(prepared / RECIPE, (self.out / RECIPE).read_bytes())
+        own = tree_hashes([prepared], prepared)
+        files = {
+            **{f"{record_folder(record)}/{name}": digest for name, digest in own.items()},
+            **tree_hashes(extra_folders, self.out),
+        }
+        record = replace(record, parent=self.head, files=files)
+        line = Line.of(record)
+        write_sealed(prepared / MEASURED, measurements(record))
+        write_bytes(prepared / RECORD, line.content + b"\n")
+        sync_tree(prepared)
+        for folder in extra_folders:
+            sync_tree(folder)
+            sync_folder(folder.parent)
+        target = self.stage_folder(record)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.out)
+        prepared.rename(target)
+        sync_folder(target.parent)
+        self._append(line)
+        remove_tree(self.out / ".work" / record.name)
+        return record
+
+    def _append(self, line: Line) -> None:
+        with (self.out / LEDGER).open("ab") as stream:
+            stream.write(line.content + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        sync_folder(self.out)
+        self._lines.append(line)
+
+    def _adopt_committed(self) -> None:
+        """Append the line of a stage that was renamed just before its process died; all if the ledger is gone."""
+        while True:
+            index = self.records[-1].index + 1 if self._lines else -1
+            candidates = [self.out / INITIAL] if index < 0 else sorted((self.out / "stages").glob(f"{index:02d}-*"))
+            found = [_read_record(folder) for folder in candidates if (folder / RECORD).is_file()]
+            following = [line for line in found if line.record.parent == self.head]
+            if not following:
+                return
+            self._append(following[0])
+
+    def forget_work(self) -> None:
+        """Remove what was only needed while a stage was being prepared."""
+        remove_tree(self.out / ".work")
+
+
+def measurements(record: StageRecord) -> dict[str, Any]:
+    """What a clock and the machine say about a stage; stands beside the ledger."""
+    return {
+        "committed_at": record.committed_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": {phase: float(cost["seconds"]) for phase, cost in record.cost.items()},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
+    }
+
+
+def committed_stages(out: Path) -> list[StageRecord]:
+    """The records of the stages of a run, oldest first, without the row before the first.
+
+    Raises:
+        InputError: no run folder, or no stage is committed yet.
+    """
+    if not is_run_folder(out):
+        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
+    stages = [record for record in read_records(out) if record.index >= 0]
+    if not stages:
+        raise InputError(f"{str(out)!r}: no stage is committed yet")
+    return stages
+
+
+def measured(out: Path, record: StageRecord) -> StageRecord:
+    """The record with its measured times put back, for a report.
+
+    Raises:
+        CorruptionError: the file with the times is damaged.
+    """
+    facts = read_sealed(out / record_folder(record) / MEASURED)
+    seconds: Mapping[str, float] = facts["seconds"]
+    cost = {phase: {**values, "seconds": seconds.get(phase, 0.0)} for phase, values in record.cost.items()}
+    expansion = record.expansion
+    if expansion is not None:
+        expansion = {**expansion, "seconds": seconds.get("grow", 0.0)}
+    return replace(record, cost=cost, expansion=expansion, committed_at=facts["committed_at"])
+
+
+def read_records(out: Path) -> list[StageRecord]:
+    """The lines of the ledger, their chain verified; only reads.
+
+    Raises:
+        CorruptionError: a line is damaged, changed or missing; names the line.
+    """
+    return [line.record for line in _read_lines(out)[0]]
+
+
+def _read_lines(out: Path) -> tuple[list[Line], bytes]:
+    """The lines, and what stands behind the last newline: a line cut short by a crash, or still being written."""
+    path = out / LEDGER
+    if not path.exists():
+        return [], b""
+    *complete, torn = path.read_bytes().split(b"\n")
+    lines: list[Line] = []
+    for number, line in enumerate(complete, start=1):
+        read = Line.from_bytes(line, f"{path}:{number}")
+        if read.record.parent != (lines[-1].sha256 if lines else ""):
+            raise CorruptionError(
+                f"{path}:{number}: the line does not follow from the one before; it was changed or one is missing"
+            )
+        lines.append(read)
+    return lines, torn
+
+
+def _read_record(folder: Path) -> Line:
+    return Line.from_bytes((folder / RECORD).read_bytes().rstrip(b"\n"), str(folder / RECORD))
+
+
+def check_run(out: Path) -> list[str]:
+    """Every committed file against its hash, the ledger's chain, and what does not belong; only reads.
+
+    Returns:
+        One line a finding; none where all is as committed.
+
+    Raises:
+        InputError: not a run folder.
+    """
+    if not is_run_folder(out):
+        raise InputError(f"{str(out)!r} is no run folder: it has no {LEDGER}")
+    try:
+        lines, torn = _read_lines(out)
+    except CorruptionError as error:
+        return [str(error)]
+    records = [line.record for line in lines]
+    findings = [f"{LEDGER}: its last line is incomplete; the next run writes it again"] if torn else []
+    if not records:
+        findings.append(f"{LEDGER}: missing or empty; the next run writes it again from the stages' own record.json")
+    findings += [
+        *_damaged_records(out, lines),
+        *damaged_companions(out, records),
+        *damaged_files(out, expected_files(records), replaced_generations(records)),
+        *foreign_files(out, records),
+        *foreign_entries(out),
+    ]
+    if copy := changed_recipe(out, records):
+        findings.append(_recipe_finding(copy))
+    return findings
+
+
+def _damaged_records(out: Path, lines: Sequence[Line]) -> Iterator[str]:
+    for line in lines:
+        path = out / record_folder(line.record) / RECORD
+        if not path.is_file():
+            yield f"{path.relative_to(out).as_posix()}: missing"
+        elif path.read_bytes() != line.content + b"\n":
+            yield f"{path.relative_to(out).as_posix()}: differs from the ledger"
+
+
+def _recipe_finding(copy: str) -> str:
+    return f"{RECIPE}: was changed after the last commit; the recipe as committed is {copy}: copy it back"
+
+
+def _count(findings: Sequence[str]) -> str:
+    return f"{len(findings)} finding{'s' * (len(findings) > 1)}"
+
+
+def _check_is_run_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"run folder {str(out)!r} is a file; name a new folder or a run")
+    ours = {LEDGER, RECIPE, ".lock", INITIAL}
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if names and not ours & names and not all(PARTIAL.match(name) for name in names):
+        raise InputError(f"run folder {str(out)!r} holds other files and no ledger; name an empty or new folder")

@@ -1,0 +1,70 @@
+"""Forgetting against gain on the line from the old model to the trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lifelong.errors import InputError
+from lifelong.evaluate.perplexity import evaluate_domain
+from lifelong.files import write_json
+from lifelong.ledger.ledger import record_hash
+from lifelong.lineage.merge import check_weight, stage_ends
+from lifelong.records import Front, FrontPoint
+from lifelong.stream.heldout import Heldout
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+FOLDER = "front"
+
+
+def interpolation_front(
+    run: Path, recipe: Mapping[str, Any], weights: Sequence[float] = WEIGHTS, stage: str | None = None
+) -> Front:
+    """Held-out loss of every domain at some weights; written to `RUN/front/STAGE.json`, where the report finds it.
+
+    Args:
+        run: the run folder.
+        recipe: its recipe in plain values.
+        weights: from 0, the model before the stage at the new size, to 1, the trained one.
+        stage: name or number of a stage; the last one where not given.
+
+    Raises:
+        InputError: a weight, the run or the stage is wrong.
+    """
+    for weight in weights:
+        check_weight(weight)
+    ends = stage_ends(run, recipe, stage)
+    heldouts = [Heldout.open(path) for path in sorted((run / "heldout").iterdir())]
+    heldouts = [heldout for heldout in heldouts if heldout.domain in ends.record.row]
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "stages" / ends.record.name / "model")
+    objective = str(recipe.get("objective", "clm"))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    points = []
+    for weight in sorted(set(weights)):
+        model = ends.at(weight)
+        losses = [
+            evaluate_domain(
+                model, heldout, objective=objective, sequence_length=int(recipe["sequence_length"]), pad_id=pad,
+                mask_id=tokenizer.mask_token_id if objective == "mlm" else None,
+            )
+            for heldout in heldouts
+        ]  # fmt: skip
+        points.append(FrontPoint(weight, {loss.domain: loss.nats_per_token for loss in losses}))
+    front = Front(ends.record.name, ends.record.domain, record_hash(ends.record), tuple(points))
+    write_json(run / FOLDER / f"{front.stage}.json", front.to_json())
+    return front
+
+
+def parse_weights(text: str) -> list[float]:
+    """`0,0.5,1` as numbers.
+
+    Raises:
+        InputError: one of them is no number from 0 to 1.
+    """
+    try:
+        return [check_weight(float(part)) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"merge --weights: write numbers from 0 to 1 with commas between them, not {text!r}") from None

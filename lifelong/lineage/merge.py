@@ -1,0 +1,170 @@
+"""The old model at the new size, and every model on the straight line from it to the trained one.
+
+A growth is a linear map of the weights. Applied once more to the model before a stage it gives that model at the
+size after it, with the same function; between the two lies a family of models that trade what was learned for
+what was kept. Weight 0 is the old model, weight 1 the trained one.
+
+Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv 2109.01903), for models of one size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lifelong.errors import CorruptionError, InputError, UnknownNameError
+from lifelong.expand.lazy import tied_names
+from lifelong.expand.mapping import ExpansionMap
+from lifelong.files import file_hash, read_json, whole_folder, write_json
+from lifelong.ledger.ledger import committed_stages, record_hash
+from lifelong.lm.checkpoint import load_model, save_model
+from lifelong.records import StageRecord
+from lifelong.stream.tokenizers.load import copy_domain_tokenizers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class StageEnds:
+    """Weights before and after a stage, by parameter name at the new size, and the trained model to put them in.
+
+    `model` holds whatever weights were put in last.
+    """
+
+    record: StageRecord
+    model: PreTrainedModel
+    old: Mapping[str, Tensor]
+    new: Mapping[str, Tensor]
+
+    def at(self, weight: float) -> PreTrainedModel:
+        """The model at `weight` of the way, in place.
+
+        Raises:
+            InputError: the weight lies outside 0 to 1.
+        """
+        check_weight(weight)
+        import torch
+
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, new in self.new.items():
+                # both ends exactly: a + (b - a) is not always b in floating point
+                value = (
+                    self.old[name] if weight == 0 else new if weight == 1 else torch.lerp(self.old[name], new, weight)
+                )
+                parameters[name].copy_(value)
+        self.model.tie_weights()
+        return self.model
+
+
+def check_weight(weight: float) -> float:
+    """The weight itself.
+
+    Raises:
+        InputError: it is no number from 0 to 1.
+    """
+    if not 0 <= weight <= 1:
+        raise InputError(
+            f"merge: a weight lies from 0 (the model before the stage) to 1 (the trained one), not {weight}"
+        )
+    return weight
+
+
+def stage_ends(run: Path, recipe: Mapping[str, Any], stage: str | None = None) -> StageEnds:
+    """Both ends of a stage of a run, read from its folder; the last stage where none is named.
+
+    Args:
+        run: the run folder.
+        recipe: its recipe in plain values.
+        stage: name of a stage (`01-news`) or its number.
+
+    Raises:
+        InputError: no run, nothing committed, or a first stage that began with random weights.
+        UnknownNameError: no such stage.
+        CorruptionError: a file is not what was committed.
+    """
+    records = committed_stages(run)
+    record = _named(records, stage)
+    objective = str(recipe.get("objective", "clm"))
+    folder = run / "stages" / record.name
+    _check_files(run, record, ("model/model.safetensors", "expansion.json"))
+    new = load_model(folder / "model", objective)
+    source = _source_before(run, records, record, recipe)
+    old_model = load_model(source, objective)
+    old = weights_of(old_model)
+    if record.expansion is not None:
+        old = ExpansionMap.from_json(read_json(folder / "expansion.json")["map"]).apply_weights(old)
+    return StageEnds(record, new, old, {name: value.clone() for name, value in weights_of(new).items()})
+
+
+def merge_stage(
+    run: Path, recipe: Mapping[str, Any], weight: float, out: Path, stage: str | None = None
+) -> StageRecord:
+    """Write the model at `weight` between the model before a stage and the trained one as a plain checkpoint.
+
+    `merge.json` beside the weights says where they come from.
+
+    Raises:
+        InputError: the weight, the run or the stage is wrong, or `out` exists.
+    """
+    check_weight(weight)
+    if out.exists():
+        raise InputError(f"{str(out)!r} exists already; name a new folder")
+    import transformers
+
+    ends = stage_ends(run, recipe, stage)
+    source = run / "stages" / ends.record.name / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    model = ends.at(weight)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(out) as partial:
+            save_model(model, tokenizer, partial)
+            copy_domain_tokenizers(source, partial)
+            origin = {"run": recipe["name"], "stage": ends.record.name, "record": record_hash(ends.record)}
+            write_json(partial / "merge.json", {**origin, "weight": weight})
+    except OSError as error:
+        raise InputError(f"{str(out)!r} cannot be written: {error.strerror}") from None
+    return ends.record
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """Parameters by name without those that share another's values."""
+    tied = tied_names(model)
+    return {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False) if name not in tied}
+
+
+def _named(records: list[StageRecord], stage: str | None) -> StageRecord:
+    if stage is None:
+        return records[-1]
+    for record in records:
+        if stage in (record.name, str(record.index)):
+            return record
+    raise UnknownNameError("stage", stage, [record.name for record in records])
+
+
+def _source_before(run: Path, records: list[StageRecord], record: StageRecord, recipe: Mapping[str, Any]) -> str | Path:
+    """Where the model before a stage lies."""
+    if record.index > 0:
+        before = records[record.index - 1]
+        _check_files(run, before, ("model/model.safetensors",))
+        return run / "stages" / before.name / "model"
+    checkpoint = recipe["model"].get("checkpoint")
+    if checkpoint is None:
+        raise InputError(
+            f"merge: stage {record.name} is the first and began with random weights: there is no older model to go "
+            "back to; name a later stage"
+        )
+    return str(checkpoint)
+
+
+def _check_files(run: Path, record: StageRecord, names: tuple[str, ...]) -> None:
+    for name in names:
+        path = f"stages/{record.name}/{name}"
+        if path in record.files and file_hash(run / path) != record.files[path]:
+            raise CorruptionError(f"{run / path}: its content is not what was committed; restore it from a backup")

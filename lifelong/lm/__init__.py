@@ -1,0 +1,1 @@
+"""A language model as everything else sees it: packed rows, the head and its loss, checkpoints, FLOPs."""

@@ -1,0 +1,162 @@
+"""Checkpoints: load, save, gather from shards, fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lifelong.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """A plain `save_pretrained` folder with the tokenizer beside the weights.
+
+    Args:
+        model: to save.
+        tokenizer: its own.
+        folder: to write.
+        weights: what `whole_weights` gave, where the model itself holds only a part of them.
+    """
+    if weights is not None:
+        model = _with_weights(model, weights)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def is_in_parts(model: PreTrainedModel) -> bool:
+    """Whether every process of the run holds only a part of each parameter (FSDP2)."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole_weights(model: PreTrainedModel) -> Mapping[str, Tensor] | None:
+    """All weights of a model that lies in parts on several processes, on the CPU of the first one; every one calls.
+
+    Returns:
+        None where each process has them all anyway; nothing in any but the first.
+    """
+    if not is_in_parts(model):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: Any = get_model_state_dict(model, options=whole)
+    return dict(weights)
+
+
+def _with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A stock model of the same configuration with these weights; copies none of them."""
+    import torch
+
+    # fully_shard has put a class of its own in front of the model's
+    stock = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.models."))
+    with torch.device("meta"):
+        plain: PreTrainedModel = stock(model.config)
+    plain.load_state_dict(dict(weights), strict=True, assign=True)
+    plain.tie_weights()
+    return plain
+
+
+def load_model(source: str | Path, objective: str, revision: str | None = None) -> PreTrainedModel:
+    """A model in float32 with the head of the objective (`clm` or `mlm`), from a folder or the hub.
+
+    Raises:
+        InputError: no such checkpoint, or one that transformers cannot load.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
+    try:
+        with _in_every_process():
+            return auto.from_pretrained(
+                str(source), revision=revision or "main", dtype="float32", trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"checkpoint {str(source)!r}: transformers cannot load it as {objective}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _in_every_process() -> Iterator[None]:
+    """Load weights wherever that is asked for: with FSDP, accelerate may ask for empty ones in all but one process."""
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    before = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+
+
+def load_config(source: str | Path, revision: str | None = None) -> Any:
+    """The configuration of a checkpoint, without its weights.
+
+    Raises:
+        InputError: no such checkpoint.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            str(source), revision=revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"checkpoint {str(source)!r}: {reason}") from None
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over names, shapes and bytes of all weights and the configuration's architecture."""
+    digest = hashlib.sha256(model.config.model_type.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(_bytes_dtype()).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _bytes_dtype() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def to_accelerator(model: PreTrainedModel) -> None:
+    """Move a model to the accelerator of this process, if it leaves half of what is free there for its activations."""
+    import torch
+
+    if torch.accelerator.is_available():
+        free, _ = torch.accelerator.get_memory_info()
+        if 2 * sum(value.numel() * value.element_size() for value in model.parameters()) < free:
+            model.to(torch.accelerator.current_accelerator())
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, or any other where there is none: padding is never attended to nor predicted."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
+
+
+def meta_model(config: Any, objective: str) -> PreTrainedModel:
+    """The shapes of a model without its weights."""
+    import torch
+    import transformers
+
+    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
+    with torch.device("meta"):
+        return auto.from_config(config)

@@ -1,0 +1,191 @@
+"""The loss inside the model's forward, for every architecture through one mechanism.
+
+What all language models share is the output embedding. While a loss head is installed, the instance's own
+`forward` of that module hands its hidden states to the KI loss and returns logits of width zero, and the
+model's `forward` returns the loss. Only instance attributes are set: parameter names, `state_dict` and
+`save_pretrained` stay as they are, and wrappers (autocast, DDP, FSDP) see an ordinary forward.
+
+Letters: B sequences, T tokens, N predicted tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from lifelong.lm.loss import IGNORED, Target, ki_loss_parts, token_nats
+from lifelong.lm.packed import packed_inputs, packing_of
+
+T = TypeVar("T")
+
+BATCH_ONLY = ("domain_ids", "is_replay")
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What teaches one batch: targets for the labelled rows of the sequences with `alpha_B > 0`, in order."""
+
+    targets: Sequence[Target]
+    alpha_B: Tensor
+    temperature: float
+
+
+@dataclass
+class LossOutput(ModelOutput):  # type: ignore[misc]
+    """Loss of a batch. `ce` and `kl` (times tau^2) are detached means over its predicted tokens."""
+
+    loss: Tensor | None = None
+    ce: Tensor | None = None
+    kl: Tensor | None = None
+    num_tokens: Tensor | None = None
+
+
+def head_settings(model: Any) -> dict[str, Any]:
+    """Output embedding of a model and what its logits go through afterwards."""
+    head, config = model.get_output_embeddings(), model.config
+    return {
+        "weight_VD": head.weight,
+        "bias_V": getattr(head, "bias", None),
+        "softcap": getattr(config, "final_logit_softcapping", None),
+        "logit_scale": 1.0 / getattr(config, "logits_scaling", 1.0),
+    }
+
+
+def predicted_rows(hidden_BTD: Tensor, labels_BT: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states and labels of the predicted tokens, `[N, D]` and `[N]`, and the sequence of each, `[N]`."""
+    if objective == "clm":
+        hidden_BTD, labels_BT = hidden_BTD[:, :-1], labels_BT[:, 1:]
+    rows = labels_BT != IGNORED
+    return hidden_BTD[rows], labels_BT[rows], rows.nonzero()[:, 0]
+
+
+@contextmanager
+def instance_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward of one module object, and put back what was there."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+
+def at_the_head(model: Any, batch: Mapping[str, Any], objective: str, look: Callable[[Tensor], T]) -> T:
+    """What `look` makes of the hidden states `[B, T, D]` where the output embedding would be applied to them.
+
+    Documents are masked from each other. Inside `look` the output embedding is whole, though its parameters may lie
+    in parts on several devices before and afterwards.
+    """
+    seen: list[T] = []
+
+    def head_forward(hidden_BTD: Tensor) -> Tensor:
+        seen.append(look(hidden_BTD))
+        return hidden_BTD[..., :0].clone()  # no view: FSDP2 hangs hooks on what a module returns
+
+    inputs = packed_inputs(model, batch, objective)
+    with instance_forward(model.get_output_embeddings(), head_forward):
+        model(**inputs)
+    return seen[0]
+
+
+def hidden_states(model: Any, batch: Mapping[str, Any], objective: str) -> Tensor:
+    """Hidden states `[B, T, D]` that the output embedding would be applied to, documents masked from each other."""
+    return at_the_head(model, batch, objective, lambda hidden_BTD: hidden_BTD)
+
+
+@contextmanager
+def loss_head(model: Any, objective: str) -> Iterator[None]:
+    """While open, `model(**batch, inheritance=, num_items=)` returns a `LossOutput` and forms no full logits.
+
+    Without `labels` the model behaves as always.
+
+    Raises:
+        InputError: the model cannot be kept from seeing one packed document from another.
+    """
+    packing_of(model, objective)
+    head = model.get_output_embeddings()
+    stock_forward, stock_head = model.forward, head.forward
+    step: dict[str, Any] = {}
+
+    def head_forward(hidden_BTD: Tensor) -> Tensor:
+        if not step:
+            logits: Tensor = stock_head(hidden_BTD)
+            return logits
+        step["result"] = batch_loss(model, hidden_BTD, objective, **step)
+        return hidden_BTD[..., :0].clone()  # no view: FSDP2 hangs hooks on what a module returns
+
+    def forward(*args: Any, inheritance: Inheritance | None = None, num_items: Any = None, **batch: Any) -> Any:
+        if args or batch.get("labels") is None or "segment_ids" not in batch:
+            return stock_forward(*args, **{k: v for k, v in batch.items() if k not in BATCH_ONLY})
+        step.update(labels_BT=batch["labels"], inheritance=inheritance, num_items=num_items)
+        try:
+            outputs = stock_forward(**packed_inputs(model, batch, objective))
+            result = step["result"]
+        finally:
+            step.clear()
+        auxiliary = getattr(outputs, "aux_loss", None)  # balance of a router, where the configuration asks for it
+        if isinstance(auxiliary, Tensor):
+            share = 1.0 if num_items is None else result.num_tokens / num_items
+            result.loss = result.loss + model.config.router_aux_loss_coef * share * auxiliary
+        return result
+
+    with instance_forward(head, head_forward), instance_forward(model, forward):
+        yield
+
+
+def batch_loss(
+    model: Any,
+    hidden_BTD: Tensor,
+    objective: str,
+    *,
+    labels_BT: Tensor,
+    inheritance: Inheritance | None,
+    num_items: Any,
+    result: Any = None,
+) -> LossOutput:
+    """CE + KI of one batch; rows that nobody teaches do without the teacher's part."""
+    del result
+    settings = head_settings(model)
+    weight = settings.pop("weight_VD")
+    hidden_ND, labels_N, sequence_N = predicted_rows(hidden_BTD, labels_BT, objective)
+    total = labels_N.numel()
+    items = max(total, 1) if num_items is None else num_items
+    if inheritance is None:
+        loss, ce, kl = ki_loss_parts(hidden_ND, weight, labels_N, num_items=items, **settings)
+    else:
+        alpha_N = inheritance.alpha_B[sequence_N]
+        taught = alpha_N > 0
+        loss, ce, kl = ki_loss_parts(
+            hidden_ND[taught], weight, labels_N[taught], targets=tuple(inheritance.targets), alpha=alpha_N[taught],
+            temperature=inheritance.temperature, num_items=items, **settings,
+        )  # fmt: skip
+        if not bool(taught.all()):
+            plain = ki_loss_parts(hidden_ND[~taught], weight, labels_N[~taught], num_items=items, **settings)
+            loss, ce = loss + plain[0], ce + plain[1]
+    count = torch.tensor(total, device=hidden_BTD.device)
+    return LossOutput(loss=loss, ce=ce / max(total, 1), kl=kl / max(total, 1), num_tokens=count)
+
+
+@torch.no_grad()
+def predicted_nats(model: Any, batch: Mapping[str, Any], objective: str) -> Tensor:
+    """Nats of every predicted token at the position of the token, `[B, T]` float32; 0 where none is predicted."""
+
+    def nats(hidden_BTD: Tensor) -> Tensor:
+        settings = head_settings(model)
+        # parameters that are offloaded say `cpu`, where the model computes on an accelerator
+        hidden_ND, labels_N, _ = predicted_rows(hidden_BTD, batch["labels"].to(hidden_BTD.device), objective)
+        return token_nats(hidden_ND, settings.pop("weight_VD"), labels_N, **settings)
+
+    nats_N = at_the_head(model, batch, objective, nats)
+    nats_BT = torch.zeros(batch["labels"].shape, dtype=torch.float32, device=nats_N.device)
+    nats_BT[batch["labels"].to(nats_N.device) != IGNORED] = nats_N
+    return nats_BT

@@ -1,0 +1,145 @@
+"""What a continual-learning method can do, hook by hook; a method is a dataclass whose fields are its settings.
+
+A method file in `lifelong/methods/` defines one subclass named `Plugin`. With strength 0 a method is
+never called, so that it equals sequential training bit for bit. In the order of a stage:
+
+    begin_stage
+      for every step: begin_step; for every micro-batch: edit_batch, loss_term; edit_gradients; end_step
+    end_stage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from lifelong.expand import ExpansionMap
+
+Batch = Mapping[str, "Tensor"]
+
+
+class MemoryBatches(Protocol):
+    """Batches drawn from the replay memory, as pure functions of the draw: nothing has to be saved to resume."""
+
+    @property
+    def domains(self) -> Sequence[str]:
+        """Earlier domains that have something in the memory."""
+
+    def batch(self, size: int, draw: int, domain: str | None = None) -> Batch:
+        """`size` rows of one domain, or of all of them in equal shares; another `draw` gives other rows."""
+
+
+@dataclass
+class StageContext:
+    """What a method may know about the stage.
+
+    Attributes:
+        stage_index: counts from 0.
+        domain: name of the stage's domain.
+        model: it has its size for this stage already.
+        seed: of the stage.
+        objective: clm or mlm.
+        has_learned: whether the model had learned anything before this stage.
+        columns: names behind the `domain_ids` of a batch.
+        mapping: the growth of this stage; None where the model kept its size.
+        sequence_length: tokens of a row.
+        memory: of earlier stages; None where there is none.
+        own_batches: (count) -> that many batches of one row each of the stage's own text, always the same ones.
+        loss: (model, batch) -> mean CE of the batch in nats per token, differentiable; its rows are counted as cost.
+    """
+
+    stage_index: int
+    domain: str
+    model: PreTrainedModel
+    seed: int
+    objective: str = "clm"
+    has_learned: bool = True
+    columns: Sequence[str] = ()
+    mapping: ExpansionMap | None = None
+    sequence_length: int = 0
+    memory: MemoryBatches | None = None
+    own_batches: Callable[[int], Iterator[Batch]] = lambda _: iter(())
+    loss: Callable[[PreTrainedModel, Batch], Tensor] | None = None
+
+
+@dataclass
+class Method:
+    """Base of all methods: every hook may be left out.
+
+    Of the class: `needs_memory` says whether there must be a replay memory; `sharded` whether the method is right when
+    every device holds a part of each parameter only (FSDP, ZeRO-3), where others are refused; `alone` that it replaces
+    parameters, so that no other method can be beside it; `adds_parameters` that the model is no stock one while a stage
+    is trained.
+    """
+
+    strength: float = 1.0
+    extra_tokens: float = field(default=0.0, init=False)
+    """Tokens that went forward and backward for this method alone, beside those of training."""
+    optimizer: Any = field(default=None, init=False, repr=False)
+    """The raw optimizer, while a stage is trained."""
+
+    needs_memory: ClassVar[bool] = False
+    sharded: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
+    adds_parameters: ClassVar[bool] = False
+
+    def begin_stage(self, context: StageContext) -> None:
+        """The model has its size and its starting weights; nothing is trained yet."""
+
+    def mix(self, weights: Mapping[str, float], context: StageContext) -> Mapping[str, float]:
+        """Weights by which replay draws from the earlier domains; return them changed or as they are."""
+        del context
+        return weights
+
+    def begin_step(self, model: PreTrainedModel, step: int) -> None:
+        """An optimizer step begins; `step` of them are done. No gradient is there yet and none may be left behind."""
+
+    def edit_batch(self, batch: Batch) -> Batch:
+        """What the model is trained on instead of a micro-batch; as many tokens must be predicted."""
+        return batch
+
+    def loss_term(self, model: PreTrainedModel) -> Tensor | None:
+        """A term added to the loss of the whole optimizer step, or None."""
+        del model
+        return None
+
+    def edit_gradients(self, model: PreTrainedModel) -> None:
+        """Gradients of the whole step are there, clipped; the optimizer comes next."""
+
+    def end_step(self, model: PreTrainedModel) -> None:
+        """The optimizer has moved the weights."""
+
+    def end_stage(self, context: StageContext) -> None:
+        """The stage is trained and not yet committed; the model must be a stock one again."""
+
+    def exports(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Files to lay beside the stage's model: file name -> tensors, written as safetensors."""
+        return {}
+
+    def planned_tokens(self, num_steps: int, sequence_length: int, earlier_domains: int) -> float:
+        """What `extra_tokens` will be after a stage, as far as it is known beforehand."""
+        del num_steps, sequence_length, earlier_domains
+        return 0.0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a later stage or a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`."""
+
+
+ADDED = "added_by_a_method"
+
+
+def stock_parameters(model: Any) -> dict[str, Any]:
+    """Parameters of the model by name, without those that a method has added for the time of a stage."""
+    return {name: value for name, value in model.named_parameters() if not getattr(value, ADDED, False)}
+
+
+AVALANCHE = "avalanche:"

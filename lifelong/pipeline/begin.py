@@ -1,0 +1,234 @@
+"""The beginning of a run: its tokenizer, held-out documents, initial model, and row -1 of the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lifelong import distributed
+from lifelong.errors import InputError
+from lifelong.evaluate.samples import sample_texts
+from lifelong.expand import model_shape, new_config
+from lifelong.files import whole_folder, write_json
+from lifelong.ledger.history import read_losses, write_losses
+from lifelong.ledger.ledger import INITIAL, Ledger
+from lifelong.lm.checkpoint import load_model, weights_fingerprint
+from lifelong.lm.flops import num_parameters
+from lifelong.pipeline.commit import loss_row
+from lifelong.pipeline.environment import package_versions
+from lifelong.pipeline.run import RunContext
+from lifelong.recipe.recipe import Recipe
+from lifelong.records import DomainLoss, RunObserver, StageRecord
+from lifelong.stream.cards.domain import Domain
+from lifelong.stream.heldout import write_heldout
+from lifelong.stream.tokenize import train_tokenizer
+from lifelong.stream.tokenizers.check import merged_tokenizers, same_merge
+from lifelong.stream.tokenizers.load import load_tokenizer
+from lifelong.stream.tokenizers.merged import load_merged
+from lifelong.train.learning_rates import next_model_folder
+from lifelong.train.phase import StopRequest
+
+
+def begin(
+    ledger: Ledger, recipe: Recipe, domains: Sequence[Domain], observer: RunObserver, stop: StopRequest
+) -> tuple[RunContext, PreTrainedModel | None]:
+    """Tokenizer, held-out documents and row -1; the initial model too where it had to be made.
+
+    `domains` are those of the stages to come; the earlier ones are known to the ledger.
+    """
+    by_name = {domain.name: domain for domain in domains}
+    columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
+    tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
+    merged = load_merged(tokenizer_folder(ledger))
+    same_merge(recipe, merged)
+    context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
+    distributed.on_first(lambda: prepare_heldouts(context, by_name))
+    if ledger.records:
+        return context, None
+    model = initial_model(recipe, tokenizer)
+    observer.phase_started("evaluate", 0)
+    losses = context.evaluate(model)
+    observer.evaluated(-1, losses)
+    distributed.on_first(lambda: commit_initial(context, model, losses))
+    if not distributed.is_first():
+        ledger.refresh()
+    return context, model
+
+
+def prepare_heldouts(context: RunContext, by_name: Mapping[str, Domain]) -> None:
+    """Write the held-out documents of every domain that are not there yet, as its own tokenizer reads them."""
+    section = context.recipe.evaluate
+    for name in context.columns:
+        folder = context.out / "heldout" / name
+        if not folder.exists():
+            with whole_folder(folder) as partial:
+                write_heldout(by_name[name], section.split, context.tokenizer_of(name), section.tokens, partial)
+
+
+def commit_initial(context: RunContext, model: PreTrainedModel, losses: Sequence[DomainLoss]) -> None:
+    """Row -1 of the matrix, and what the initial model writes."""
+    recipe, ledger = context.recipe, context.ledger
+    work = ledger.work_folder(INITIAL)
+    write_losses(work / "losses.json", losses)
+    samples = sample_texts(
+        model,
+        context.tokenizer,
+        context.heldouts,
+        stage=-1,
+        objective=recipe.objective,
+        num_samples=recipe.evaluate.samples,
+    )
+    write_json(work / "samples.json", [asdict(sample) for sample in samples])
+    ledger.commit(work, initial_record(recipe, model, context.tokenizer_fingerprint, losses), [ledger.out / "heldout"])
+
+
+def known_columns(ledger: Ledger) -> list[str]:
+    """Domains that have been evaluated, in the order in which the stream met them."""
+    rows = [read_losses(ledger.stage_folder(record) / "losses.json") for record in ledger.records]
+    return list(dict.fromkeys(loss.domain for row in rows for loss in row))
+
+
+def require_heldouts(ledger: Ledger) -> None:
+    """Refuse to go on where the held-out documents of an earlier domain never were.
+
+    Raises:
+        InputError: names them.
+    """
+    missing = [name for name in known_columns(ledger) if not (ledger.out / "heldout" / name).is_dir()]
+    if missing and ledger.stages:
+        model = ledger.stage_folder(ledger.stages[-1]) / "model"
+        raise InputError(
+            f"run folder {str(ledger.out)!r}: held-out documents of {', '.join(missing)} are not here (those of a "
+            f"federation stay in its silos), so that no stage can follow; begin another run from its model: "
+            f"model: {{checkpoint: {model}}}"
+        )
+
+
+def initial_record(recipe: Recipe, model: PreTrainedModel, tokenizer: str, losses: Any) -> StageRecord:
+    """The first line of a ledger: the model before the stream, with the fingerprint of its tokenizer."""
+    return StageRecord(
+        index=-1,
+        name=INITIAL,
+        domain="",
+        parent="",
+        recipe_hash=recipe.fingerprint,
+        tokens=0,
+        shape=model_shape(model.config),
+        parameters=num_parameters(model),
+        cost={},
+        row=loss_row(losses),
+        fingerprints={"tokenizer": tokenizer, "model": weights_fingerprint(model)},
+        seeds={"model": recipe.seed},
+        versions=package_versions(),
+        files={},
+        committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def prepare_tokenizer(
+    ledger: Ledger, recipe: Recipe, domains: Sequence[Domain], observer: RunObserver
+) -> PreTrainedTokenizerBase:
+    """The run's tokenizer: from its folder, or trained on the stream, merged, or the checkpoint's own."""
+    folder = tokenizer_folder(ledger)
+
+    def prepare() -> None:
+        if folder.exists():
+            return
+        observer.phase_started("prepare", 0)
+        with whole_folder(folder) as partial:
+            if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
+                merged = merged_tokenizers(recipe)
+                merged.save(partial)
+                observer.noted(merged.summary())
+            else:
+                make_tokenizer(recipe, domains).save_pretrained(partial)
+
+    distributed.on_first(prepare)
+    return load_tokenizer(folder)
+
+
+def tokenizer_folder(ledger: Ledger) -> Path:
+    """Where a run keeps its tokenizer."""
+    return (ledger.out / INITIAL if ledger.records else ledger.work_folder(INITIAL)) / "tokenizer"
+
+
+def make_tokenizer(recipe: Recipe, domains: Sequence[Domain]) -> PreTrainedTokenizerBase:
+    """A tokenizer as the recipe says."""
+    section = recipe.tokenizer
+    if section is not None and section.train is not None:
+        return train_tokenizer(
+            domains,
+            kind=section.train.kind,
+            vocab_size=section.train.vocab_size,
+            max_bytes=section.train.max_bytes,
+            seed=recipe.seed,
+        )
+    source = section.checkpoint if section is not None else recipe.model.checkpoint
+    return load_tokenizer(str(source))
+
+
+def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model before the first stage.
+
+    Raises:
+        InputError: its vocabulary is smaller than the tokenizer's, or its positions end before a sequence does.
+    """
+    if recipe.model.checkpoint is not None:
+        model = load_model(recipe.model.checkpoint, recipe.objective, recipe.model.revision)
+        check_fits(recipe, model, tokenizer)
+        return model
+    transformers.set_seed(recipe.seed)
+    config = fresh_config(recipe, len(tokenizer), tokenizer)
+    auto = transformers.AutoModelForCausalLM if recipe.objective == "clm" else transformers.AutoModelForMaskedLM
+    try:
+        return auto.from_config(config)
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"model.family: {recipe.model.family!r} has no head for objective {recipe.objective!r}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def fresh_config(recipe: Recipe, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None = None) -> Any:
+    """Configuration of a model that starts from random weights."""
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+    assert recipe.model.family is not None, "a recipe names a checkpoint or a family"
+    return new_config(
+        recipe.model.family,
+        vocab_size=recipe.model.vocab_size or vocab_size,
+        max_positions=recipe.sequence_length,
+        **ids,
+        **{axis: size for axis, size in recipe.model.sizes().items() if axis != "vocab_size"},
+        **recipe.model.config,
+    )
+
+
+def check_fits(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer or a sequence length that the model has no room for."""
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"tokenizer: has {len(tokenizer)} tokens, the model {recipe.model.checkpoint!r} room for "
+            f"{model.config.vocab_size}; use the model's own tokenizer, or grow it first: "
+            f"lifelong expand {recipe.model.checkpoint} OUT --vocab-size {len(tokenizer)}"
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and recipe.sequence_length > positions:
+        raise InputError(
+            f"sequence_length: {recipe.sequence_length} is longer than the {positions} positions of "
+            f"{recipe.model.checkpoint!r}"
+        )
+    if recipe.objective == "mlm" and tokenizer.mask_token_id is None:
+        raise InputError("objective: mlm needs a tokenizer with a mask token, this one has none")
+
+
+def last_model(ledger: Ledger, recipe: Recipe) -> PreTrainedModel:
+    """The model of the last committed stage."""
+    if not ledger.stages:
+        return initial_model(recipe, load_tokenizer(ledger.out / INITIAL / "tokenizer"))
+    return load_model(next_model_folder(ledger.stage_folder(ledger.stages[-1])), recipe.objective)

@@ -1,0 +1,91 @@
+"""Which recipe a run folder belongs to, and how that may change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lifelong.errors import InputError
+from lifelong.files import write_sealed, write_text
+from lifelong.ledger.ledger import INITIAL, Ledger
+from lifelong.lm.checkpoint import load_config
+from lifelong.pipeline.environment import environment
+from lifelong.recipe.changes import differing_keys, may_be_mended
+from lifelong.recipe.check import check_recipe
+from lifelong.recipe.files import apply_override, parse_recipe, read_recipe_file
+from lifelong.recipe.recipe import Recipe
+from lifelong.stream.cards.domain import load_domain
+from lifelong.stream.tokenizers.check import same_merge
+from lifelong.stream.tokenizers.merged import load_merged
+
+
+def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overrides: Sequence[str]) -> Recipe:
+    """The run's recipe with one more stage; as it is where an earlier call to extend was interrupted."""
+    plain = read_recipe_file(ledger.out).to_plain()
+    done = len(ledger.stages)
+    card = load_domain(domain)
+    if len(plain["stages"]) == done and ledger.is_extending and ledger.stages[-1].domain == card.name:
+        return read_recipe_file(ledger.out)  # killed after the commit and before the report: nothing more to learn
+    if len(plain["stages"]) > done:
+        pending = load_domain(plain["stages"][done]["domain"])
+        if len(plain["stages"]) > done + 1 or pending.name != card.name:
+            raise InputError(
+                f"{str(ledger.out)!r} is not finished: stage {done} ({pending.name}) is not committed; "
+                "let its own command finish first"
+            )
+        existing = read_recipe_file(ledger.out)
+        if tokens is not None:
+            plain["stages"][done]["tokens"] = tokens
+        for override in overrides:
+            apply_override(plain, override)
+        recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with these changes")
+        mend(ledger, existing, recipe)
+        return recipe
+    named = str(Path(domain).resolve()) if Path(domain).is_file() else domain
+    plain["stages"].append({"domain": named, "tokens": tokens or plain["stages"][-1]["tokens"]})
+    for override in overrides:
+        apply_override(plain, override)
+    recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with a stage for {card.name}")
+    same_merge(recipe, load_merged(ledger.out / INITIAL / "tokenizer"))
+    check_recipe(recipe, start=done, config=last_config(ledger))
+    return recipe
+
+
+def mend(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
+    """Take another recipe for the stages to come, if it is another one and it may be.
+
+    Raises:
+        InputError: it says something else about what is committed; names the keys that differ.
+    """
+    if existing.fingerprint == recipe.fingerprint:
+        return
+    different = differing_keys(existing.to_plain(), recipe.to_plain())
+    if not may_be_mended(ledger, different):
+        raise InputError(
+            f"run folder {str(ledger.out)!r} belongs to another recipe; different: {', '.join(different)}. "
+            "Choose another --out, or undo the change"
+        )
+    check_recipe(recipe, start=len(ledger.stages), config=last_config(ledger))
+    ledger.forget_work()
+    ledger.replace_recipe(recipe.to_yaml())
+
+
+def last_config(ledger: Ledger) -> Any:
+    """Configuration of the model of the last committed stage."""
+    return load_config(ledger.stage_folder(ledger.stages[-1]) / "model")
+
+
+def claim(ledger: Ledger, recipe: Recipe) -> None:
+    """Bind a run folder to its recipe; after a broken budget, the recipe of the stages to come may be mended.
+
+    Raises:
+        InputError: the folder belongs to another recipe; names the keys that differ.
+    """
+    out = ledger.out
+    path = out / "recipe.yaml"
+    if path.exists():
+        mend(ledger, read_recipe_file(out), recipe)
+        return
+    write_sealed(out / "environment.json", environment())
+    write_text(path, recipe.to_yaml())

@@ -1,0 +1,75 @@
+"""Installed versions of the packages that decide a run's figures, and the newest ones that our tests have run with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+RECORDED = ("lifelong", "torch", "transformers", "datasets", "tokenizers", "accelerate", "safetensors")
+
+# `make test-newest` prints what is to be written here
+NEWEST_TESTED = {
+    "torch": "2.15.0",
+    "transformers": "5.24.0",
+    "datasets": "5.2.0",
+    "tokenizers": "0.23.3",
+    "accelerate": "1.15.0",
+    "safetensors": "0.8.0",
+    "peft": "0.21.2",
+    "numpy": "2.5.5",
+    "pydantic": "2.14.4",
+    "typer": "0.29.2",
+    "rich": "15.0.0",
+}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a run's figures."""
+    return installed(RECORDED)
+
+
+def newer_than_tested() -> dict[str, str]:
+    """Installed versions, by package, that are newer than any that the tests have run with."""
+    return {
+        package: found
+        for package, found in installed(NEWEST_TESTED).items()
+        if Version(Version(found).public) > Version(NEWEST_TESTED[package])
+    }
+
+
+def untested_note() -> str | None:
+    """One line about packages that are newer than any that was tested, or None where there is none."""
+    newer = [
+        f"{package} {found} (tested up to {NEWEST_TESTED[package]})" for package, found in newer_than_tested().items()
+    ]
+    return f"newer than any version that lifelong was tested with: {', '.join(newer)}" if newer else None
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Version of each package that is installed."""
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def environment() -> dict[str, Any]:
+    """Where a run took place."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "packages": package_versions(),
+        "newer_than_tested": newer_than_tested(),
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

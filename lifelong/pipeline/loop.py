@@ -1,0 +1,154 @@
+"""The lifelong loop: `for stage in stream: expand, train, evaluate, commit`.
+
+A run folder is all a run needs: the same call continues one that was interrupted, and `extend_run` appends
+a stage to a finished one without the earlier corpora.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lifelong import distributed
+from lifelong.errors import InputError
+from lifelong.files import remove_tree
+from lifelong.ledger.ledger import Ledger, is_run_folder
+from lifelong.ledger.storage import storage_faults
+from lifelong.pipeline.begin import begin, last_model, require_heldouts
+from lifelong.pipeline.claim import claim, extended_recipe
+from lifelong.pipeline.signals import stop_on_signals
+from lifelong.pipeline.stage import StageRun
+from lifelong.recipe.check import check_launch, check_recipe
+from lifelong.recipe.files import load_recipe, read_recipe_file
+from lifelong.recipe.recipe import Recipe
+from lifelong.records import RunObserver, RunResult
+from lifelong.report.write import summarise
+from lifelong.stream.cards.domain import load_domain
+from lifelong.train.phase import StopRequest
+
+
+def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserver | None = None) -> RunResult:
+    """Run a whole stream, or continue it where an earlier call stopped.
+
+    Args:
+        recipe: a `Recipe`, or the name or path of one.
+        out: the run folder; created where needed.
+        observer: told what happens; silent by default.
+
+    Returns:
+        The matrix, the metrics and the cost over all committed stages.
+
+    Raises:
+        InputError: recipe, cards or corpora are wrong, or the folder belongs to another recipe.
+        BrokenPromiseError: a growth or a forgetting budget failed its check.
+        Interrupted: a signal asked to stop; everything is saved.
+    """
+    with stop_on_signals() as stop:
+        distributed.connect()
+        recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        check_launch(recipe)
+        if not is_run_folder(Path(out)):
+            check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
+        with open_together(Path(out)) as ledger:
+            distributed.on_first(lambda: claim(ledger, recipe))
+            return run_stages(ledger, recipe, observer or RunObserver(), stop)
+
+
+@contextlib.contextmanager
+def open_together(out: Path) -> Iterator[Ledger]:
+    """The run folder in every process of the run: the first one holds and writes it, the others only read.
+
+    Raises:
+        InputError: see `Ledger.open`; or a process does not see the folder of the first one.
+    """
+    with contextlib.ExitStack() as held:
+        opened: list[Ledger] = []
+        token = distributed.on_first(lambda: _opened(out, held, opened))
+        if not opened:
+            held.enter_context(storage_faults(out, f"run folder {str(out)!r}", "then run the same command again"))
+            if not (out / ".lock").is_file() or (out / ".lock").read_text() != token:
+                raise InputError(
+                    f"run folder {str(out)!r}: process {distributed.rank()} on {os.uname().nodename} does not see what the "
+                    "first process writes; --out has to lie on a file system that all machines share"
+                )
+            opened.append(Ledger.follow(out))
+        yield opened[0]
+
+
+def _opened(out: Path, held: contextlib.ExitStack, opened: list[Ledger]) -> str:
+    opened.append(held.enter_context(Ledger.open(out)))
+    return (out / ".lock").read_text()
+
+
+def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: StopRequest) -> RunResult:
+    """Every stage that is not committed yet, then the report."""
+    done = len(ledger.stages)
+    domains = [load_domain(section.domain) for section in recipe.stages[done:]]
+    names = [record.domain for record in ledger.stages] + [domain.name for domain in domains]
+    observer.run_started(recipe.name, names, [section.tokens for section in recipe.stages])
+    for record in ledger.stages:
+        observer.stage_skipped(record)
+    distributed.on_first(lambda: forget_generations(ledger))
+    context, model = begin(ledger, recipe, domains, observer, stop)
+    for index, domain in enumerate(domains, start=done):
+        if model is None:
+            model = last_model(ledger, recipe)
+        record, model = StageRun(context, index, recipe.stages[index], domain).run(model)
+        distributed.on_first(lambda: forget_generations(ledger))
+        observer.stage_committed(record)
+    result = distributed.on_first(lambda: _finished(ledger))
+    observer.run_finished(result)
+    return result
+
+
+def _finished(ledger: Ledger) -> RunResult:
+    result = summarise(ledger.out)
+    ledger.forget_work()
+    return result
+
+
+def extend_run(
+    out: str | Path,
+    domain: str,
+    *,
+    tokens: str | int | None = None,
+    overrides: Sequence[str] = (),
+    observer: RunObserver | None = None,
+) -> RunResult:
+    """Append one stage to a finished run; its earlier corpora and cards are not needed.
+
+    Args:
+        out: the run folder.
+        domain: name or path of the new domain's card.
+        tokens: budget of the new stage; that of the last one where not given.
+        overrides: `a.b=value` changes of the recipe for the new stage.
+        observer: told what happens.
+
+    Raises:
+        InputError: no finished run, or the card or an override is wrong.
+    """
+    out = Path(out)
+    distributed.connect()
+    if not is_run_folder(out):
+        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
+    with stop_on_signals() as stop, open_together(out) as ledger:
+
+        def extend() -> None:
+            require_heldouts(ledger)
+            ledger.replace_recipe(extended_recipe(ledger, domain, tokens, overrides).to_yaml())
+
+        distributed.on_first(extend)
+        recipe = read_recipe_file(out)
+        check_launch(recipe)
+        return run_stages(ledger, recipe, observer or RunObserver(), stop)
+
+
+def forget_generations(ledger: Ledger) -> None:
+    """Remove generations of the memory that the newest committed one has replaced."""
+    while (newest := ledger.generation(len(ledger.stages))) and (older := ledger.generation(int(newest.name))):
+        remove_tree(older)
+
+
+# --- stopping -----------------------------------------------------------------------------------------------

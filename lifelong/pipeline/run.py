@@ -1,0 +1,89 @@
+"""What all stages of a run share, and small facts about models that both a run and its plan need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lifelong.evaluate.perplexity import evaluate_domain
+from lifelong.ledger.ledger import Ledger
+from lifelong.lm.checkpoint import pad_id, save_model, to_accelerator
+from lifelong.recipe.recipe import Recipe
+from lifelong.records import DomainLoss, RunObserver
+from lifelong.stream.collator import Collator
+from lifelong.stream.heldout import Heldout
+from lifelong.stream.tokenizers.collator import DomainCollator
+from lifelong.stream.tokenizers.load import tokenizer_fingerprint
+from lifelong.stream.tokenizers.merged import MergedTokenizers
+from lifelong.train.phase import StopRequest
+
+
+@dataclass
+class RunContext:
+    """What all stages of a run share. `columns` are the domains of the loss matrix, in stream order."""
+
+    recipe: Recipe
+    ledger: Ledger
+    columns: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    versions: dict[str, str]
+    observer: RunObserver = field(default_factory=RunObserver)
+    stop: StopRequest = field(default_factory=StopRequest)
+    merged: MergedTokenizers | None = None
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        return self.ledger.out
+
+    def tokenizer_of(self, domain: str) -> PreTrainedTokenizerBase:
+        """What reads the text of a domain: its own tokenizer where vocabularies were merged, else the run's."""
+        return self.tokenizer if self.merged is None else self.merged.of(domain)
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Of everything that decides which ids a text of any domain gets."""
+        return tokenizer_fingerprint(self.tokenizer) if self.merged is None else self.merged.fingerprint
+
+    def save_model(self, model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """A plain checkpoint with all that reads text for it; `weights` where the model holds only a part of them."""
+        save_model(model, self.tokenizer, folder, weights)
+        if self.merged is not None:
+            self.merged.save_domains(folder)
+
+    @cached_property
+    def heldouts(self) -> list[Heldout]:
+        """Held-out documents of every domain, from the run folder."""
+        return [Heldout.open(self.out / "heldout" / name) for name in self.columns]
+
+    @property
+    def mask_id(self) -> int | None:
+        """Token that hides what a masked model must predict."""
+        return self.tokenizer.mask_token_id if self.recipe.objective == "mlm" else None
+
+    def collator(self, seed: int) -> Collator:
+        """Packed rows to batches, with the masks of `seed`."""
+        plain = Collator.for_tokenizer(self.tokenizer, self.recipe.objective, self.recipe.sequence_length, seed)
+        return plain if self.merged is None else DomainCollator.of(plain, self.merged.domains, self.columns)
+
+    def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
+        """Held-out loss of every domain, on the accelerator where there is one with room for the model."""
+        if not self.recipe.train.get("use_cpu"):
+            to_accelerator(model)
+        return [self.evaluate_one(model, heldout) for heldout in self.heldouts]
+
+    def evaluate_one(self, model: PreTrainedModel, heldout: Heldout, tokens: int | None = None) -> DomainLoss:
+        """Held-out loss of one domain, on its first documents up to `tokens` where given."""
+        return evaluate_domain(
+            model,
+            heldout if tokens is None else heldout.head(tokens),
+            objective=self.recipe.objective,
+            sequence_length=self.recipe.sequence_length,
+            pad_id=pad_id(self.tokenizer),
+            mask_id=self.mask_id,
+        )

@@ -1,0 +1,112 @@
+"""What only the libraries and the cards can judge about a recipe, before anything is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lifelong.errors import InputError, LifelongError
+from lifelong.evaluate.facts.injection import read_facts
+from lifelong.expand import plan_expansion
+from lifelong.inherit.build import check_teachers
+from lifelong.lm.checkpoint import load_config
+from lifelong.methods._context import check_methods, is_sharded
+from lifelong.pipeline.begin import fresh_config
+from lifelong.recipe.recipe import Recipe
+from lifelong.replay.steering import check_steering
+from lifelong.select.corpus import check_selection
+from lifelong.stream.cards.domain import load_domain
+from lifelong.stream.tokenizers.check import check_merge
+from lifelong.train.arguments import check_processes, check_train_section
+
+
+def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
+    """What only the libraries and the cards can judge; every error at once, before anything is written.
+
+    Args:
+        recipe: to check.
+        start: first stage that is still to come; cards of earlier ones may be gone.
+        config: of the model before that stage, where it is not the recipe's first.
+
+    Raises:
+        InputError: one message with a line for every error.
+    """
+    lines = check_train_section(recipe.train)
+    for index, stage in enumerate(recipe.stages):
+        lines += check_train_section(stage.train, f"stages[{index}].train")
+    with collecting(lines):
+        check_methods(recipe)
+    with collecting(lines):
+        if recipe.model.checkpoint is not None and start == 0:
+            config = load_config(recipe.model.checkpoint, recipe.model.revision)
+        check_growth(recipe, start, config)
+    lines += check_selection(recipe, start)
+    names = []
+    for card in dict.fromkeys(name for stage in recipe.stages[start:] for name in (stage.domain, *stage.together_with)):
+        with collecting(lines):
+            names.append(load_domain(card).name)
+    with collecting(lines):
+        check_steering(recipe, names if start == 0 and not lines else ())
+    check_teachers(recipe, lines.append)
+    if start == 0:
+        check_merge(recipe, lines.append)
+    with collecting(lines):
+        if recipe.facts is not None and recipe.facts.file is not None and start <= recipe.facts.stage:
+            read_facts(Path(recipe.facts.file))
+    if lines:
+        raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
+
+
+def check_launch(recipe: Recipe) -> None:
+    """What the processes of this launch cannot do together; nothing is refused to a single process.
+
+    Raises:
+        InputError: one message with a line for every error.
+    """
+    lines: list[str] = []
+    for stage in recipe.stages:
+        with collecting(lines):
+            check_processes({**recipe.train, **stage.train})
+    if is_sharded(recipe.train):
+        with collecting(lines):
+            check_methods(recipe)
+        if recipe.lr is not None and recipe.lr.policy == "infinite":
+            lines.append(
+                "lr.policy: infinite keeps whole weights in the middle of a stage, but this launch shards them (FSDP); "
+                "choose another policy, for example wsd, or launch without FSDP"
+            )
+    if lines:
+        raise InputError(f"recipe {recipe.name}: " + "\n  ".join(dict.fromkeys(lines)))
+
+
+@contextlib.contextmanager
+def collecting(lines: list[str]) -> Iterator[None]:
+    """Turn an InputError into a line of a longer message."""
+    try:
+        yield
+    except InputError as error:
+        lines.append(str(error))
+
+
+def check_growth(recipe: Recipe, start: int = 0, config: Any = None) -> None:
+    """Plan every growth on configurations alone.
+
+    Raises:
+        InputError: a target that cannot be reached from the stage before.
+    """
+    if not any(stage.expand for stage in recipe.stages[start:]):
+        return
+    if config is None:
+        config = fresh_config(recipe, vocab_size=recipe.tokenizer_size or 512)
+    for index, stage in enumerate(recipe.stages[start:], start):
+        if stage.expand is not None:
+            try:
+                config = plan_expansion(
+                    config,
+                    **stage.expand.options(),
+                    **stage.expand.sizes(),
+                ).target_config
+            except LifelongError as error:
+                raise InputError(f"stages[{index}].expand: {error}") from None

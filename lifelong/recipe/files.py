@@ -1,0 +1,210 @@
+"""Recipe files: where they lie, and what one takes over from another by `base:`.
+
+A recipe that names a `base` is that recipe with changes: mappings are merged key by key, `null` takes a key out, and
+everything else is replaced. Entries of a list are changed one by one by a mapping with their numbers:
+
+    base: sequential
+    methods: [{name: ewc}]
+    stages: {1: {expand: {layers: 3}}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lifelong.errors import InputError, UnknownNameError
+from lifelong.plugins import shipped_folder
+from lifelong.recipe.recipe import Recipe
+from lifelong.schema import Yaml, validation_lines
+
+Read = Callable[[Path], dict[str, Any]]
+ALWAYS_OWN = ("name", "description", "expect")
+
+
+def recipe_names(folders: Sequence[Path]) -> list[str]:
+    """Names of the recipes below some folders; one in a folder of its own has its name in front: `tiny/ewc`."""
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix() for folder in folders for path in folder.rglob("*.yaml")
+    }
+    return sorted(found)
+
+
+def recipe_file(recipe: str, folders: Sequence[Path]) -> Path:
+    """The file of a recipe name or path.
+
+    Raises:
+        InputError: there is none; offers the nearest name, or the sizes it comes in.
+    """
+    if recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+        if not path.is_file():
+            raise InputError(f"recipe {recipe!r}: there is no such file")
+        return path
+    for folder in folders:
+        if (path := folder / f"{recipe}.yaml").is_file():
+            return path
+    names = recipe_names(folders)
+    if sizes := [name for name in names if name.endswith(f"/{recipe}")]:
+        raise InputError(f"recipe {recipe!r}: comes in several sizes: {', '.join(sizes)}")
+    raise UnknownNameError("recipe", recipe, names)
+
+
+def read_with_base(path: Path, read: Read, folders: Sequence[Path], above: Sequence[Path] = ()) -> dict[str, Any]:
+    """A recipe file with what it takes over from its base.
+
+    Args:
+        path: the file.
+        read: one file.
+        folders: where bases are looked for, after the file's own folder.
+        above: files that are being read.
+
+    Raises:
+        InputError: a base that does not exist, or that leads back to the file itself.
+    """
+    data = read(path)
+    if path in above:
+        chain = " -> ".join(str(file) for file in [*above, path])
+        raise InputError(f"{path}: `base` leads back to itself: {chain}")
+    if "base" not in data:
+        return data
+    base = data.pop("base")
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base: is the name or path of a recipe, not {base!r}")
+    taken = read_with_base(recipe_file(base, [path.parent, *folders]), read, folders, [*above, path])
+    for key in ALWAYS_OWN:
+        taken.pop(key, None)
+    merged: dict[str, Any] = merge(taken, data, str(path))
+    return {"name": own_name(path), **merged}
+
+
+def own_name(path: Path) -> str:
+    """`tiny-ewc` for tiny/ewc.yaml, `ewc` for recipes/ewc.yaml."""
+    folder = path.resolve().parent.name
+    return path.stem if folder == "recipes" else f"{folder}-{path.stem}"
+
+
+def merge(base: Any, change: Any, where: str) -> Any:
+    """`base` with the changes; see the head of this file.
+
+    Raises:
+        InputError: a mapping for a list has a key that is no number of an entry.
+    """
+    if isinstance(base, Mapping) and isinstance(change, Mapping):
+        merged = dict(base)
+        for key, value in change.items():
+            if value is None:
+                merged.pop(key, None)
+            else:
+                merged[key] = merge(merged.get(key), value, f"{where}: {key}")
+        return merged
+    if isinstance(base, list) and isinstance(change, Mapping):
+        entries = list(base)
+        for key, value in change.items():
+            if not isinstance(key, int) or not 0 <= key < len(entries):
+                raise InputError(f"{where}: {key!r} is no entry of the base's list; they are 0 to {len(entries) - 1}")
+            entries[key] = merge(entries[key], value, f"{where}[{key}]")
+        return entries
+    return change
+
+
+def read_recipe_file(out: Path) -> Recipe:
+    """The recipe that a run folder belongs to."""
+    path = out / "recipe.yaml"
+    return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name (./recipes, then the shipped ones) or path, with `a.b=value` overrides applied.
+
+    Raises:
+        InputError: no such recipe, no YAML, or any number of wrong keys and values, all in one message.
+    """
+    path = find_recipe(str(recipe))
+    data = read_with_base(path, _read_file, _recipe_folders())
+    for override in overrides:
+        apply_override(data, override)
+    return parse_recipe(data, where=str(path))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a recipe is a mapping (name:, model:, stages: ...), this is a {type(data).__name__}")
+    return data
+
+
+def _recipe_folders() -> list[Path]:
+    return [Path("recipes"), shipped_folder("recipes")]
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file of a recipe name or path.
+
+    Raises:
+        InputError: there is none; offers the nearest name.
+    """
+    return recipe_file(recipe, _recipe_folders())
+
+
+def known_recipes() -> list[str]:
+    """Names of the recipes in ./recipes and of the shipped ones."""
+    return recipe_names(_recipe_folders())
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain values.
+
+    Raises:
+        InputError: names every wrong key and value with its dotted path.
+    """
+    try:
+        return Recipe.model_validate(dict(data))
+    except ValidationError as error:
+        lines = [f"  {line}" for line in validation_lines(error, Recipe)]
+        plural = "s" if len(lines) > 1 else ""
+        raise InputError(f"{where}: {len(lines)} error{plural}\n" + "\n".join(lines)) from None
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Apply `a.b=value` (`stages.1.tokens=2M`); the value is YAML, `null` removes a section.
+
+    Raises:
+        InputError: no `=`, or a path that does not lead anywhere.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {override!r}: write a.b=value, for example --set replay.share=0.2")
+    try:
+        value = yaml.load(text, Loader=Yaml)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        raise InputError(f"--set {override!r}: {text!r} is no YAML value") from None
+    node: Any = data
+    keys = path.split(".")
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise InputError(
+                    f"--set {override!r}: {'.'.join(keys[:depth])} has entries 0 to {len(node) - 1}, not {key!r}"
+                )
+            index: Any = int(key)
+        elif isinstance(node, dict):
+            index = key
+        else:
+            raise InputError(f"--set {override!r}: {'.'.join(keys[:depth])} is a value and has no {key!r}")
+        if last:
+            node[index] = value
+        else:
+            if isinstance(node, dict) and node.get(index) is None:
+                node[index] = {}
+            node = node[index]

@@ -1,0 +1,155 @@
+"""The whole experiment in one YAML file. Every error is reported at once, with its path and the nearest valid name.
+
+Reading a recipe imports neither torch nor transformers; what only they can judge (the keys of `train:`)
+is checked by `train.arguments` before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from lifelong.errors import UnknownNameError
+from lifelong.evaluate.facts.settings import FactsSection
+from lifelong.evaluate.settings import EvaluateSection
+from lifelong.expand.settings import ExpandSection, Shape
+from lifelong.inherit.settings import InheritSection
+from lifelong.methods._settings import MethodSection
+from lifelong.plugins import plugin_names
+from lifelong.replay.settings import ReplaySection
+from lifelong.schema import Count, Fraction, PositiveCount, Section, expand_variables
+from lifelong.select.settings import SelectSection
+from lifelong.stream.tokenizers.settings import TokenizerSection
+from lifelong.train.settings import LrSection
+
+
+class ModelSection(Shape):
+    """`checkpoint` of any supported model, or `family` and sizes to start from random weights."""
+
+    checkpoint: str | None = None
+    revision: str | None = None
+    family: str | None = None
+    config: dict[str, Any] = {}
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _variables(cls, value: str | None) -> str | None:
+        return None if value is None else expand_variables(value)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSection:
+        if (self.checkpoint is None) == (self.family is None):
+            raise ValueError("name either `checkpoint` (start from a model) or `family` (start from random weights)")
+        if self.checkpoint is not None and (self.sizes() or self.config):
+            raise ValueError("a checkpoint brings its own sizes; grow it with `expand:` in a stage")
+        if self.family is not None and self.family not in (known := plugin_names("lifelong.expand.families")):
+            raise ValueError(str(UnknownNameError("family", self.family, known)))
+        return self
+
+
+class StageSection(Section):
+    """One domain of the stream; `together_with` are others that are trained on in equal parts (joint training)."""
+
+    domain: str
+    tokens: PositiveCount
+    expand: ExpandSection | None = None
+    select: SelectSection | None = None
+    together_with: tuple[str, ...] = ()
+    train: dict[str, Any] = {}
+
+
+class RecoverSection(Section):
+    """Plain training on the memory right after a growth (ELLE's function recovering warmup)."""
+
+    tokens: Count = 0
+
+
+class Expectation(Section):
+    """A value that `lifelong report` checks; the tolerance is relative if it ends in %, else absolute."""
+
+    value: float
+    tolerance: str | float = "5%"
+
+
+class Recipe(Section):
+    """One reproducible run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    model: ModelSection
+    tokenizer: TokenizerSection | None = None
+    objective: Literal["clm", "mlm"] = "clm"
+    sequence_length: Annotated[int, Field(ge=8)] = 256
+    stages: Annotated[tuple[StageSection, ...], Field(min_length=1)]
+    inherit: InheritSection | None = None
+    replay: ReplaySection | None = None
+    recover: RecoverSection | None = None
+    methods: tuple[MethodSection, ...] = ()
+    budget: dict[str, Annotated[Fraction, Field(gt=0)]] = {}
+    train: dict[str, Any] = {}
+    lr: LrSection | None = None
+    evaluate: EvaluateSection = EvaluateSection()
+    facts: FactsSection | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    expect: dict[str, Expectation] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Recipe:
+        if self.model.family is not None and self.tokenizer is None:
+            raise ValueError(
+                "`tokenizer` is missing: a model from random weights brings none; use "
+                "{train: {kind: bpe, vocab_size: 8192}} or {checkpoint: ...}"
+            )
+        if self.tokenizer is not None and self.tokenizer.fixed and self.model.checkpoint is None:
+            raise ValueError("`tokenizer.fixed` keeps the vocabulary of `model.checkpoint`; there is none")
+        # a card named by its path: its name is known when it is read, and checked there
+        named = {Path(stage.domain).stem for stage in self.stages}
+        for domain in self.budget if not any("/" in stage.domain for stage in self.stages) else ():
+            if domain not in named:
+                raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
+        for key in ("lr_scheduler_type", "warmup_steps") if self.lr is not None else ():
+            if any(section.get(key) is not None for section in (self.train, *(stage.train for stage in self.stages))):
+                raise ValueError(f"`lr:` decides the learning rate of every stage; take train.{key} out")
+        if self.replay and any(stage.together_with for stage in self.stages):
+            raise ValueError("`stages[].together_with` trains on several domains at once; take `replay:` out")
+        if self.facts and self.facts.stage >= len(self.stages):
+            raise ValueError(f"`facts.stage` is {self.facts.stage}; the stages are 0 to {len(self.stages) - 1}")
+        if self.inherit and self.inherit.on == "replay" and not self.replay:
+            raise ValueError("`inherit.on: replay` teaches replayed tokens, but there is no `replay:` section")
+        if self.replay and self.replay.mix == "budget" and not self.budget:
+            raise ValueError("`replay.mix: budget` needs a budget, for example `budget: {wiki: 2%}`")
+        return self
+
+    @property
+    def replay_mix(self) -> str:
+        """How replay is divided among earlier domains."""
+        chosen = self.replay.mix if self.replay else None
+        return chosen or ("budget" if self.budget else "uniform")
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain YAML values; what was not written in the recipe is written out with its default."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_yaml(self) -> str:
+        """The complete recipe as YAML."""
+        return yaml.safe_dump(self.to_plain(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def tokenizer_size(self) -> int | None:
+        """Vocabulary of a tokenizer that is still to be trained."""
+        return self.tokenizer.train.vocab_size if self.tokenizer and self.tokenizer.train else None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that changes a run; texts and expectations do not."""
+        plain = {key: value for key, value in self.to_plain().items() if key not in ("description", "expect")}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""A bounded memory of earlier domains and its share of a stage."""

@@ -1,0 +1,190 @@
+"""Replay memory: token blocks of earlier domains, bounded in tokens over the whole life of a run.
+
+A generation is a complete folder, written once and never changed: `memory.json` and one Arrow file per
+experience (one stage's share). Every block carries a priority, so that shrinking an old experience to make
+room for a new one is keeping the beginning of its order: no policy has to see the old corpus again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifelong.errors import CorruptionError, InputError
+from lifelong.replay.policies import POLICIES, priorities_of, quotas_of
+from lifelong.stream.blocks import Block, BlockStore, write_blocks
+
+_LARGEST_ID = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What the memory keeps of one stage. `seen_*` is what the stage held, `priorities` ascend."""
+
+    stage: int
+    domain: str
+    file: str
+    blocks: int
+    tokens: int
+    seen_blocks: int
+    seen_tokens: int
+    priorities: tuple[float, ...]
+
+
+class ReplayMemory:
+    """One generation of the memory, opened for reading; blocks are grouped by domain."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        try:
+            facts = json.loads((self.path / "memory.json").read_text(encoding="utf-8"))
+            self.capacity_tokens = int(facts["capacity_tokens"])
+            self.policy = str(facts["policy"])
+            self.experiences = tuple(
+                Experience(**{**item, "priorities": tuple(item["priorities"])}) for item in facts["experiences"]
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(f"{path}: no readable replay memory ({error})") from None
+        self._stores = [BlockStore(self.path / item.file) for item in self.experiences]
+        for item, store in zip(self.experiences, self._stores, strict=True):
+            if len(store) != item.blocks:
+                raise CorruptionError(f"{self.path / item.file}: {len(store)} blocks, memory.json says {item.blocks}")
+
+    @classmethod
+    def open(cls, path: Path) -> ReplayMemory:
+        """The generation in a folder that `write_generation` wrote."""
+        return cls(path)
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains that have blocks here, in the order they were first met."""
+        return list(dict.fromkeys(item.domain for item in self.experiences if item.blocks))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all blocks; never more than `capacity_tokens`."""
+        return sum(item.tokens for item in self.experiences)
+
+    def tokens_of(self, domain: str) -> int:
+        """Tokens kept of one domain."""
+        return sum(item.tokens for item in self.experiences if item.domain == domain)
+
+    def seen_tokens_of(self, domain: str) -> int:
+        """Tokens of the corpora that the kept blocks of this domain stand for."""
+        return sum(item.seen_tokens for item in self.experiences if item.domain == domain)
+
+    def blocks(self, domain: str) -> DomainBlocks:
+        """The blocks of one domain, as a sequence."""
+        parts = [store for item, store in zip(self.experiences, self._stores, strict=True) if item.domain == domain]
+        return DomainBlocks(parts)
+
+
+class DomainBlocks(Sequence[Block]):
+    """Several stores of one domain, one behind the other."""
+
+    def __init__(self, parts: Sequence[BlockStore]) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Block:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        before = int(self._ends[part - 1]) if part else 0
+        block: Block = self._parts[part][index - before]
+        return block
+
+
+def write_generation(
+    previous: Path | None,
+    domain: str,
+    blocks: BlockStore,
+    *,
+    capacity_tokens: int,
+    policy: str,
+    seed: int,
+    out: Path,
+    stage: int | None = None,
+    scores: NDArray[np.floating] | None = None,
+) -> ReplayMemory:
+    """The memory after a stage: the older experiences shrunk, the new one drawn; a new complete folder.
+
+    Args:
+        previous: folder of the generation before, None for the first stage.
+        domain: name of the domain of this stage.
+        blocks: its training blocks.
+        capacity_tokens: bound on the tokens of the whole memory.
+        policy: reservoir, experience-balanced, domain-balanced, loss-ranked or diverse.
+        seed: of the draw.
+        out: the new folder, absent or empty. Where it is absent it appears complete or not at all.
+        stage: number of the stage; a stage is drawn from once. The next one if absent.
+        scores: one number per block of `blocks`, needed by loss-ranked: the highest are kept first.
+
+    Raises:
+        InputError: the policy is unknown, lacks scores, or the stage is already in the memory.
+    """
+    older = ReplayMemory(previous) if previous is not None else None
+    if stage is None:
+        stage = 1 + max((item.stage for item in older.experiences), default=-1) if older else 0
+    if older is not None and any(item.stage == stage for item in older.experiences):
+        raise InputError(f"{previous}: the memory already holds stage {stage}")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty; a generation of the memory is written once")
+    kept = list(older.experiences) if older else []
+    limit = min(len(blocks), _most_blocks(blocks, capacity_tokens))
+    order, priorities = priorities_of(policy, blocks, limit, seed=seed, stage=stage, scores=scores)
+    fresh = Experience(
+        stage=stage,
+        domain=domain,
+        file=f"{stage:03d}-{domain}.arrow",
+        blocks=len(order),
+        tokens=0,
+        seen_blocks=len(blocks),
+        seen_tokens=blocks.num_tokens,
+        priorities=tuple(float(value) for value in priorities),
+    )
+    everything = [*kept, fresh]
+    lengths = [older._stores[i].lengths() for i in range(len(kept))] if older else []
+    lengths.append(blocks.lengths()[order])
+    counts = quotas_of(policy, [(item.domain, item.priorities) for item in everything], lengths, capacity_tokens)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        records = []
+        for number, (item, count) in enumerate(zip(everything, counts, strict=True)):
+            source = older._stores[number] if older and number < len(kept) else blocks
+            rows = range(count) if source is not blocks else order[:count]
+            write_blocks(temporary / item.file, (source[int(row)] for row in rows), _LARGEST_ID)
+            shrunk = {"blocks": count, "tokens": int(lengths[number][:count].sum())}
+            records.append({**asdict(item), **shrunk, "priorities": list(item.priorities[:count])})
+        facts = {"capacity_tokens": capacity_tokens, "policy": policy, "seed": seed, "experiences": records}
+        (temporary / "memory.json").write_text(json.dumps(facts), encoding="utf-8")
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return ReplayMemory(out)
+
+
+def _most_blocks(blocks: BlockStore, capacity_tokens: int) -> int:
+    longest = int(blocks.lengths().max(initial=1))
+    return capacity_tokens // longest + 1
+
+
+def composition(memory: ReplayMemory | None) -> Mapping[str, int]:
+    """Tokens kept of each domain."""
+    return {} if memory is None else {name: memory.tokens_of(name) for name in memory.domains}
+
+
+__all__ = ["POLICIES", "DomainBlocks", "Experience", "ReplayMemory", "composition", "write_generation"]

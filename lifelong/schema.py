@@ -1,0 +1,134 @@
+"""Building blocks of everything that is written in YAML: sections, counts, fractions, and messages about errors."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from lifelong.errors import nearest
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML as people write it: `on:` is a key and no truth value, `5e-4` is a number."""
+
+
+Yaml.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)?(?:\.[0-9_]*)?(?:(?<=[0-9.])[eE][-+]?[0-9]+)?$(?<=[0-9.])(?<!^[-+.])"),
+    list("-+0123456789."),
+)
+
+
+MULTIPLIERS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "t": 1_000_000_000_000}
+
+
+def parse_count(value: object) -> object:
+    """`2M` -> 2000000; whole numbers pass; anything else is left for the type check to refuse."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kKmMbBtT]?)\s*", value)
+        if match:
+            number = float(match[1].replace("_", "")) * MULTIPLIERS[match[2].lower()]
+            if number == int(number):
+                return int(number)
+    return value
+
+
+def expand_variables(text: str) -> str:
+    """`$LIFELONG_DATA/x` with the variable's value.
+
+    Raises:
+        ValueError: the variable is not set.
+    """
+    expanded = os.path.expandvars(text)
+    if match := re.search(r"\$\{?(\w+)", expanded):
+        raise ValueError(f"the environment variable {match[1]} in {text!r} is not set")
+    return expanded
+
+
+def parse_fraction(value: object) -> object:
+    """`2%` -> 0.02; numbers pass."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)):
+        return float(match[1]) / 100
+    return value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
+
+
+PositiveCount = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+
+
+Fraction = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, le=1)]
+
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are errors, values are never coerced from other types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def validation_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+    """One line for every error of a validation: dotted path, what is wrong, the nearest valid name."""
+    return [f"{_path(item['loc'])}: {_explain(item, schema)}" for item in error.errors()]
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    dotted = ""
+    for part in location:
+        if isinstance(part, int):
+            dotted += f"[{part}]"
+        elif not part.startswith(("literal[", "function-", "constrained-")):
+            dotted += f".{part}" if dotted else part
+    return dotted or "recipe"
+
+
+def _explain(item: Any, schema: type[BaseModel]) -> str:
+    location, kind = item["loc"], item["type"]
+    if kind == "extra_forbidden":
+        known = _fields_at(schema, location[:-1])
+        close = nearest(str(location[-1]), known)
+        hint = f"; did you mean {close!r}?" if close else "."
+        return f"unknown key{hint} Known: {', '.join(sorted(known))}"
+    if kind == "missing":
+        return "is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    value = item.get("input")
+    shown = "" if kind == "value_error" else f", not {_shorten(value)}"
+    return f"{message[0].lower()}{message[1:]}{shown}"
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Names of the keys that are allowed at a path."""
+    model: type[BaseModel] | None = schema
+    for part in location:
+        if isinstance(part, str) and model is not None and part in model.model_fields:
+            model = _section_of(model.model_fields[part].annotation)
+    return list(model.model_fields) if model is not None else []
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if get_origin(annotation) is None:  # on Python 3.10 a tuple[X, ...] is a type too
+        return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return next((found for argument in get_args(annotation) if (found := _section_of(argument)) is not None), None)

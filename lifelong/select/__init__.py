@@ -1,0 +1,1 @@
+"""Which documents of a corpus a stage trains on."""

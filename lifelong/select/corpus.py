@@ -1,0 +1,245 @@
+"""Which documents of a corpus a stage trains on, as its `select:` section says.
+
+Difference sampling (MiniPLM) keeps what a good model knows much better than a small one; "challenging yet
+learnable" (SALT) keeps what a small model finds hard but has among its guesses. Both score whole documents, as
+text, so that the models may have tokenizers of their own. Scores are written chunk by chunk: a stage that is
+interrupted goes on with the next chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifelong.errors import InputError
+from lifelong.evaluate.scores import DocumentScorer
+from lifelong.files import write_json
+from lifelong.lm.checkpoint import load_config, load_model
+from lifelong.lm.flops import forward_flops_per_token
+from lifelong.pipeline.run import RunContext
+from lifelong.recipe.recipe import Recipe
+from lifelong.select.scores import challenge_scores, difference_scores, select_rows
+from lifelong.select.settings import SelectSection
+from lifelong.stream.blocks import BlockStore
+from lifelong.stream.cards.document import Document
+from lifelong.stream.cards.documents import read_documents
+from lifelong.stream.cards.domain import Domain
+from lifelong.stream.ordering import key_of
+from lifelong.stream.tokenize import manifest_of, tokenize_domain
+from lifelong.stream.tokenizers.load import load_tokenizer
+
+CHUNK_DOCUMENTS = 512
+# of the documents: beyond this share of equal scores the choice would be a draw
+MOST_UNKNOWN = 0.5
+SHOWN_DOCUMENTS, SHOWN_CHARACTERS = 5, 200
+
+Score = Callable[[DocumentScorer, Sequence[Document]], NDArray[np.float64]]
+
+
+@dataclass
+class Selection:
+    """A selection that is under way: what is drawn from, who scores it, and where the scores lie.
+
+    Args:
+        context: of the run.
+        domain: of the stage.
+        section: of the recipe.
+        previous: model of the stage before; what the name `previous` stands for.
+        folder: for scores that are done.
+        share: of the documents that are considered at all, drawn by hash.
+    """
+
+    context: RunContext
+    domain: Domain
+    section: SelectSection
+    previous: Any
+    folder: Path
+    share: float
+    flops: float = 0.0
+
+    def considered(self) -> Iterator[tuple[int, Document]]:
+        """Documents that may be chosen, with their place in the split; the same ones every time."""
+        seed = self.context.recipe.seed
+        for place, document in enumerate(read_documents(self.domain, "train")):
+            if key_of(seed, "considered", document.key) < self.share * 2.0**64:
+                yield place, document
+
+    def scores(self, role: str, source: str, score: Score) -> NDArray[np.float64]:
+        """One number per considered document from one model; it is loaded only if a chunk is missing."""
+        scorer: DocumentScorer | None = None
+        documents = (document for _, document in self.considered())
+        chunks = []
+        number = 0
+        while chunk := list(islice(documents, CHUNK_DOCUMENTS)):
+            path = self.folder / role / f"{number:06d}.npz"
+            if not path.exists():
+                scorer = scorer or self._scorer(source)
+                write_arrays(path, **scored(scorer, chunk, score))
+            done = np.load(path)
+            chunks.append(done["scores"])
+            self.flops += float(done["flops"])
+            number += 1
+        return np.concatenate(chunks) if chunks else np.zeros(0)
+
+    def _scorer(self, source: str) -> DocumentScorer:
+        recipe = self.context.recipe
+        own = source == "previous"
+        model = self.previous if own else load_model(source, recipe.objective)
+        tokenizer = self.context.tokenizer_of(self.domain.name) if own else load_tokenizer(source, self.domain.name)
+        positions = getattr(model.config, "max_position_embeddings", None) or recipe.sequence_length
+        length = min(positions, max(recipe.sequence_length, self.section.sequence_length or 0))
+        return DocumentScorer(model, tokenizer, objective=recipe.objective, sequence_length=length)
+
+
+def select_corpus(
+    context: RunContext,
+    domain: Domain,
+    section: SelectSection,
+    corpus: BlockStore,
+    *,
+    tokens: int,
+    previous: Any,
+    folder: Path,
+) -> BlockStore:
+    """The blocks of the chosen documents; what was chosen is told in `folder/selection.json`.
+
+    No more documents are scored than the stage can use: `tokens / keep` tokens of them, drawn by hash.
+
+    Raises:
+        InputError: a model or tokenizer cannot be loaded, or the teacher knows the corpus no better than the reference.
+    """
+    started = monotonic()
+    facts = manifest_of(corpus)
+    done = folder / f"chosen-{corpus.fingerprint[:12]}.npz"
+    if done.exists() and (folder / "selection.json").exists():
+        return _chosen_store(context, domain, np.load(done)["chosen"])
+    share = min(1.0, tokens / section.keep / max(facts["tokens"], 1))
+    selection = Selection(context, domain, section, previous, folder / f"scores-{corpus.fingerprint[:12]}", share)
+    places, sizes = (np.array(column, dtype=np.int64) for column in _places_and_sizes(selection))
+    scores = _difference(selection, sizes) if section.by == "difference" else _challenge(selection)
+    rows = select_rows(scores, section.keep, sizes=sizes, seed=context.recipe.seed, temperature=section.temperature)
+    chosen = np.zeros(int(facts["documents"]), dtype=bool)
+    chosen[places[rows]] = True
+    write_arrays(done, chosen=chosen)
+    store = _chosen_store(context, domain, chosen)
+    write_json(
+        folder / "selection.json",
+        {
+            "by": section.by,
+            "keep": section.keep,
+            "documents": int(facts["documents"]),
+            "considered": len(places),
+            "chosen": len(rows),
+            "considered_bytes": int(sizes.sum()),
+            "chosen_bytes": int(sizes[rows].sum()),
+            "chosen_tokens": store.num_tokens,
+            "lowest_score_chosen": float(scores[rows].min()),
+            "quartiles": [float(value) for value in np.quantile(scores, [0.25, 0.5, 0.75])],
+            **_openings(selection, scores),
+            "flops": selection.flops,
+            "seconds": monotonic() - started,
+        },
+    )
+    return store
+
+
+def _chosen_store(context: RunContext, domain: Domain, chosen: NDArray[np.bool_]) -> BlockStore:
+    length, cache = context.recipe.sequence_length, context.out / ".cache"
+    tokenizer = context.tokenizer_of(domain.name)
+    return tokenize_domain(domain, "train", tokenizer, sequence_length=length, cache_dir=cache, chosen=chosen)
+
+
+def _places_and_sizes(selection: Selection) -> tuple[list[int], list[int]]:
+    places, sizes = [], []
+    for place, document in selection.considered():
+        places.append(place)
+        sizes.append(document.num_bytes)
+    if not places:
+        raise InputError(f"domain {selection.domain.name}: select: too few documents to choose from; leave it out")
+    return places, sizes
+
+
+def _difference(selection: Selection, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    section = selection.section
+    teacher, reference = (
+        selection.scores(role, str(source), DocumentScorer.nats)
+        for role, source in (("teacher", section.teacher), ("reference", section.reference))
+    )
+    if teacher.sum() >= reference.sum():
+        bits = [float(nats.sum() / np.log(2) / sizes.sum()) for nats in (teacher, reference)]
+        raise InputError(
+            f"domain {selection.domain.name}: select.teacher {section.teacher!r} reads it with {bits[0]:.3f} bits per "
+            f"byte, no better than select.reference {section.reference!r} with {bits[1]:.3f}; are they swapped? "
+            "Difference sampling needs a teacher that knows the corpus better"
+        )
+    return difference_scores(teacher, reference, sizes)
+
+
+def _challenge(selection: Selection) -> NDArray[np.float64]:
+    top_k = selection.section.top_k
+
+    def score(scorer: DocumentScorer, documents: Sequence[Document]) -> NDArray[np.float64]:
+        losses = scorer.token_losses(documents)
+        return challenge_scores([nats for nats, _ in losses], [ranks for _, ranks in losses], top_k=top_k)
+
+    scores = selection.scores("challenge", str(selection.section.model), score)
+    unknown = float((scores == 0).mean())
+    if unknown > MOST_UNKNOWN:
+        raise InputError(
+            f"domain {selection.domain.name}: select.model {selection.section.model!r} has the right token among its "
+            f"{top_k} best guesses for less than half of the tokens in {unknown:.0%} of the documents, which all score "
+            "0: there is nothing to choose by. Raise select.top_k, or take a model that knows more"
+        )
+    return scores
+
+
+def _openings(selection: Selection, scores: NDArray[np.float64]) -> dict[str, list[dict[str, Any]]]:
+    """How the documents with the highest and the lowest scores begin, in one reading of the corpus."""
+    orders = {"highest": np.argsort(-scores, kind="stable"), "lowest": np.argsort(scores, kind="stable")}
+    wanted = {int(row) for order in orders.values() for row in order[:SHOWN_DOCUMENTS]}
+    found = {}
+    for row, (_, document) in enumerate(selection.considered()):
+        if row in wanted:
+            text = " ".join(document.text[: 4 * SHOWN_CHARACTERS].split())[:SHOWN_CHARACTERS]
+            found[row] = {"score": float(scores[row]), "text": text}
+    return {name: [found[int(row)] for row in order[:SHOWN_DOCUMENTS]] for name, order in orders.items()}
+
+
+def scored(scorer: DocumentScorer, documents: Sequence[Document], score: Score) -> dict[str, Any]:
+    """Scores of some documents and the FLOPs that they took."""
+    before = scorer.tokens
+    scores = score(scorer, documents)
+    flops = forward_flops_per_token(scorer.model, scorer.sequence_length, scorer.objective)
+    return {"scores": scores, "flops": np.array((scorer.tokens - before) * flops)}
+
+
+def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Whole arrays or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp.npz")
+    np.savez(temporary, allow_pickle=False, **arrays)
+    temporary.replace(path)
+
+
+def check_selection(recipe: Recipe, start: int = 0) -> list[str]:
+    """A line for every model of a `select:` section that cannot be read; configurations alone."""
+    lines = []
+    for index, stage in enumerate(recipe.stages[start:], start):
+        for role, source in stage.select.models() if stage.select else ():
+            if source == "previous":
+                if index == 0 and recipe.model.checkpoint is None:
+                    lines.append(f"stages[{index}].select.{role}: before the first stage nothing has been learned")
+                continue
+            try:
+                load_config(source)
+                load_tokenizer(source)
+            except InputError as error:
+                lines.append(f"stages[{index}].select.{role}: {error}")
+    return lines

@@ -1,0 +1,201 @@
+"""From a domain and a split to its documents: the one place that decides what is read.
+
+Every rule of the card acts here, in this order: text that cannot be read, the held-out split, repeated
+documents, the limit `take_bytes`. What was left out is counted in a `Tally`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lifelong.errors import InputError, UnknownNameError
+from lifelong.stream.cards.document import Document
+from lifelong.stream.cards.domain import SPLITS, Domain, FileSource, HubSource, PythonTextSource
+from lifelong.stream.cards.paths import expand_patterns, file_digest
+from lifelong.stream.cards.readers import Bad, RawDocument, Reading, format_of, read_file
+
+_REASONS_KEPT = 5
+
+
+@dataclass
+class Tally:
+    """What a reading yielded and what it left out; filled while the documents are drawn."""
+
+    documents: int = 0
+    bytes: int = 0
+    empty: int = 0
+    bad: int = 0
+    duplicates: int = 0
+    bad_reasons: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def read_documents(domain: Domain, split: str, tally: Tally | None = None) -> Iterator[Document]:
+    """Documents of a split, in the order of the source.
+
+    Args:
+        domain: the card.
+        split: train, valid or test.
+        tally: filled while reading, if given.
+
+    Raises:
+        InputError: a file is missing, a document is bad (unless the card says `on_bad_document: skip`), or
+            the split holds no document.
+    """
+    if split not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS, f"domain {domain.name}")
+    tally = tally if tally is not None else Tally()
+    documents = _of_split(domain, split, tally)
+    if domain.dedup != "none" and split == "train":
+        documents = _without_duplicates(domain, documents, tally)
+    limit = domain.take_bytes if split == "train" else None
+    for document in documents:
+        tally.documents += 1
+        tally.bytes += document.num_bytes
+        yield document
+        if limit is not None and tally.bytes >= limit:
+            break
+    if not tally.documents:
+        raise InputError(_empty_message(domain, split, tally))
+
+
+def source_fingerprint(domain: Domain, split: str, memo_dir: Path | None = None) -> str:
+    """SHA-256 over the content of the source and the settings that decide what is read from it.
+
+    For files it is the content (read once per path, size and time where `memo_dir` is given), for the hub
+    the revision, for installed text the documents.
+    """
+    source = domain.source
+    parts: dict[str, Any] = {"split": split, "options": domain.options}
+    if isinstance(source, FileSource):
+        for name in SPLITS:
+            patterns = _patterns(source, name)
+            files = expand_patterns(domain, patterns, f"source.{_key(name)}") if patterns else []
+            parts[name] = [[path.suffixes, file_digest(path, memo_dir)] for path in files]
+        parts["reading"] = [source.format, _by_blocks(domain, source)]
+    elif isinstance(source, HubSource):
+        from lifelong.stream.cards.hub import hub_revision
+
+        parts["hub"] = [source.model_dump(), hub_revision(domain, source)]
+    else:
+        keys = [document.key for document in _from_source(domain, "train", Tally())]
+        parts["python_text"] = [source.python_text, keys]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def own_splits(domain: Domain) -> frozenset[str]:
+    """The splits that the source has of its own; the others are cut from train by document hash."""
+    source = domain.source
+    if isinstance(source, PythonTextSource):
+        return frozenset({"train"})
+    return frozenset({"train", *(name for name in ("valid", "test") if getattr(source, name))})
+
+
+def _of_split(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
+    own = own_splits(domain)
+    cut = [name for name in ("valid", "test") if name not in own]
+    if split in own and (split != "train" or not cut):
+        yield from _from_source(domain, split, tally)
+        return
+    for document in _from_source(domain, "train", tally):
+        # the first 53 bits of the key, as a number in [0, 1): equal texts always fall on the same side
+        place = int(document.key[:16], 16) / 2.0**64
+        drawn = int(place / domain.held_out)
+        if (cut[drawn] if drawn < len(cut) else "train") == split:
+            yield document
+
+
+def _from_source(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
+    for place, text in _raw_documents(domain, split):
+        problem = text.reason if isinstance(text, Bad) else _problem(domain, place, text)
+        if problem is None and isinstance(text, str):
+            if text.strip():
+                encoded = text.encode("utf-8")
+                key = hashlib.blake2b(encoded, digest_size=16).hexdigest()
+                yield Document(text, key, len(encoded))
+            else:
+                tally.empty += 1
+            continue
+        if domain.on_bad_document == "error":
+            raise InputError(f"{problem}; repair it, or set on_bad_document: skip in the card of {domain.name!r}")
+        tally.bad += 1
+        if len(tally.bad_reasons) < _REASONS_KEPT:
+            tally.bad_reasons.append(str(problem))
+
+
+def _problem(domain: Domain, place: str, text: str) -> str | None:
+    try:
+        size = len(text) if text.isascii() else len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        return f"{place}: half a surrogate pair (\\u{ord(text[error.start]):04x}) is no character"
+    if size > domain.max_document_bytes:
+        return f"{place}: a document of {size:,} bytes; max_document_bytes is {domain.max_document_bytes:,}"
+    if "\x00" in text:
+        return f"{place}: a NUL character: this is no text"
+    return None
+
+
+def _raw_documents(domain: Domain, split: str) -> Iterator[RawDocument]:
+    source = domain.source
+    if isinstance(source, HubSource):
+        from lifelong.stream.cards.hub import read_hub
+
+        name = source.split if split == "train" else getattr(source, split)
+        yield from read_hub(domain, source, name)
+    elif isinstance(source, PythonTextSource):
+        from lifelong.stream.cards.python_text import read_installed
+
+        yield from read_installed(source.python_text)
+    else:
+        paths = expand_patterns(domain, _patterns(source, split), f"source.{_key(split)}")
+        reading = Reading(domain.text_field, domain.max_document_bytes, _by_blocks(domain, source))
+        kinds = [(path, format_of(path, source.format)) for path in paths]
+        for path, kind in kinds:
+            yield from read_file(path, kind, reading)
+
+
+def _by_blocks(domain: Domain, source: FileSource) -> bool:
+    if source.documents is not None:
+        return source.documents == "blocks"
+    return len(expand_patterns(domain, source.files, "source.files")) == 1
+
+
+def _patterns(source: FileSource, split: str) -> tuple[str, ...]:
+    return (source.files if split == "train" else getattr(source, split)) or ()
+
+
+def _key(split: str) -> str:
+    return "files" if split == "train" else split
+
+
+def _without_duplicates(domain: Domain, documents: Iterator[Document], tally: Tally) -> Iterator[Document]:
+    from lifelong.stream.cards.overlap import DuplicateFilter
+
+    seen = DuplicateFilter(near=domain.dedup == "near")
+    for split in ("valid", "test"):
+        for document in _of_split(domain, split, Tally()):
+            seen.is_new(document)
+    for document in documents:
+        if seen.is_new(document):
+            yield document
+        else:
+            tally.duplicates += 1
+
+
+def _empty_message(domain: Domain, split: str, tally: Tally) -> str:
+    left_out = f" ({tally.empty} empty, {tally.bad} bad, {tally.duplicates} repeated)"
+    remedy = ""
+    if split not in own_splits(domain):
+        remedy = (
+            f"; it is cut from train by document hash (held_out: {domain.held_out:g}): "
+            f"raise held_out, or name source.{split}"
+        )
+    return f"{domain.path or 'domain ' + domain.name}: the {split} split holds no document{left_out}{remedy}"

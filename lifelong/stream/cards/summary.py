@@ -1,0 +1,309 @@
+"""What a domain holds, for a person to look at before months of training depend on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lifelong.errors import InputError, LifelongError
+from lifelong.stream.cards.document import Document
+from lifelong.stream.cards.documents import Tally, read_documents
+from lifelong.stream.cards.domain import (
+    NAME_PATTERN,
+    SPLITS,
+    Domain,
+    HubSource,
+    domain_folders,
+    known_domains,
+    load_domain,
+    read_card,
+)
+from lifelong.stream.cards.overlap import DuplicateFilter
+from lifelong.stream.tokenizers.encoding import Encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NUM_SAMPLES = 3
+SAMPLE_CHARACTERS = 300
+# signatures cost about a second per 3 MB: beyond this much text the rates are those of the beginning
+COMPARED_BYTES = 20_000_000
+OTHERS_BYTES = 250_000
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Documents of a known domain's split that are also, exactly or nearly, in the domain described."""
+
+    domain: str
+    split: str
+    documents: int
+    compared: int
+
+    @property
+    def share(self) -> float:
+        """Of the documents compared."""
+        return self.documents / self.compared
+
+
+@dataclass(frozen=True)
+class DomainSummary:
+    """What was found. Rates are shares of the documents compared; `fertility` is tokens per word.
+
+    `left_out` counts empty, bad and repeated documents of the training split, `bad_reasons` says why for the
+    first. `overlaps` lists only what does overlap; `unread` names known domains that could not be compared.
+    """
+
+    name: str
+    card: str | None
+    licence: str | None
+    documents: dict[str, int]
+    bytes: dict[str, int]
+    left_out: dict[str, int]
+    bad_reasons: list[str]
+    samples: list[str]
+    exact_duplicates: float
+    near_duplicates: float
+    compared: int
+    overlaps: list[Overlap] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    tokens: int | None = None
+    fertility: float | None = None
+    bytes_per_token: float | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should read before training on it."""
+        found = [f"held-out text of {o.domain} ({o.split}) is in it: {o.documents} of {o.compared} documents"
+                 for o in self.overlaps if o.split != "train"]  # fmt: skip
+        if not self.licence:
+            found.append("the card names no licence")
+        if self.exact_duplicates + self.near_duplicates > 0.05:
+            rate = self.exact_duplicates + self.near_duplicates
+            found.append(f"{rate:.0%} of its documents repeat others; `dedup: near` drops them")
+        if self.bytes["train"] > COMPARED_BYTES:
+            found.append(f"repeats and overlap were looked for in the first {COMPARED_BYTES // 10**6} MB only")
+        if self.left_out["bad"]:
+            found.append(f"{self.left_out['bad']} documents could not be read, the first: {self.bad_reasons[0]}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, warnings included."""
+        return {**asdict(self), "warnings": self.warnings}
+
+
+def describe_domain(
+    domain: Domain,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    against: Sequence[str] | None = None,
+) -> DomainSummary:
+    """Reads all splits of a domain once and tells what they hold.
+
+    Args:
+        domain: the card.
+        tokenizer: for the number of tokens and the fertility.
+        against: names of the domains to compare with; all known ones if absent. Those of the hub, and those
+            whose files are not here, are left out and named.
+
+    Raises:
+        InputError: a split is empty or a document cannot be read.
+    """
+    tallies = {split: Tally() for split in SPLITS}
+    seen = DuplicateFilter(near=True)
+    samples: list[str] = []
+    counted = _Counted(tokenizer)
+    compared = 0
+    for document in counted.passing(read_documents(domain, "train", tallies["train"])):
+        if len(samples) < NUM_SAMPLES:
+            samples.append(_shortened(document.text))
+        if tallies["train"].bytes <= COMPARED_BYTES:
+            compared += 1
+            seen.is_new(document)
+    for split in ("valid", "test"):
+        for _ in counted.passing(read_documents(domain, split, tallies[split])):
+            pass
+    overlaps, unread = _overlaps(domain, seen, known_domains() if against is None else against)
+    train = tallies["train"]
+    total_bytes = sum(tally.bytes for tally in tallies.values())
+    return DomainSummary(
+        name=domain.name,
+        card=str(domain.path) if domain.path else None,
+        licence=domain.licence,
+        documents={split: tally.documents for split, tally in tallies.items()},
+        bytes={split: tally.bytes for split, tally in tallies.items()},
+        left_out={"empty": train.empty, "bad": train.bad, "repeated": train.duplicates},
+        bad_reasons=train.bad_reasons,
+        samples=samples,
+        exact_duplicates=seen.num_exact / max(1, compared),
+        near_duplicates=seen.num_near / max(1, compared),
+        compared=compared,
+        overlaps=overlaps,
+        unread=unread,
+        tokens=counted.tokens if tokenizer is not None else None,
+        fertility=counted.tokens / max(1, counted.words) if tokenizer is not None else None,
+        bytes_per_token=total_bytes / max(1, counted.tokens) if tokenizer is not None else None,
+    )
+
+
+class _Counted:
+    """Counts words and tokens of the documents that pass."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._encoder = Encoder(tokenizer) if tokenizer is not None else None
+        self.tokens = self.words = 0
+
+    def passing(self, documents: Iterable[Document]) -> Iterable[Document]:
+        iterator = iter(documents)
+        while batch := list(islice(iterator, 64)):
+            if self._encoder is not None:
+                self.tokens += sum(len(ids) for ids in self._encoder.encode_batch([d.text for d in batch]))
+                self.words += sum(len(d.text.split()) for d in batch)
+            yield from batch
+
+
+def _overlaps(domain: Domain, seen: DuplicateFilter, names: Iterable[str]) -> tuple[list[Overlap], list[str]]:
+    overlaps, unread = [], []
+    for name in names:
+        if name == domain.name:
+            continue
+        try:
+            other = load_domain(name)
+            if isinstance(other.source, HubSource):
+                unread.append(name)
+                continue
+            for split in SPLITS:
+                limit = OTHERS_BYTES if split == "train" else COMPARED_BYTES
+                found, compared = _count_known(other, split, seen, limit)
+                if found:
+                    overlaps.append(Overlap(name, split, found, compared))
+        except LifelongError:
+            unread.append(name)
+    return overlaps, unread
+
+
+def _count_known(other: Domain, split: str, seen: DuplicateFilter, limit: int) -> tuple[int, int]:
+    found = compared = size = 0
+    for document in read_documents(other, split):
+        found += seen.kind_of(document) != "new"
+        compared += 1
+        size += document.num_bytes
+        if size >= limit:
+            break
+    return found, compared
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS].rstrip() + " ..."
+
+
+def add_domain(
+    name: str,
+    *,
+    files: Sequence[str] = (),
+    valid: Sequence[str] = (),
+    test: Sequence[str] = (),
+    hub: str | None = None,
+    python_text: str | None = None,
+    out: Path = Path("domains"),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **settings: Any,
+) -> tuple[Path, DomainSummary]:
+    """Writes a card after reading the corpus with it; where that fails, nothing is written.
+
+    Args:
+        name: of the domain and of the card.
+        files: glob patterns of training files, relative to the working folder.
+        valid: of validation files.
+        test: of test files.
+        hub: data set id, instead of files.
+        python_text: kind of installed text, instead of files.
+        out: folder of the card.
+        tokenizer: for the summary.
+        **settings: other keys of the card (`text_field`, `held_out`, `dedup`, ...); those of the source
+            (`config`, `revision`, `split`, `streaming`, `format`, `documents`) go there. None is left out.
+
+    Raises:
+        InputError: the name is none or taken, not exactly one source is given, or the corpus cannot be read.
+    """
+    import yaml
+
+    if not NAME_PATTERN.fullmatch(name):
+        raise InputError(f"{name!r} is no name: use letters, digits, '.', '_', '-', at most 64")
+    card = out / f"{name}.yaml"
+    if card.exists():
+        raise InputError(f"{card}: there is a card of this name; remove it, or choose another name")
+    if sum(map(bool, (files, hub, python_text))) != 1:
+        raise InputError(f"domain {name!r}: give exactly one of files, a hub data set, or a kind of python text")
+    given = {key: value for key, value in settings.items() if value is not None}
+    source: dict[str, Any] = {"hub": hub} if hub else {"python_text": python_text} if python_text else {}
+    for key, patterns in (("files", files), ("valid", valid), ("test", test)):
+        if patterns:
+            source[key] = [_portable(pattern, out) for pattern in patterns]
+    for key in ("config", "revision", "split", "streaming", "format", "documents"):
+        if key in given:
+            source[key] = given.pop(key)
+    made = not out.is_dir()
+    out.mkdir(parents=True, exist_ok=True)
+    draft = out / f".{name}.{os.getpid()}.part"
+    try:
+        text = yaml.safe_dump({"name": name, "source": source, **given}, sort_keys=False, allow_unicode=True)
+        draft.write_text(text, encoding="utf-8")
+        domain = _read_draft(draft, card)
+        summary = describe_domain(domain.model_copy(update={"path": card.resolve()}), tokenizer)
+        draft.replace(card)
+    finally:
+        draft.unlink(missing_ok=True)
+        if made and not any(out.iterdir()):
+            out.rmdir()
+    return card, summary
+
+
+def _read_draft(draft: Path, card: Path) -> Domain:
+    """The card that is about to be written; what is wrong with it is said of the card, not of the draft."""
+    try:
+        return read_card(draft)
+    except InputError as error:
+        raise InputError(str(error).replace(str(draft), f"{card} (not written)")) from None
+
+
+def _portable(pattern: str, out: Path) -> str:
+    """The pattern as a card in `out` must say it: below the card, below $LIFELONG_DATA, or in full."""
+    if pattern.startswith(("$", "~")):
+        return pattern
+    full = Path(os.path.normpath(Path.cwd() / pattern))
+    if full.is_relative_to(out.resolve()):
+        return str(full.relative_to(out.resolve()))
+    data = os.environ.get("LIFELONG_DATA")
+    if data and full.is_relative_to(Path(data).resolve()):
+        return str(Path("$LIFELONG_DATA") / full.relative_to(Path(data).resolve()))
+    return str(full)
+
+
+def list_domains() -> list[dict[str, Any]]:
+    """Name, kind of source, licence, card and description of every domain that can be found; or its fault."""
+    listed: list[dict[str, Any]] = []
+    for name in known_domains():
+        try:
+            domain = load_domain(name)
+        except LifelongError as error:
+            listed.append({"name": name, "fault": str(error)})
+            continue
+        kind = next(key for key in ("files", "hub", "python_text") if hasattr(domain.source, key))
+        listed.append(
+            {
+                "name": name,
+                "source": kind,
+                "licence": domain.licence,
+                "card": str(domain.path),
+                "description": domain.description,
+            }
+        )
+    return listed
+
+
+__all__ = ["DomainSummary", "Overlap", "add_domain", "describe_domain", "domain_folders", "list_domains"]

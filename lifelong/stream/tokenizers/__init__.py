@@ -1,0 +1,1 @@
+"""Tokenizers: loading, training, and several vocabularies in one run."""

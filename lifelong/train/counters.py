@@ -1,0 +1,102 @@
+"""Tokens and losses of a phase since the last log point, counted in each process and summed over all of them.
+
+Letters: B sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lifelong import distributed
+
+SUMS = ("loss", "ce", "kl", "tokens")
+
+
+class TokenCounter:
+    """Sums of losses and counts of tokens of this process; after `reduce` the first process has those of all.
+
+    Args:
+        domains: of the loss matrix, by their column; empty where columns have no names.
+        num_methods: methods that may insert tokens into a batch.
+    """
+
+    def __init__(self, domains: Sequence[str], num_methods: int) -> None:
+        self.domains = list(domains)
+        self.sums: dict[str, Tensor] = {}
+        self.replay_tokens = 0
+        self._replayed: dict[str, int] = {}
+        self._inserted = [0.0] * num_methods
+
+    def count(self, inputs: Mapping[str, Tensor], outputs: Any, *, taught: bool) -> None:
+        """A micro-batch: its losses per token, and its replayed tokens by domain."""
+        num_tokens = torch.as_tensor(outputs.num_tokens, dtype=torch.float64)
+        for name, value in (("ce", outputs.ce), ("kl", outputs.kl if taught else None)):
+            if value is not None:
+                self.sums[name] = self.sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
+        self.sums["tokens"] = self.sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
+        if "is_replay" in inputs:
+            rows = inputs["is_replay"]
+            tokens_B = (inputs["segment_ids"][rows] > 0).sum(1)
+            self.replay_tokens += int(tokens_B.sum())
+            for column, tokens in zip(inputs["domain_ids"][rows].tolist(), tokens_B.tolist(), strict=True):
+                name = self.domains[column] if self.domains else str(column)
+                self._replayed[name] = self._replayed.get(name, 0) + tokens
+
+    def count_loss(self, loss: Tensor) -> None:
+        """The whole loss of a micro-batch, terms of methods included."""
+        self.sums["loss"] = self.sums.get("loss", 0.0) + loss.detach().double().cpu()
+
+    def count_inserted(self, method: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+        """Tokens that a method has added to a batch."""
+        self._inserted[method] += int((after["segment_ids"] > 0).sum() - (before["segment_ids"] > 0).sum())
+
+    def reduce(self) -> None:
+        """Sum over all processes: the first one keeps the totals, the others restart; every process calls."""
+        names = self._names_of_domains()
+        mine = [float(self.sums.get(name, 0.0)) for name in SUMS]
+        mine += [float("kl" in self.sums), float(self.replay_tokens), *self._inserted]
+        mine += [float(self._replayed.get(name, 0)) for name in names]
+        totals = distributed.summed(mine).tolist()
+        sums = dict(zip(SUMS, totals, strict=False))
+        taught, replay_tokens, *counts = totals[len(SUMS) :]
+        self._inserted, replayed = counts[: len(self._inserted)], counts[len(self._inserted) :]
+        self._replayed = {name: int(tokens) for name, tokens in zip(names, replayed, strict=True) if tokens}
+        self.clear()
+        if distributed.is_first() and sums["tokens"]:
+            kept = [name for name in SUMS if name != "kl" or taught]
+            self.sums = {name: torch.tensor(sums[name], dtype=torch.float64) for name in kept}
+            self.replay_tokens = int(replay_tokens)
+
+    def take_inserted(self) -> list[float]:
+        """Tokens that each method has inserted since they were last taken."""
+        taken, self._inserted = self._inserted, [0.0] * len(self._inserted)
+        return taken
+
+    def take_replayed(self) -> dict[str, int]:
+        """Replayed tokens by domain since they were last taken."""
+        taken, self._replayed = self._replayed, {}
+        return taken
+
+    def clear(self) -> None:
+        """Restart the sums that a log point has reported."""
+        self.sums, self.replay_tokens = {}, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of an interval that is not logged yet."""
+        return {"sums": {name: float(value) for name, value in self.sums.items()}, "replay_tokens": self.replay_tokens}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["sums"].items()}
+        self.replay_tokens = state["replay_tokens"]
+
+    def _names_of_domains(self) -> list[str]:
+        """Of all that may be replayed, in an order that all processes share."""
+        if self.domains:
+            return self.domains
+        columns = 1 + distributed.highest(max((int(name) for name in self._replayed), default=-1))
+        return [str(column) for column in range(columns)]
