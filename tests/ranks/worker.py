@@ -131,7 +131,7 @@ def main():
 
 
 if __name__ == "__main__":
-    import lifelong.cli
+    from lifelong.cli import main as command
 
-    lifelong.cli.app = lambda **_: main()
-    lifelong.cli.main()  # errors end a run as they do on the command line
+    command.app = lambda **_: main()
+    command.main()  # errors end a run as they do on the command line
