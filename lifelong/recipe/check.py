@@ -13,7 +13,7 @@ from lifelong.expand import plan_expansion
 from lifelong.inherit.build import check_teachers
 from lifelong.lm.checkpoint import load_config
 from lifelong.methods._context import check_methods, is_sharded
-from lifelong.pipeline.begin import fresh_config
+from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.replay.steering import check_steering
 from lifelong.select.corpus import check_selection
