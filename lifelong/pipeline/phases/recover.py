@@ -1,6 +1,6 @@
 """Plain training on the memory right after a growth.
 
-Source: Qin et al. 2022 (ELLE), section 3.2: function recovering warmup.
+Source: Qin et al. 2022 (ELLE, arXiv 2203.06311), function recovering warmup.
 """
 
 from __future__ import annotations
