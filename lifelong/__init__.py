@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lifelong.methods._method import Method, StageContext
     from lifelong.pipeline.loop import extend_run, run_recipe
     from lifelong.plan.stages import RunPlan, plan_recipe
-    from lifelong.recipe.files import load_recipe
+    from lifelong.recipe.files import load_recipe, parse_recipe
     from lifelong.recipe.recipe import Recipe
     from lifelong.records import DomainLoss, ExpansionReport, LossMatrix, RunHistory, RunObserver, RunResult
     from lifelong.stream.cards.domain import Domain, load_domain
@@ -34,8 +34,8 @@ __all__ = [
     "CachedTarget", "Domain", "DomainLoss", "ExpansionMap", "ExpansionReport", "InputError", "LifelongError",
     "LossMatrix", "Method", "OnlineTarget", "Recipe", "RunHistory", "RunObserver", "RunPlan", "RunResult",
     "StageContext", "__version__", "check_run", "evaluate", "expand_checkpoint", "expand_model",
-    "explain_expansion", "extend_run", "ki_loss", "load_domain", "load_recipe", "plan_recipe", "read_run",
-    "run_recipe", "train_only_new",
+    "explain_expansion", "extend_run", "ki_loss", "load_domain", "load_recipe", "parse_recipe", "plan_recipe",
+    "read_run", "run_recipe", "train_only_new",
 ]  # fmt: skip
 
 _NAMES = {
@@ -52,7 +52,7 @@ _NAMES = {
     "methods._method": ("Method", "StageContext"),
     "pipeline.loop": ("extend_run", "run_recipe"),
     "plan.stages": ("RunPlan", "plan_recipe"),
-    "recipe.files": ("load_recipe",),
+    "recipe.files": ("load_recipe", "parse_recipe"),
     "recipe.recipe": ("Recipe",),
     "records": ("DomainLoss", "ExpansionReport", "LossMatrix", "RunHistory", "RunObserver", "RunResult"),
     "stream.cards.domain": ("Domain", "load_domain"),
