@@ -7,7 +7,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the pages of this checkout, whatever is installed
 
-from lifelong import __version__  # noqa: E402
+from lifelong import __version__
 
 project = "lifelong"
 author = "The lifelong maintainers"
@@ -15,7 +15,6 @@ release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_class_signature = "separated"
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
