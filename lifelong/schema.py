@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from lifelong.errors import nearest
 
@@ -83,6 +84,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """What may be written in it."""
+        return cls.model_fields
+
 
 def validation_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     """One line for every error of a validation: dotted path, what is wrong, the nearest valid name."""
@@ -123,9 +129,13 @@ def _fields_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[s
     """Names of the keys that are allowed at a path."""
     model: type[BaseModel] | None = schema
     for part in location:
-        if isinstance(part, str) and model is not None and part in model.model_fields:
-            model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields) if model is not None else []
+        if isinstance(part, str) and model is not None and part in (known := _known_keys(model)):
+            model = _section_of(known[part].annotation)
+    return list(_known_keys(model)) if model is not None else []
+
+
+def _known_keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return model.known_keys() if issubclass(model, Section) else model.model_fields
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

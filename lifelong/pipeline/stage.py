@@ -24,8 +24,9 @@ from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import grow, model_shape, plan_expansion
 from lifelong.expand.settings import ExpandSection
 from lifelong.files import free_name, json_fingerprint, read_json, whole_folder, write_json
-from lifelong.inherit.build import Lesson, stage_collator, stage_inheritor
+from lifelong.inherit.build import stage_collator, stage_inheritor
 from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.teachers._teacher import TeacherInputs
 from lifelong.ledger.history import BEFORE, read_losses, write_losses
 from lifelong.ledger.ledger import stage_name
 from lifelong.lm.checkpoint import is_in_parts, load_model, save_model, weights_fingerprint, whole_weights
@@ -264,7 +265,7 @@ class StageRun:
         phase = Phase(
             name,
             dataset,
-            stage_collator(run, seed),
+            stage_collator(run.collator(seed), self.recipe.inherit),
             self.recipe.objective,
             plan.tokens_per_step,
             inheritor,
@@ -335,16 +336,27 @@ class StageRun:
         learned = self.index > 0 or self.recipe.model.checkpoint is not None
         plan = stage_plan(self.section.tokens, self.recipe.sequence_length, self._blocks_per_step())
         return stage_inheritor(
-            Lesson(
-                self.context,
-                self.domain.name,
-                student,
-                self._previous_source() if learned else None,
-                self.previous.fingerprints.get("model") if learned else None,
-                self.seed,
-                plan.num_steps,
+            TeacherInputs(
+                inherit=self.recipe.inherit,
+                domain=self.domain.name,
+                student=student,
+                previous=self._previous_source() if learned else None,
+                previous_fingerprint=self.previous.fingerprints.get("model") if learned else None,
+                objective=self.recipe.objective,
+                sequence_length=self.recipe.sequence_length,
+                columns=self.context.columns,
+                tokenizer=self.context.tokenizer,
+                merged=self.context.merged,
+                seed=self.seed,
+                num_steps=plan.num_steps,
+                heldout_nats=self._probe_nats,
             )
         )
+
+    def _probe_nats(self, model: PreTrainedModel, domain: str) -> float:
+        """Loss on the held-out text of a domain that probes look at, nats per token."""
+        heldout = self.context.heldouts[self.context.columns.index(domain)]
+        return self.context.evaluate_one(model, heldout, self.recipe.evaluate.probe_tokens).nats_per_token
 
     def _previous_source(self) -> str | Path:
         if self.index == 0:
