@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 PREVIOUS = "previous"
 """Name of the model of the stage before."""
 _KINDS = "lifelong.inherit.teachers"
+_IN_KINDS: ContextVar[bool] = ContextVar("_IN_KINDS", default=False)
 
 
 class TeacherSection(Section):
@@ -37,7 +39,7 @@ class TeacherSection(Section):
         value = {"model": value} if isinstance(value, str) else value
         kinds, known = teacher_kinds(), cls.known_keys()
         unknown = {key: entry for key, entry in value.items() if key not in known}
-        written = [name for name in kinds if value.get(name)]
+        written = [name for name in kinds if value.get(name) not in (None, "", {}, [], ())]
         if unknown and not written:
             return as_it_is(unknown)  # refuses them
         made = [
@@ -66,9 +68,13 @@ class TeacherSection(Section):
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
         """A name alone is a teacher too."""
-        if cls is not TeacherSection:
-            return handler(core)
-        kinds = [handler(kind.__pydantic_core_schema__) for kind in teacher_kinds().values()]
+        if cls is not TeacherSection or _IN_KINDS.get():
+            return handler(core)  # a teacher within a teacher becomes a reference to what is being described here
+        token = _IN_KINDS.set(True)
+        try:
+            kinds = [{**handler(kind.__pydantic_core_schema__), "title": key} for key, kind in teacher_kinds().items()]
+        finally:
+            _IN_KINDS.reset(token)
         return {"anyOf": [{"type": "string"}, *kinds]}
 
     def written(self) -> Any:
