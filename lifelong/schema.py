@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lifelong.errors import did_you_mean
@@ -88,6 +89,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """What may be written in it."""
+        return cls.model_fields
+
 
 @dataclass(frozen=True)
 class Wording:
@@ -163,9 +169,13 @@ def _fields_at(schema: type[BaseModel], location: Location) -> list[str]:
     """Names of the keys that are allowed at a path."""
     model: type[BaseModel] | None = schema
     for part in location:
-        if isinstance(part, str) and model is not None and part in model.model_fields:
-            model = _section_of(model.model_fields[part].annotation)
-    return [name for name, field in model.model_fields.items() if not field.exclude] if model is not None else []
+        if isinstance(part, str) and model is not None and part in (known := _known_keys(model)):
+            model = _section_of(known[part].annotation)
+    return [name for name, key in _known_keys(model).items() if not key.exclude] if model is not None else []
+
+
+def _known_keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return model.known_keys() if issubclass(model, Section) else model.model_fields
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

@@ -47,7 +47,7 @@ def begin(
     columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
     tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
     merged = load_merged(tokenizer_folder(ledger))
-    same_merge(recipe, merged)
+    same_merge(recipe.tokenizer, merged)
     context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
     distributed.on_first(lambda: prepare_heldouts(context, by_name))
     if ledger.records:
@@ -144,7 +144,7 @@ def prepare_tokenizer(
         observer.phase_started("prepare", 0)
         with whole_folder(folder) as partial:
             if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
-                merged = merged_tokenizers(recipe)
+                merged = merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint)
                 merged.save(partial)
                 observer.noted(merged.summary())
             else:

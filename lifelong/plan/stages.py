@@ -11,7 +11,7 @@ from typing import Any
 
 from lifelong.errors import InputError
 from lifelong.expand import model_shape
-from lifelong.inherit.settings import InheritSection
+from lifelong.inherit.settings import PREVIOUS, InheritSection
 from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.methods._make import make_methods
@@ -193,10 +193,11 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
     teachers = _teachers(recipe, index, before, shapes)
     teacher_flops = 0.0
     if teachers and recipe.inherit is not None:
-        each = [forward_flops_per_token(meta_model(teacher, objective), length, objective) for teacher in teachers]
-        # where each domain has its own teacher, one runs for a token; in a mixture all of them
-        together = sum(each) / len(each) if recipe.inherit.teacher.by_domain else sum(each)
-        teacher_flops = plan.tokens * taught_share(recipe.inherit) * together
+        each = {
+            name: forward_flops_per_token(meta_model(teacher, objective), length, objective)
+            for name, teacher in teachers
+        }
+        teacher_flops = plan.tokens * taught_share(recipe.inherit) * recipe.inherit.teacher.flops_per_token(each)
     parameters = num_parameters(model)
     trained = sum(stage_plan(part.trained, length, plan.blocks_per_step).tokens for part in phases if part.trained)
     evaluated = sum(part.evaluated for part in phases) + _steering_tokens(recipe, index, plan.tokens)
@@ -229,24 +230,22 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
             devices,
             objective=objective,
             length=length,
-            teachers=teachers,
+            teachers=[teacher for _, teacher in teachers],
             low_precision=low,
         ),
     )
 
 
-def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[Any]:
-    """Configurations of the models that run beside the student in a stage."""
+def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[tuple[str, Any]]:
+    """The models that run beside the student in a stage: names in the recipe, and configurations."""
     if recipe.inherit is None or recipe.inherit.alpha == 0:
         return []
     learned = index > 0 or recipe.model.checkpoint is not None
-    found = []
-    for leaf in recipe.inherit.teacher.leaves():
-        if leaf.model == "previous":
-            found += [before] if learned else []
-        elif leaf.model is not None:
-            found.append(shapes.of(leaf.model))
-    return found
+    return [
+        (name, before if name == PREVIOUS else shapes.of(name))
+        for name in recipe.inherit.teacher.models()
+        if name != PREVIOUS or learned
+    ]
 
 
 def _steering_tokens(recipe: Recipe, index: int, trained: int) -> float:
@@ -280,9 +279,7 @@ def _warmup_steps(recipe: Recipe, index: int, arguments: Any, num_steps: int) ->
 
 def taught_share(inherit: InheritSection) -> float:
     """Share of a stage's tokens on which the teacher runs, where all tokens are taught."""
-    if inherit.alpha == 0:
-        return 0.0
-    if all(leaf.cache for leaf in inherit.teacher.leaves()):
+    if inherit.alpha == 0 or not inherit.teacher.models():
         return 0.0
     span = 1.0 if inherit.schedule == "constant" else inherit.last_progress
     if not inherit.bernoulli:

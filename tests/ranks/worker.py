@@ -60,7 +60,7 @@ def launched_as(mode):
 def watched(order, die=None):
     """Write down every sequence with its step; end by SIGKILL in the second stage where that is asked for."""
     from lifelong import distributed
-    from lifelong.inherit.teachers import OnlineTeacher
+    from lifelong.inherit.teachers.model import OnlineTeacher
     from lifelong.train.stage_trainer import StageTrainer
 
     order.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from lifelong.evaluate.facts.stage import stage_facts
 from lifelong.evaluate.probes import probe_steps
 from lifelong.files import write_json
-from lifelong.inherit.build import Lesson, stage_inheritor
+from lifelong.inherit.build import stage_inheritor
 from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.teachers._teacher import TeacherInputs
 from lifelong.lm.flops import training_flops_per_token
 from lifelong.methods._context import method_tokens, stage_context, write_exports
 from lifelong.pipeline.phases.phase import PlannedTokens
@@ -110,22 +111,33 @@ def _adjustment(stage: Stage) -> Adjustment:
 
 def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Inheritor | None:
     """The stage's teacher; a model from random weights has nothing to hand down to its first stage."""
-    recipe = stage.recipe
+    recipe, context = stage.recipe, stage.context
     if recipe.inherit is None:
         return None
+
+    def heldout_nats(model: PreTrainedModel, domain: str) -> float:
+        heldout = context.heldouts[context.columns.index(domain)]
+        return context.evaluate_one(model, heldout, recipe.evaluate.probe_tokens).nats_per_token
+
     learned = stage.index > 0 or recipe.model.checkpoint is not None
     source: str | Path = str(recipe.model.checkpoint)
     if stage.index > 0:
-        source = stage.context.ledger.stage_folder(stage.previous) / "model"
+        source = context.ledger.stage_folder(stage.previous) / "model"
     return stage_inheritor(
-        Lesson(
-            stage.context,
-            stage.domain.name,
-            student,
-            source if learned else None,
-            stage.previous.fingerprints.get("model") if learned else None,
-            stage.seed,
-            num_steps,
+        TeacherInputs(
+            inherit=recipe.inherit,
+            domain=stage.domain.name,
+            student=student,
+            previous=source if learned else None,
+            previous_fingerprint=stage.previous.fingerprints.get("model") if learned else None,
+            objective=recipe.objective,
+            sequence_length=recipe.sequence_length,
+            columns=context.columns,
+            tokenizer=context.tokenizer,
+            merged=context.merged,
+            seed=stage.seed,
+            num_steps=num_steps,
+            heldout_nats=heldout_nats,
         )
     )
 

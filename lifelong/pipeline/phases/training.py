@@ -123,7 +123,7 @@ class TrainingPhase(Phase):
         run.observer.phase_started(self.name, plan.num_steps * plan.tokens_per_step)
         inputs = TrainingInputs(
             self.name,
-            collator=stage_collator(run, rows.seed),
+            collator=stage_collator(run.collator(rows.seed), stage.recipe.inherit),
             objective=stage.recipe.objective,
             tokens_per_step=plan.tokens_per_step,
             observer=run.observer,
