@@ -23,6 +23,7 @@ from lifelong.inherit.settings import InheritSection, TeacherSection
 from lifelong.inherit.teachers import CachedTeacher, MixtureTeacher, OnlineTeacher, Teacher, weights_by_domain
 from lifelong.lm.checkpoint import load_config, load_model, weights_fingerprint
 from lifelong.lm.flops import forward_flops_per_token
+from lifelong.lm.objective import objective_of
 from lifelong.pipeline.run import RunContext
 from lifelong.recipe.recipe import Recipe
 from lifelong.stream.cards.domain import load_domain
@@ -258,7 +259,7 @@ def stage_collator(run: RunContext, seed: int) -> Collator:
     inherit = run.recipe.inherit
     caches = [leaf.cache for leaf in inherit.teacher.leaves() if leaf.cache] if inherit and inherit.alpha else []
     collator = run.collator(seed)
-    if run.recipe.objective != "mlm" or not caches:
+    if not objective_of(run.recipe.objective).masks_tokens or not caches:
         return collator
     settings = [TargetCache(Path(cache)).settings for cache in caches]
     masks = {(there.mask_seed, there.mask_patterns) for there in settings}

@@ -21,6 +21,7 @@ import transformers
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers import OnlineTeacher, Teacher
+from lifelong.lm.objective import objective_of
 from lifelong.records import ProbePoint
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator, PackedRow
@@ -114,8 +115,7 @@ def rehearse(rehearsal: Rehearsal, teacher: Teacher | None = None) -> RehearsalR
 
 def random_model(config: Any, objective: str) -> Any:
     """A model with random weights in float32."""
-    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
-    return auto.from_config(config, dtype=torch.float32)
+    return objective_of(objective).auto_class.from_config(config, dtype=torch.float32)
 
 
 def made_up_collator(rehearsal: Rehearsal) -> Collator:
