@@ -26,18 +26,18 @@ HIDDEN, LABELS = torch.arange(8.0).reshape(2, 4, 1), torch.tensor([[-100, 5, 6, 
 
 def test_an_objective_is_known_by_its_name_and_no_other():
     assert [objective_of(name).name for name in OBJECTIVES] == ["clm", "mlm"]
-    with pytest.raises(InputError, match="^objective: 'lm' is not clm or mlm$"):
+    with pytest.raises(InputError, match=r"^objective: 'lm' is not clm or mlm$"):
         objective_of("lm")
 
 
+def as_lists(objective):
+    hidden, labels, sequence = predicted_rows(HIDDEN, LABELS, objective)
+    return hidden[:, 0].tolist(), labels.tolist(), sequence.tolist()
+
+
 def test_a_causal_model_predicts_the_next_token_and_a_masked_one_its_own():
-    hidden, labels, sequence = predicted_rows(HIDDEN, LABELS, "clm")
-    assert (
-        hidden[:, 0].tolist() == [0, 1, 2, 5] and labels.tolist() == [5, 6, 7, 3] and sequence.tolist() == [0, 0, 0, 1]
-    )
-    hidden, labels, sequence = predicted_rows(HIDDEN, LABELS, "mlm")
-    assert hidden[:, 0].tolist() == [1, 2, 3, 4, 6] and labels.tolist() == [5, 6, 7, 1, 3]
-    assert sequence.tolist() == [0, 0, 0, 1, 1]
+    assert as_lists("clm") == ([0, 1, 2, 5], [5, 6, 7, 3], [0, 0, 0, 1])
+    assert as_lists("mlm") == ([1, 2, 3, 4, 6], [5, 6, 7, 1, 3], [0, 0, 0, 1, 1])
     assert (CLM.num_predicted(3, 100), MLM.num_predicted(3, 100)) == (297, int(300 * MASK_RATE))
 
 
