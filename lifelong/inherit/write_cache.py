@@ -14,7 +14,7 @@ from lifelong.errors import InputError
 from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, fill_cache
 from lifelong.inherit.sparse import RandomSampling, Scheme, TauSampler, TopK, scheme_to_json
 from lifelong.inherit.teachers import OnlineTeacher, block_probabilities
-from lifelong.ledger.ledger import read_records
+from lifelong.ledger.ledger import model_of
 from lifelong.lm.checkpoint import load_model, weights_fingerprint
 from lifelong.stream.blocks import BlockStore
 from lifelong.stream.cards.domain import load_domain
@@ -117,7 +117,7 @@ def write_cache(request: CacheRequest, out: Path, progress: Progress = lambda *_
         InputError: a model, card or setting that cannot be, or a folder that holds something else.
     """
     _check(request)
-    source = _model_folder(request.model)
+    source, _ = model_of(request.model)
     domains = [load_domain(card) for card in request.cards]
     tokenizer = _tokenizer(request, source, [domain.name for domain in domains])
     objective: Literal["clm", "mlm"] = "clm" if request.objective == "clm" else "mlm"
@@ -192,13 +192,6 @@ def _tokenizer(request: CacheRequest, source: str, domains: Sequence[str]) -> An
             "cache for each"
         )
     return found[0]
-
-
-def _model_folder(model: str) -> str:
-    if (Path(model) / "ledger.jsonl").is_file():
-        records = read_records(Path(model))
-        return str(Path(model) / "stages" / records[-1].name / "model")
-    return model
 
 
 @dataclass(frozen=True)
