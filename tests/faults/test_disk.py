@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 import pytest
 import yaml
 
-from lifelong.cli.main import main as cli
+from lifelong.cli import main as cli
 from lifelong.errors import CorruptionError, InputError, Interrupted, StorageError
 from lifelong.ledger.ledger import Ledger, check_run, read_records
 from lifelong.ledger.lock import hold
