@@ -15,11 +15,11 @@ import transformers
 
 from lifelong.errors import InputError
 from lifelong.expand import new_config
+from lifelong.ledger.folder import parse_stage_model
 from lifelong.pipeline import run_recipe
 from lifelong.plan import Devices, Speed, plan_recipe, plan_tables, planned_devices, planned_speed
 from lifelong.plan.disk import folder_bytes
 from lifelong.plan.memory import SHARDINGS, device_memory, parts_of
-from lifelong.plan.shapes import is_stage
 from lifelong.plan.step import StepSettings, step_memory
 from lifelong.recipe import load_recipe, parse_recipe
 from lifelong.recipe.files import known_recipes
@@ -313,7 +313,7 @@ def test_packaged_recipes_are_planned_in_eighty_columns(size):
 def test_every_packaged_recipe_can_be_planned(name, monkeypatch, tmp_path):
     monkeypatch.setenv("LIFELONG_DATA", os.environ.get("LIFELONG_DATA", str(tmp_path)))
     recipe = load_recipe(name)
-    if name.startswith("adapt-") or (recipe.model.checkpoint and not is_stage(recipe.model.checkpoint)):
+    if name.startswith("adapt-") or (recipe.model.checkpoint and parse_stage_model(recipe.model.checkpoint) is None):
         # a checkpoint of the hub, or of the corpora: planned where it can be had, one message where not
         with contextlib.suppress(InputError):
             plan_recipe(recipe)

@@ -16,10 +16,11 @@ from lifelong.errors import InputError
 
 def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Every committed file against its hash; the ledger's chain."""
+    from lifelong.ledger.folder import RunFolder
     from lifelong.ledger.ledger import check_run, read_records
     from lifelong.report import altered_matrix
 
-    findings = [*check_run(run_folder), *filter(None, [altered_matrix(run_folder / "report")])]
+    findings = [*check_run(run_folder), *filter(None, [altered_matrix(RunFolder(run_folder).report.path)])]
     if findings:
         raise InputError(
             f"{run_folder}: {len(findings)} finding{'s' * (len(findings) > 1)}\n  " + "\n  ".join(findings)
@@ -38,12 +39,14 @@ def report(
     from lifelong.ledger.history import read_history
 
     if len(runs) == 1:
+        from lifelong.ledger.folder import RunFolder
         from lifelong.report import altered_matrix, write_report
 
-        if finding := altered_matrix(out or runs[0] / "report"):
+        out = out or RunFolder(runs[0]).report.path
+        if finding := altered_matrix(out):
             print(f"note: {finding}", file=sys.stderr)  # noqa: T201
-        write_report(read_history(runs[0]), out or runs[0] / "report")
-        _finish(runs[0], as_json, out or runs[0] / "report")
+        write_report(read_history(runs[0]), out)
+        _finish(runs[0], as_json, out)
         return
     from lifelong.report.compare import compare_runs
     from lifelong.report.compare_page import comparison_table, comparison_verdict, write_comparison

@@ -224,11 +224,11 @@ def merge(
     if (weight is None) != (out is None):
         raise InputError("merge: --weight A --out DIR go together; without both, the front is evaluated")
     quiet_libraries()
+    from lifelong.ledger.folder import RunFolder
     from lifelong.recipe.files import read_recipe_file
     from lifelong.report.table import front_table
 
-    if not (run_folder / "ledger.jsonl").is_file():
-        raise InputError(f"{str(run_folder)!r} is no run folder: it has no ledger.jsonl")
+    RunFolder(run_folder).require()
     recipe = read_recipe_file(run_folder).to_plain()
     if weight is not None and out is not None:
         from lifelong.lineage.merge import merge_stage

@@ -86,6 +86,7 @@ def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None
     """Show the matrix and the metrics of a run, and whether it met its recipe's expectations."""
     if not distributed.is_first():
         return
+    from lifelong.ledger.folder import ReportFolder, RunFolder
     from lifelong.ledger.history import read_history
     from lifelong.report import matrix_json
     from lifelong.report.table import run_tables
@@ -96,4 +97,5 @@ def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None
         return
     for table in run_tables(history):
         show(table)
-    typer.echo(f"report: {(report_folder or out / 'report') / 'index.html'}")
+    report = ReportFolder(report_folder) if report_folder else RunFolder(out).report
+    typer.echo(f"report: {report.page}")

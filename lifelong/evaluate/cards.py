@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
-from lifelong.ledger.ledger import read_records
+from lifelong.ledger.ledger import model_of
 from lifelong.lm.checkpoint import load_model
 from lifelong.lm.objective import OBJECTIVES
 from lifelong.records import DomainLoss
@@ -45,10 +45,7 @@ def evaluate_cards(
             f"evaluate: --objective is clm or mlm ({objective!r}), --split valid or test ({split!r}), --tokens a "
             f"number like 100k ({tokens!r}), --sequence-length at least 8 ({sequence_length})"
         )
-    source = str(model)
-    if (Path(model) / "ledger.jsonl").is_file():
-        records = read_records(Path(model))
-        source = str(Path(model) / "stages" / records[-1].name / "model")
+    source, _ = model_of(model)
     domains = [load_domain(card) for card in cards]
     loaded, tokenizer = load_model(source, objective), load_tokenizer(source)
     collator = Collator.for_tokenizer(tokenizer, OBJECTIVES[objective].name, sequence_length)

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from lifelong.errors import InputError
 from lifelong.evaluate.task import Examples, Task, read_examples
 from lifelong.files import write_json
-from lifelong.ledger.ledger import committed_stages, record_hash
+from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.ledger import model_of, record_hash
 from lifelong.lm.objective import objective_of, pad_id
 from lifelong.lm.packed import position_offset
 from lifelong.records import TaskRun, TaskScores
@@ -37,8 +38,6 @@ from lifelong.stream.tokenizers.load import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-FOLDER = "downstream"
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,9 @@ def evaluate_tasks(
         objective: clm or mlm; a run knows its own.
         prompts: safetensors file, domain -> token embeddings.
     """
-    run, source, record = Path(model), model, None
-    if (run / "ledger.jsonl").is_file():
-        record = committed_stages(run)[-1]
-        source = str(run / "stages" / record.name / "model")
-        objective = str(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["objective"])
+    (source, record), run = model_of(model), RunFolder(model)
+    if record is not None:
+        objective = str(yaml.safe_load(run.recipe.read_text(encoding="utf-8"))["objective"])
     given = read_prompts(prompts) if prompts is not None else {}
     found = []
     for task in tasks:
@@ -127,7 +124,7 @@ def evaluate_tasks(
         )
         if record is not None:
             scores = replace(scores, stage=record.name, record=record_hash(record))
-            write_json(run / FOLDER / f"{record.name}-{task.name}.json", scores.to_json())
+            write_json(run.task_score(record.name, task.name), scores.to_json())
         found.append(scores)
     return found
 

@@ -2,7 +2,7 @@
 
     pip install 'lm_eval[hf]'
 
-A stage is a plain `from_pretrained` folder: the harness loads it by itself. Here is only which stage, and what of
+A stage is a plain `from_pretrained` folder: the harness loads it by itself. Here is only which tasks, and what of
 the answer is kept.
 """
 
@@ -15,37 +15,34 @@ from typing import Any
 
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.files import write_json
-from lifelong.ledger.ledger import committed_stages, record_hash
+from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.ledger import model_of, record_hash
 
-FOLDER = "harness"
+BATCH_SIZE = 8
 
 
 def evaluate_with_harness(
     model: str,
     tasks: Sequence[str],
     *,
-    stage: str | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
     include: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Results of harness tasks, metric by metric; of a run they are also kept in `RUN/harness/STAGE.json`.
 
     Args:
-        model: checkpoint folder, hub id, or run folder.
+        model: checkpoint folder, hub id, or run folder (its last stage).
         tasks: names as the harness knows them.
-        stage: name or number of a stage of the run; the last one where not given.
         limit: examples of each task.
-        batch_size: of the harness.
         include: folder of further task files in the harness's own format.
 
     Raises:
-        InputError: the harness is not installed, or does not know a task.
-        UnknownNameError: no such stage.
+        InputError: the harness is not installed, or the run has no committed stage.
+        UnknownNameError: the harness does not know a task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("evaluate --harness: lm-evaluation-harness is not installed; pip install 'lm_eval[hf]'")
-    source, record = _source(model, stage)
+    source, record = model_of(model)
     import torch
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -60,31 +57,17 @@ def evaluate_with_harness(
         device="cuda" if torch.cuda.is_available() else "cpu",
         tasks=list(tasks),
         limit=limit,
-        batch_size=batch_size,
+        batch_size=BATCH_SIZE,
         task_manager=manager,
         log_samples=False,
     )
     results = {task: _figures(values) for task, values in answer["results"].items()}
     if record is not None:
         write_json(
-            Path(model) / FOLDER / f"{record.name}.json",
+            RunFolder(model).harness(record.name),
             {"stage": record.name, "record": record_hash(record), "limit": limit, "results": results},
         )
     return results
-
-
-def _source(model: str, stage: str | None) -> tuple[str, Any]:
-    """Where the weights are, and the stage's line in the ledger where it is a run."""
-    run = Path(model)
-    if not (run / "ledger.jsonl").is_file():
-        if stage is not None:
-            raise InputError(f"evaluate --stage: {model!r} is no run folder")
-        return model, None
-    records = committed_stages(run)
-    chosen = [record for record in records if stage is None or stage in (record.name, str(record.index))]
-    if not chosen:
-        raise UnknownNameError("stage", stage, [record.name for record in records])
-    return str(run / "stages" / chosen[-1].name / "model"), chosen[-1]
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:

@@ -26,8 +26,9 @@ from lifelong.federation import flower
 from lifelong.federation.flower import Federation, Figures, Round, Terms, Weights
 from lifelong.federation.silo import FederatedSilo, check_federated, put_weights, silo_domains, weights_of
 from lifelong.files import read_json, remove_tree, whole_folder, write_json, write_text
+from lifelong.ledger.folder import INITIAL, stage_name
 from lifelong.ledger.history import write_losses
-from lifelong.ledger.ledger import INITIAL, Ledger, stage_name
+from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import save_model, weights_fingerprint
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.pipeline.begin import initial_model, initial_record, prepare_tokenizer
@@ -141,7 +142,7 @@ class ServerRun:
         self.ledger, self.recipe, self.plan, self.federation = ledger, recipe, plan, federation
         self.domains = silo_domains(recipe)
         self.rounds = plan.rounds(recipe)
-        self.work = ledger.work_folder(stage_name(0, self.domains[0]))
+        self.work = ledger.work(stage_name(0, self.domains[0]))
         self.tokenizer = prepare_tokenizer(ledger, recipe, [], RunObserver())
         self.history: list[dict[str, Any]] = []
 
@@ -178,7 +179,7 @@ class ServerRun:
     def _finished(self, done: Round) -> None:
         """Keep a round: average, memories of the strategy, figures."""
         self.history.append({"round": done.number, "trained": done.trained, "evaluated": done.evaluated})
-        folder = self.work / "rounds"
+        folder = self.work.path / "rounds"
         with whole_folder(folder / f"{done.number:06d}") as partial:
             save_file(done.weights, partial / "weights.safetensors")
             if done.memories:
@@ -188,7 +189,7 @@ class ServerRun:
             remove_tree(older)
 
     def _last_round(self) -> tuple[Weights, Weights] | None:
-        folders = sorted((self.work / "rounds").glob("[0-9]*"))
+        folders = sorted((self.work.path / "rounds").glob("[0-9]*"))
         if not folders:
             return None
         kept = read_json(folders[-1] / "rounds.json")
@@ -212,19 +213,19 @@ class ServerRun:
         ]
 
     def _commit_initial(self, model: PreTrainedModel, met: Mapping[str, Figures]) -> None:
-        work, losses = self.ledger.work_folder(INITIAL), self._losses(met)
-        write_losses(work / "losses.json", losses)
-        write_json(work / "samples.json", [])
-        self.ledger.commit(work, initial_record(self.recipe, model, tokenizer_fingerprint(self.tokenizer), losses))
+        work, losses = self.ledger.work(INITIAL), self._losses(met)
+        write_losses(work.losses, losses)
+        write_json(work.samples, [])
+        self.ledger.commit(work.path, initial_record(self.recipe, model, tokenizer_fingerprint(self.tokenizer), losses))
 
     def _commit(self, model: PreTrainedModel) -> StageRecord:
-        folder, losses = self.work / "trained", self._losses(self.history[-1]["evaluated"])
-        remove_tree(folder)
-        save_model(model, self.tokenizer, folder / "model")
-        write_losses(folder / "losses.json", losses)
-        write_json(folder / "samples.json", [])
-        write_json(folder / "history.json", {**self._curves(), "facts": None})
-        write_json(folder / "rounds.json", {"plan": asdict(self.plan), "rounds": without_seconds(self.history)})
+        folder, losses = self.work.trained, self._losses(self.history[-1]["evaluated"])
+        remove_tree(folder.path)
+        save_model(model, self.tokenizer, folder.model)
+        write_losses(folder.losses, losses)
+        write_json(folder.samples, [])
+        write_json(folder.history, {**self._curves(), "facts": None})
+        write_json(folder.path / "rounds.json", {"plan": asdict(self.plan), "rounds": without_seconds(self.history)})
         trained = [figures for done in self.history for figures in done["trained"].values()]
         tokens = int(sum(figures["tokens"] for figures in trained))
         length, objective = self.recipe.sequence_length, self.recipe.objective
@@ -252,7 +253,7 @@ class ServerRun:
             notes=tuple(self._absences()),
             committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        return self.ledger.commit(folder, record)
+        return self.ledger.commit(folder.path, record)
 
     def _curves(self) -> dict[str, Any]:
         """Training and held-out loss by round, as a report reads them; a step is a local step of every silo."""

@@ -31,6 +31,7 @@ from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.federation.flower import DisagreementError, Figures, Settings, Weights
 from lifelong.files import read_json, remove_tree, whole_folder, write_json, write_text
+from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.lock import hold
 from lifelong.lm.checkpoint import load_config, save_model
 from lifelong.lm.objective import objective_of, pad_id
@@ -126,6 +127,7 @@ class FederatedSilo:
     def __init__(self, recipe: Recipe, card: str, out: Path) -> None:
         check_federated(recipe)
         self.recipe, self.out, self.card = recipe, out, load_domain(card)
+        self.folder = RunFolder(out)  # no run, but what both have has the same name
         if self.card.name not in (names := silo_domains(recipe)):
             raise InputError(f"silo: domain {self.card.name!r} is none of the federation's: {', '.join(names)}")
         source = recipe.tokenizer.checkpoint if recipe.tokenizer is not None else recipe.model.checkpoint
@@ -186,7 +188,7 @@ class FederatedSilo:
         recipe, started = self.recipe, monotonic()
         section = {**recipe.train, **recipe.stages[0].train}
         section |= {"logging_steps": order.local_steps, "save_strategy": "no"}
-        work = self.out / ".work"
+        work = self.folder.work_root
         remove_tree(work)  # of a round that was cut short: its weights are not those of this one
         arguments = training_arguments(
             section, output_dir=work, max_steps=order.local_steps, seed=self._seed + order.number
@@ -198,7 +200,7 @@ class FederatedSilo:
                 "train",
                 self.tokenizer,
                 sequence_length=recipe.sequence_length,
-                cache_dir=self.out / ".cache",
+                cache_dir=self.folder.cache,
             ),
             None,
             num_steps=position + order.local_steps,
@@ -249,8 +251,8 @@ class FederatedSilo:
     def _owned(self) -> Iterator[None]:
         """The folder, held by one process, and bound to its recipe."""
         self.out.mkdir(parents=True, exist_ok=True)
-        with hold(self.out / ".lock"):
-            path, text = self.out / "recipe.yaml", self.recipe.to_yaml()
+        with hold(self.folder.lock):
+            path, text = self.folder.recipe, self.recipe.to_yaml()
             if not path.exists():
                 write_text(path, text)
             elif path.read_text(encoding="utf-8") != text:
@@ -258,7 +260,7 @@ class FederatedSilo:
             yield
 
     def _heldout(self) -> Heldout:
-        folder, evaluate = self.out / "heldout" / self.domain, self.recipe.evaluate
+        folder, evaluate = self.folder.heldout(self.domain), self.recipe.evaluate
         if not folder.exists():
             with whole_folder(folder) as partial:
                 write_heldout(self.card, evaluate.split, self.tokenizer, evaluate.tokens, partial)

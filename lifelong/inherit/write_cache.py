@@ -15,7 +15,7 @@ from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, fill
 from lifelong.inherit.sparse import RandomSampling, Scheme, TauSampler, TopK, scheme_to_json
 from lifelong.inherit.teachers._teacher import Batch
 from lifelong.inherit.teachers.model import OnlineTeacher
-from lifelong.ledger.ledger import read_records
+from lifelong.ledger.ledger import model_of
 from lifelong.lm.checkpoint import load_model, weights_fingerprint
 from lifelong.lm.head import predicted_rows
 from lifelong.lm.loss import OnlineTarget, default_chunk_tokens
@@ -122,7 +122,7 @@ def write_cache(request: CacheRequest, out: Path, progress: Progress = lambda *_
         InputError: a model, card or setting that cannot be, or a folder that holds something else.
     """
     _check(request)
-    source = _model_folder(request.model)
+    source, _ = model_of(request.model)
     domains = [load_domain(card) for card in request.cards]
     tokenizer = _tokenizer(request, source, [domain.name for domain in domains])
     objective = objective_of(request.objective)
@@ -215,13 +215,6 @@ def _tokenizer(request: CacheRequest, source: str, domains: Sequence[str]) -> An
             "cache for each"
         )
     return found[0]
-
-
-def _model_folder(model: str) -> str:
-    if (Path(model) / "ledger.jsonl").is_file():
-        records = read_records(Path(model))
-        return str(Path(model) / "stages" / records[-1].name / "model")
-    return model
 
 
 @dataclass(frozen=True)

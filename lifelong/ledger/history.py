@@ -8,7 +8,8 @@ from typing import Any
 
 from lifelong.errors import CorruptionError, InputError
 from lifelong.files import file_hash, read_json, read_sealed, write_json
-from lifelong.ledger.ledger import INITIAL, is_run_folder, measured, read_records, record_hash, stage_name
+from lifelong.ledger.folder import RunFolder, StageFolder, stage_name
+from lifelong.ledger.ledger import measured, read_records, record_hash
 from lifelong.records import (
     DomainLoss,
     ExpansionReport,
@@ -25,7 +26,7 @@ from lifelong.records import (
 )
 
 BEFORE = "before.json"
-REPORTED = ("losses.json", "history.json", "samples.json")
+REPORTED = tuple(entry.name for entry in (StageFolder.losses, StageFolder.history, StageFolder.samples))
 
 
 def read_history(out: Path) -> RunHistory:
@@ -37,31 +38,30 @@ def read_history(out: Path) -> RunHistory:
     """
     import yaml
 
-    if not is_run_folder(out):
-        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
+    run = RunFolder(out).require()
     records = read_records(out)
     if not records:
         raise InputError(f"{str(out)!r}: nothing is committed yet, so there is nothing to report")
     check_committed(out, records)
-    recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     stages = tuple(measured(out, record) for record in records if record.index >= 0)
-    folders = [out / "stages" / record.name for record in stages]
-    initial = read_losses(out / INITIAL / "losses.json")
-    losses = tuple(read_losses(folder / "losses.json") for folder in folders)
+    folders = [run.stage(record.name) for record in stages]
+    initial = read_losses(run.initial.losses)
+    losses = tuple(read_losses(folder.losses) for folder in folders)
     # a run that was extended: the model before a later stage was evaluated on the domain that joined with it
     initial, *rows = [
-        (*row, *(read_losses(folder / BEFORE) if (folder / BEFORE).is_file() else ()))
-        for row, folder in zip((initial, *losses), [*folders, out / "none"], strict=True)
+        (*row, *(read_losses(folder.losses_before) if folder and folder.losses_before.is_file() else ()))
+        for row, folder in zip((initial, *losses), [*folders, None], strict=True)
     ]
     losses = tuple(rows)
     domains = tuple(dict.fromkeys(loss.domain for row in (initial, *losses) for loss in row))
-    curves = [read_json(folder / "history.json") for folder in folders]
-    samples = [read_json(folder / "samples.json") for folder in (out / INITIAL, *folders)]
+    curves = [read_json(folder.history) for folder in folders]
+    samples = [read_json(folder.samples) for folder in (run.initial, *folders)]
     return RunHistory(
         name=recipe["name"],
         path=str(out),
         recipe=recipe,
-        environment=read_sealed(out / "environment.json"),
+        environment=read_sealed(run.environment),
         stages=stages,
         unfinished=tuple(
             stage_name(index, Path(section["domain"]).stem)
@@ -79,7 +79,7 @@ def read_history(out: Path) -> RunHistory:
         samples=tuple(Sample(**sample) for group in samples for sample in group),
         head=record_hash(records[-1]),
         facts=fact_curve(curves),
-        **read_afterwards(out, stages),
+        **read_afterwards(run, stages),
     )
 
 
@@ -109,22 +109,22 @@ def fact_curve(curves: Sequence[Mapping[str, Any]]) -> FactCurve | None:
     )
 
 
-def read_afterwards(out: Path, stages: Sequence[StageRecord]) -> dict[str, Any]:
+def read_afterwards(run: RunFolder, stages: Sequence[StageRecord]) -> dict[str, Any]:
     """What was measured on a run after it was committed; what belongs to other weights is left out and noted."""
     lines = {record_hash(record) for record in stages}
     notes = [f"{record.name}: {note}" for record in stages for note in record.notes]
 
-    def measured(folder: str, kind: type[Front] | type[TaskScores]) -> list[Any]:
+    def measured(folder: Path, kind: type[Front] | type[TaskScores]) -> list[Any]:
         found = []
-        for path in sorted((out / folder).glob("*.json")):
+        for path in sorted(folder.glob("*.json")):
             item = kind.from_json(read_json(path))
             if item.record in lines:
                 found.append(item)
             else:
-                notes.append(f"{path.relative_to(out)} was measured on other weights than those committed: left out")
+                notes.append(f"{run.name_of(path)} was measured on other weights than those committed: left out")
         return found
 
-    fronts, tasks = measured("front", Front), measured("downstream", TaskScores)
+    fronts, tasks = measured(run.fronts, Front), measured(run.task_scores, TaskScores)
     return {"fronts": tuple(fronts), "tasks": tuple(tasks), "notes": tuple(notes)}
 
 

@@ -8,27 +8,16 @@ from pathlib import Path
 
 from lifelong.errors import CorruptionError
 from lifelong.files import PARTIAL, file_hash, read_sealed
+from lifelong.ledger.folder import COMMITTED_FOLDERS, OTHERS, SHARED_FOLDERS, RunFolder, StageFolder
 from lifelong.records import StageRecord
 
-INITIAL = "initial"
-RECIPE = "recipe.yaml"
-RECORD = "record.json"
-MEASURED = "measured.json"
-ENVIRONMENT = "environment.json"
-COMMITTED_FOLDERS = (INITIAL, "stages", "heldout", "memory")
-SHARED_FOLDERS = ("heldout", "memory")
-# everything else that we put into a run folder; none of it is committed
-OTHERS = (
-    "ledger.jsonl", RECIPE, ENVIRONMENT, ".lock", ".work", ".cache", "report", "rejected", "trackers", "front",
-    "downstream", "harness",
-)  # fmt: skip
 # left by file managers and network file systems wherever they look
 NOT_OURS_NOR_THEIRS = (".DS_Store", "Thumbs.db", "desktop.ini", ".nfs*", ".fuse_hidden*", "lost+found")
 
 
-def record_folder(record: StageRecord) -> str:
-    """Where a committed stage lies, relative to the run folder."""
-    return INITIAL if record.index < 0 else f"stages/{record.name}"
+def _listed(record: StageRecord) -> StageFolder:
+    """A committed stage by the paths that the ledger lists: relative to the run folder."""
+    return RunFolder("").stage(record.name)
 
 
 def expected_files(records: Sequence[StageRecord]) -> dict[str, str]:
@@ -60,12 +49,12 @@ def damaged_files(out: Path, files: Mapping[str, str], replaced: Sequence[str] =
 
 def damaged_companions(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
     """What stands beside the ledger: measured times and the environment, each with its own hash."""
-    names = [f"{record_folder(record)}/{MEASURED}" for record in records]
-    for name in [*names, ENVIRONMENT]:
+    run = RunFolder(out)
+    for path in [*(run.stage(record.name).measured for record in records), run.environment]:
         try:
-            read_sealed(out / name)
+            read_sealed(path)
         except CorruptionError as error:  # noqa: PERF203 - one finding a file
-            yield f"{name}: {str(error).partition(': ')[2]}"
+            yield f"{run.name_of(path)}: {str(error).partition(': ')[2]}"
 
 
 def changed_recipe(out: Path, records: Sequence[StageRecord]) -> str | None:
@@ -75,21 +64,23 @@ def changed_recipe(out: Path, records: Sequence[StageRecord]) -> str | None:
     """
     if not records:
         return None
-    committed = f"{record_folder(records[-1])}/{RECIPE}"
-    copies = [path.read_bytes() for path in (out / committed, out / ".work" / RECIPE) if path.is_file()]
+    run = RunFolder(out)
+    committed = run.stage(records[-1].name).recipe
+    copies = [path.read_bytes() for path in (committed, run.pending_recipe) if path.is_file()]
     try:
-        same = (out / RECIPE).read_bytes() in copies
+        same = run.recipe.read_bytes() in copies
     except FileNotFoundError:
         same = False
-    return None if same or not copies else committed
+    return None if same or not copies else run.name_of(committed)
 
 
 def foreign_files(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
     """One line for every file in a committed folder that no record lists."""
     known = set(expected_files(records))
     listed = {"/".join(name.split("/")[:2]) for name in known}
-    pending = (out / ".work").is_dir()  # a stage that is being made writes its share of these folders first
-    known |= {f"{record_folder(record)}/{name}" for record in records for name in (RECORD, MEASURED)}
+    pending = RunFolder(out).work_root.is_dir()  # a stage that is being made writes its share of these folders first
+    for stage in map(_listed, records):
+        known |= {stage.record.as_posix(), stage.measured.as_posix()}
     for folder in COMMITTED_FOLDERS:
         for path in sorted((out / folder).rglob("*")):
             name = path.relative_to(out).as_posix()
@@ -115,12 +106,13 @@ def _is_harmless(name: str) -> bool:
 
 def replaced_generations(records: Sequence[StageRecord]) -> tuple[str, ...]:
     """Folders of the memory that a later stage has replaced: they may be gone."""
-    generations = {name.split("/")[1] for record in records for name in record.files if name.startswith("memory/")}
-    return tuple(f"memory/{generation}/" for generation in sorted(generations)[:-1])
+    memories = f"{RunFolder('').memories}/"
+    generations = {name.split("/")[1] for record in records for name in record.files if name.startswith(memories)}
+    return tuple(f"{memories}{generation}/" for generation in sorted(generations)[:-1])
 
 
 def files_in_use(records: Sequence[StageRecord]) -> dict[str, str]:
     """What the next stage reads: everything committed but the models of older stages and replaced memory."""
-    older = tuple(f"{record_folder(record)}/model/" for record in records[:-1])
+    older = tuple(f"{_listed(record).model.as_posix()}/" for record in records[:-1])
     passed_over = (*older, *replaced_generations(records))
     return {name: digest for name, digest in expected_files(records).items() if not name.startswith(passed_over)}

@@ -35,13 +35,8 @@ from lifelong.files import (
     write_sealed,
     write_text,
 )
+from lifelong.ledger.folder import COMMITTED_FOLDERS, INITIAL, RunFolder, StageFolder, WorkFolder, stage_name
 from lifelong.ledger.integrity import (
-    COMMITTED_FOLDERS,
-    ENVIRONMENT,
-    INITIAL,
-    MEASURED,
-    RECIPE,
-    RECORD,
     changed_recipe,
     damaged_companions,
     damaged_files,
@@ -49,7 +44,6 @@ from lifelong.ledger.integrity import (
     files_in_use,
     foreign_entries,
     foreign_files,
-    record_folder,
     replaced_generations,
 )
 from lifelong.ledger.lock import hold
@@ -57,18 +51,16 @@ from lifelong.ledger.storage import storage_faults
 from lifelong.records import StageRecord
 
 __all__ = [
-    "INITIAL",
     "Ledger",
     "check_run",
     "committed_stages",
-    "is_run_folder",
     "measured",
+    "model_of",
     "read_records",
     "record_hash",
     "stage_name",
 ]
 
-LEDGER = "ledger.jsonl"
 LINE_START, HASH_SIZE = b'{"sha256":"', 64
 _REBUILD = "the next run writes it again from the other copy (ledger.jsonl, or the stages' record.json)"
 
@@ -122,33 +114,24 @@ def record_hash(record: StageRecord) -> str:
     return Line.of(record).sha256
 
 
-def stage_name(index: int, domain: str) -> str:
-    """Folder name of a stage, for example `01-news`; the row before the first stage is `initial`."""
-    return INITIAL if index < 0 else f"{index:02d}-{domain}"
-
-
-def is_run_folder(out: Path) -> bool:
-    """Whether something was committed there."""
-    return (out / LEDGER).is_file() or (out / INITIAL / RECORD).is_file()
-
-
 class Ledger:
     """One run folder, held by one process at a time."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out
-        for folder in (*COMMITTED_FOLDERS, ".work", ".cache"):
-            remove_partials(out / folder)
-        for name in (LEDGER, RECIPE, ENVIRONMENT):
-            (out / f".{name}.tmp").unlink(missing_ok=True)
-        self._lines, torn = _read_lines(out)
+        self.folder = folder = RunFolder(out)
+        for path in (*(out / name for name in COMMITTED_FOLDERS), folder.work_root, folder.cache):
+            remove_partials(path)
+        for path in (folder.ledger, folder.recipe, folder.environment):
+            path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+        self._lines, torn = _read_lines(folder.ledger)
         if torn:
-            write_bytes(out / LEDGER, b"".join(line.content + b"\n" for line in self._lines))
+            write_bytes(folder.ledger, b"".join(line.content + b"\n" for line in self._lines))
         self._adopt_committed()
         for line in self._lines:
-            remove_tree(out / ".work" / line.record.name)
-            if not (self.stage_folder(line.record) / RECORD).exists() and self.stage_folder(line.record).is_dir():
-                write_bytes(self.stage_folder(line.record) / RECORD, line.content + b"\n")
+            remove_tree(folder.work(line.record.name).path)
+            stage = folder.stage(line.record.name)
+            if not stage.record.exists() and stage.path.is_dir():
+                write_bytes(stage.record, line.content + b"\n")
 
     @classmethod
     @contextlib.contextmanager
@@ -164,7 +147,7 @@ class Ledger:
         then = "then run the same command again: it goes on, and nothing that is committed is lost"
         with storage_faults(out, f"run folder {str(out)!r}", then):
             out.mkdir(parents=True, exist_ok=True)
-            with hold(out / ".lock"):
+            with hold(RunFolder(out).lock):
                 ledger = cls(out)
                 ledger.require_intact()
                 yield ledger
@@ -173,13 +156,18 @@ class Ledger:
     def follow(cls, out: Path) -> Ledger:
         """The run folder as another process of the same run writes it; `refresh` after each of its commits."""
         ledger = cls.__new__(cls)
-        ledger.out = out
+        ledger.folder = RunFolder(out)
         ledger.refresh()
         return ledger
 
     def refresh(self) -> None:
         """Read the lines again."""
-        self._lines = _read_lines(self.out)[0]
+        self._lines = _read_lines(self.folder.ledger)[0]
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        return self.folder.path
 
     @property
     def records(self) -> list[StageRecord]:
@@ -198,29 +186,32 @@ class Ledger:
 
     def stage_folder(self, record: StageRecord) -> Path:
         """Where a committed stage lies."""
-        return self.out / record_folder(record)
+        return self.folder.stage(record.name).path
+
+    def work(self, name: str) -> WorkFolder:
+        """Where stage `name` is being prepared; created here, kept across interruptions."""
+        work = self.folder.work(name)
+        work.path.mkdir(parents=True, exist_ok=True)
+        return work
 
     def work_folder(self, name: str) -> Path:
-        """Where stage `name` is being prepared; kept across interruptions."""
-        folder = self.out / ".work" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        """The path of `work`."""
+        return self.work(name).path
 
     def generation(self, before: int) -> Path | None:
         """The newest replay memory that a stage before stage `before` left behind."""
-        found = [path for path in (self.out / "memory").glob("[0-9]*") if int(path.name) < before]
-        return max(found, key=lambda path: int(path.name), default=None)
+        return self.folder.memory_before(before)
 
     def replace_recipe(self, text: str) -> None:
         """Put another recipe in force for the stages to come; it becomes part of the run with the next commit."""
         # the copy in .work says that it was changed by us, whenever the process dies
-        write_text(self.out / ".work" / RECIPE, text)
-        write_text(self.out / RECIPE, text)
+        write_text(self.folder.pending_recipe, text)
+        write_text(self.folder.recipe, text)
 
     @property
     def is_extending(self) -> bool:
         """Whether `replace_recipe` was called and what it was called for is not finished."""
-        return (self.out / ".work" / RECIPE).is_file()
+        return self.folder.pending_recipe.is_file()
 
     def require_intact(self) -> None:
         """Refuse to build on what is damaged: every file that the next stage reads, and the recipe.
@@ -250,35 +241,35 @@ class Ledger:
         Returns:
             The record as written.
         """
+        stage, target = StageFolder(prepared), self.stage_folder(record)
         remove_partials(prepared)
-        for name in (RECORD, MEASURED):
-            (prepared / name).unlink(missing_ok=True)
-        if (self.out / RECIPE).is_file():
-            write_bytes(prepared / RECIPE, (self.out / RECIPE).read_bytes())
+        for path in (stage.record, stage.measured):
+            path.unlink(missing_ok=True)
+        if self.folder.recipe.is_file():
+            write_bytes(stage.recipe, self.folder.recipe.read_bytes())
         own = tree_hashes([prepared], prepared)
         files = {
-            **{f"{record_folder(record)}/{name}": digest for name, digest in own.items()},
+            **{f"{self.folder.name_of(target)}/{name}": digest for name, digest in own.items()},
             **tree_hashes(extra_folders, self.out),
         }
         record = replace(record, parent=self.head, files=files)
         line = Line.of(record)
-        write_sealed(prepared / MEASURED, measurements(record))
-        write_bytes(prepared / RECORD, line.content + b"\n")
+        write_sealed(stage.measured, measurements(record))
+        write_bytes(stage.record, line.content + b"\n")
         sync_tree(prepared)
         for folder in extra_folders:
             sync_tree(folder)
             sync_folder(folder.parent)
-        target = self.stage_folder(record)
         target.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(self.out)
         prepared.rename(target)
         sync_folder(target.parent)
         self._append(line)
-        remove_tree(self.out / ".work" / record.name)
+        remove_tree(self.folder.work(record.name).path)
         return record
 
     def _append(self, line: Line) -> None:
-        with (self.out / LEDGER).open("ab") as stream:
+        with self.folder.ledger.open("ab") as stream:
             stream.write(line.content + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -289,8 +280,9 @@ class Ledger:
         """Append the line of a stage that was renamed just before its process died; all if the ledger is gone."""
         while True:
             index = self.records[-1].index + 1 if self._lines else -1
-            candidates = [self.out / INITIAL] if index < 0 else sorted((self.out / "stages").glob(f"{index:02d}-*"))
-            found = [_read_record(folder) for folder in candidates if (folder / RECORD).is_file()]
+            stages = self.folder.stages if index >= 0 else [self.folder.initial]
+            candidates = [stage for stage in stages if stage.name.startswith(stage_name(index, ""))]
+            found = [_read_record(stage.record) for stage in candidates if stage.record.is_file()]
             following = [line for line in found if line.record.parent == self.head]
             if not following:
                 return
@@ -298,7 +290,7 @@ class Ledger:
 
     def forget_work(self) -> None:
         """Remove what was only needed while a stage was being prepared."""
-        remove_tree(self.out / ".work")
+        remove_tree(self.folder.work_root)
 
 
 def measurements(record: StageRecord) -> dict[str, Any]:
@@ -316,12 +308,26 @@ def committed_stages(out: Path) -> list[StageRecord]:
     Raises:
         InputError: no run folder, or no stage is committed yet.
     """
-    if not is_run_folder(out):
-        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
+    RunFolder(out).require()
     stages = [record for record in read_records(out) if record.index >= 0]
     if not stages:
         raise InputError(f"{str(out)!r}: no stage is committed yet")
     return stages
+
+
+def model_of(source: str | Path) -> tuple[str, StageRecord | None]:
+    """Where the weights are that `source` names: a checkpoint folder, a hub id, or a run, by its last stage.
+
+    Returns:
+        Checkpoint folder or hub id, and the stage's record where it is a run.
+
+    Raises:
+        InputError: a run without a committed stage.
+    """
+    if (run := RunFolder.locate(source)) is None:
+        return str(source), None
+    record = committed_stages(run.path)[-1]
+    return str(run.model(record.name)), record
 
 
 def measured(out: Path, record: StageRecord) -> StageRecord:
@@ -330,7 +336,7 @@ def measured(out: Path, record: StageRecord) -> StageRecord:
     Raises:
         CorruptionError: the file with the times is damaged.
     """
-    facts = read_sealed(out / record_folder(record) / MEASURED)
+    facts = read_sealed(RunFolder(out).stage(record.name).measured)
     seconds: Mapping[str, float] = facts["seconds"]
     cost = {phase: {**values, "seconds": seconds.get(phase, 0.0)} for phase, values in record.cost.items()}
     expansion = record.expansion
@@ -345,12 +351,11 @@ def read_records(out: Path) -> list[StageRecord]:
     Raises:
         CorruptionError: a line is damaged, changed or missing; names the line.
     """
-    return [line.record for line in _read_lines(out)[0]]
+    return [line.record for line in _read_lines(RunFolder(out).ledger)[0]]
 
 
-def _read_lines(out: Path) -> tuple[list[Line], bytes]:
+def _read_lines(path: Path) -> tuple[list[Line], bytes]:
     """The lines, and what stands behind the last newline: a line cut short by a crash, or still being written."""
-    path = out / LEDGER
     if not path.exists():
         return [], b""
     *complete, torn = path.read_bytes().split(b"\n")
@@ -365,8 +370,8 @@ def _read_lines(out: Path) -> tuple[list[Line], bytes]:
     return lines, torn
 
 
-def _read_record(folder: Path) -> Line:
-    return Line.from_bytes((folder / RECORD).read_bytes().rstrip(b"\n"), str(folder / RECORD))
+def _read_record(path: Path) -> Line:
+    return Line.from_bytes(path.read_bytes().rstrip(b"\n"), str(path))
 
 
 def check_run(out: str | Path) -> list[str]:
@@ -378,19 +383,20 @@ def check_run(out: str | Path) -> list[str]:
     Raises:
         InputError: not a run folder.
     """
-    out = Path(out)
-    if not is_run_folder(out):
-        raise InputError(f"{str(out)!r} is no run folder: it has no {LEDGER}")
+    run = RunFolder(out).require()
+    out = run.path
     try:
-        lines, torn = _read_lines(out)
+        lines, torn = _read_lines(run.ledger)
     except CorruptionError as error:
         return [str(error)]
     records = [line.record for line in lines]
-    findings = [f"{LEDGER}: its last line is incomplete; the next run writes it again"] if torn else []
+    findings = [f"{run.ledger.name}: its last line is incomplete; the next run writes it again"] if torn else []
     if not records:
-        findings.append(f"{LEDGER}: missing or empty; the next run writes it again from the stages' own record.json")
+        findings.append(
+            f"{run.ledger.name}: missing or empty; the next run writes it again from the stages' own record.json"
+        )
     findings += [
-        *_damaged_records(out, lines),
+        *_damaged_records(run, lines),
         *damaged_companions(out, records),
         *damaged_files(out, expected_files(records), replaced_generations(records)),
         *foreign_files(out, records),
@@ -401,17 +407,18 @@ def check_run(out: str | Path) -> list[str]:
     return findings
 
 
-def _damaged_records(out: Path, lines: Sequence[Line]) -> Iterator[str]:
+def _damaged_records(run: RunFolder, lines: Sequence[Line]) -> Iterator[str]:
     for line in lines:
-        path = out / record_folder(line.record) / RECORD
+        path = run.stage(line.record.name).record
         if not path.is_file():
-            yield f"{path.relative_to(out).as_posix()}: missing"
+            yield f"{run.name_of(path)}: missing"
         elif path.read_bytes() != line.content + b"\n":
-            yield f"{path.relative_to(out).as_posix()}: differs from the ledger"
+            yield f"{run.name_of(path)}: differs from the ledger"
 
 
 def _recipe_finding(copy: str) -> str:
-    return f"{RECIPE}: was changed after the last commit; the recipe as committed is {copy}: copy it back"
+    name = RunFolder.recipe.name
+    return f"{name}: was changed after the last commit; the recipe as committed is {copy}: copy it back"
 
 
 def _count(findings: Sequence[str]) -> str:
@@ -421,7 +428,7 @@ def _count(findings: Sequence[str]) -> str:
 def _check_is_run_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"run folder {str(out)!r} is a file; name a new folder or a run")
-    ours = {LEDGER, RECIPE, ".lock", INITIAL}
+    ours = {RunFolder.ledger.name, RunFolder.recipe.name, RunFolder.lock.name, INITIAL}
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if names and not ours & names and not all(PARTIAL.match(name) for name in names):
         raise InputError(f"run folder {str(out)!r} holds other files and no ledger; name an empty or new folder")

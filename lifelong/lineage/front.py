@@ -9,6 +9,7 @@ from typing import Any
 from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.files import write_json
+from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import record_hash
 from lifelong.lineage.merge import check_weight, stage_ends
 from lifelong.lm.objective import objective_of, pad_id
@@ -16,7 +17,6 @@ from lifelong.records import Front, FrontPoint
 from lifelong.stream.heldout import Heldout
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FOLDER = "front"
 
 
 def interpolation_front(
@@ -35,12 +35,12 @@ def interpolation_front(
     """
     for weight in weights:
         check_weight(weight)
-    ends = stage_ends(run, recipe, stage)
-    heldouts = [Heldout.open(path) for path in sorted((run / "heldout").iterdir())]
+    ends, folder = stage_ends(run, recipe, stage), RunFolder(run)
+    heldouts = [Heldout.open(path) for path in sorted(folder.heldouts.iterdir())]
     heldouts = [heldout for heldout in heldouts if heldout.domain in ends.record.row]
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "stages" / ends.record.name / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder.model(ends.record.name))
     objective = objective_of(str(recipe.get("objective", "clm")))
     points = []
     for weight in sorted(set(weights)):
@@ -54,7 +54,7 @@ def interpolation_front(
         ]  # fmt: skip
         points.append(FrontPoint(weight, {loss.domain: loss.nats_per_token for loss in losses}))
     front = Front(ends.record.name, ends.record.domain, record_hash(ends.record), tuple(points))
-    write_json(run / FOLDER / f"{front.stage}.json", front.to_json())
+    write_json(folder.front(front.stage), front.to_json())
     return front
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from lifelong.errors import CorruptionError, UnknownNameError
 from lifelong.expand import ExpansionMap
 from lifelong.files import read_json
-from lifelong.ledger.integrity import damaged_files, record_folder
+from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.integrity import damaged_files
 from lifelong.ledger.ledger import committed_stages
 from lifelong.lm.checkpoint import load_config
 from lifelong.records import StageRecord
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel
-
-MAP_FILE = "expansion.json"
 
 
 def maps_since(out: str | Path, stage: int | str) -> list[ExpansionMap]:
@@ -38,12 +37,14 @@ def maps_since(out: str | Path, stage: int | str) -> list[ExpansionMap]:
         InputError: no run folder, or no such stage.
         CorruptionError: a map is damaged.
     """
-    out = Path(out)
-    stages = committed_stages(out)
+    run = RunFolder(out)
+    stages = committed_stages(run.path)
     first = _find(stages, stage) + 1
     grown = [record for record in stages[first:] if record.expansion is not None]
-    _require(out, {name: digest for record in grown for name, digest in record.files.items() if MAP_FILE in name})
-    return [ExpansionMap.from_json(read_json(out / record_folder(record) / MAP_FILE)["map"]) for record in grown]
+    paths = [run.stage(record.name).expansion for record in grown]
+    names = set(map(run.name_of, paths))
+    _require(run, {name: digest for record in grown for name, digest in record.files.items() if name in names})
+    return [ExpansionMap.from_json(read_json(path)["map"]) for path in paths]
 
 
 def carry_weights(maps: Sequence[ExpansionMap], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,18 +84,19 @@ def stage_at_newest_size(out: str | Path, stage: int | str, *, dtype: torch.dtyp
 
     from lifelong.expand.lazy import filled_model, tied_names
 
-    out, dtype = Path(out), dtype or torch.float32
-    stages = committed_stages(out)
+    run, dtype = RunFolder(out), dtype or torch.float32
+    stages = committed_stages(run.path)
     record = stages[_find(stages, stage)]
-    folder = f"{record_folder(record)}/model/"
-    _require(out, {name: digest for name, digest in record.files.items() if name.startswith(folder)})
+    model = run.model(record.name)
+    listed = f"{run.name_of(model)}/"
+    _require(run, {name: digest for name, digest in record.files.items() if name.startswith(listed)})
     maps = maps_since(out, stage)
-    old_class = _class_of(load_config(out / folder))
-    old = old_class.from_pretrained(out / folder, dtype=dtype, trust_remote_code=False)
+    old_class = _class_of(load_config(model))
+    old = old_class.from_pretrained(model, dtype=dtype, trust_remote_code=False)
     tied = tied_names(old)
     weights = {name: p.detach() for name, p in old.named_parameters(remove_duplicate=False) if name not in tied}
     weights = carry_weights(maps, weights)
-    newest = load_config(out / record_folder(stages[-1]) / "model")
+    newest = load_config(run.model(stages[-1].name))
     return filled_model(_class_of(newest), newest, weights.__getitem__, dtype)
 
 
@@ -107,9 +109,9 @@ def _find(stages: Sequence[StageRecord], stage: int | str) -> int:
     raise UnknownNameError("committed stage", stage, [*names, *map(str, range(len(names)))])
 
 
-def _require(out: Path, files: Mapping[str, str]) -> None:
-    if findings := list(damaged_files(out, files)):
-        raise CorruptionError(f"run folder {str(out)!r}: " + "; ".join(findings) + "; restore from a backup")
+def _require(run: RunFolder, files: Mapping[str, str]) -> None:
+    if findings := list(damaged_files(run.path, files)):
+        raise CorruptionError(f"run folder {str(run.path)!r}: " + "; ".join(findings) + "; restore from a backup")
 
 
 def _class_of(config: Any) -> Any:

@@ -17,6 +17,7 @@ from lifelong.errors import CorruptionError, InputError, UnknownNameError
 from lifelong.expand.lazy import tied_names
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.files import file_hash, read_json, whole_folder, write_json
+from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import committed_stages, record_hash
 from lifelong.lm.checkpoint import load_model, save_model
 from lifelong.records import StageRecord
@@ -91,14 +92,14 @@ def stage_ends(run: Path, recipe: Mapping[str, Any], stage: str | None = None) -
     records = committed_stages(run)
     record = _named(records, stage)
     objective = str(recipe.get("objective", "clm"))
-    folder = run / "stages" / record.name
-    _check_files(run, record, ("model/model.safetensors", "expansion.json"))
-    new = load_model(folder / "model", objective)
+    folder = RunFolder(run).stage(record.name)
+    _check_files(run, record, (folder.model / "model.safetensors", folder.expansion))
+    new = load_model(folder.model, objective)
     source = _source_before(run, records, record, recipe)
     old_model = load_model(source, objective)
     old = weights_of(old_model)
     if record.expansion is not None:
-        old = ExpansionMap.from_json(read_json(folder / "expansion.json")["map"]).apply_weights(old)
+        old = ExpansionMap.from_json(read_json(folder.expansion)["map"]).apply_weights(old)
     return StageEnds(record, new, old, {name: value.clone() for name, value in weights_of(new).items()})
 
 
@@ -118,7 +119,7 @@ def merge_stage(
     import transformers
 
     ends = stage_ends(run, recipe, stage)
-    source = run / "stages" / ends.record.name / "model"
+    source = RunFolder(run).model(ends.record.name)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     model = ends.at(weight)
     try:
@@ -152,8 +153,9 @@ def _source_before(run: Path, records: list[StageRecord], record: StageRecord, r
     """Where the model before a stage lies."""
     if record.index > 0:
         before = records[record.index - 1]
-        _check_files(run, before, ("model/model.safetensors",))
-        return run / "stages" / before.name / "model"
+        model = RunFolder(run).model(before.name)
+        _check_files(run, before, (model / "model.safetensors",))
+        return model
     checkpoint = recipe["model"].get("checkpoint")
     if checkpoint is None:
         raise InputError(
@@ -163,8 +165,8 @@ def _source_before(run: Path, records: list[StageRecord], record: StageRecord, r
     return str(checkpoint)
 
 
-def _check_files(run: Path, record: StageRecord, names: tuple[str, ...]) -> None:
-    for name in names:
-        path = f"stages/{record.name}/{name}"
-        if path in record.files and file_hash(run / path) != record.files[path]:
-            raise CorruptionError(f"{run / path}: its content is not what was committed; restore it from a backup")
+def _check_files(run: Path, record: StageRecord, paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        name = RunFolder(run).name_of(path)
+        if name in record.files and file_hash(path) != record.files[name]:
+            raise CorruptionError(f"{path}: its content is not what was committed; restore it from a backup")

@@ -16,8 +16,9 @@ from lifelong.errors import InputError
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import model_shape
 from lifelong.files import whole_folder, write_json
+from lifelong.ledger.folder import INITIAL
 from lifelong.ledger.history import read_losses, write_losses
-from lifelong.ledger.ledger import INITIAL, Ledger
+from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import load_model, weights_fingerprint
 from lifelong.lm.flops import num_parameters
 from lifelong.lm.objective import objective_of
@@ -33,7 +34,6 @@ from lifelong.stream.tokenize import train_tokenizer
 from lifelong.stream.tokenizers.check import merged_tokenizers, same_merge
 from lifelong.stream.tokenizers.load import load_tokenizer
 from lifelong.stream.tokenizers.merged import load_merged
-from lifelong.train.learning_rates import next_model_folder
 from lifelong.train.phase import StopRequest
 
 
@@ -67,7 +67,7 @@ def prepare_heldouts(context: RunContext, by_name: Mapping[str, Domain]) -> None
     """Write the held-out documents of every domain that are not there yet, as its own tokenizer reads them."""
     section = context.recipe.evaluate
     for name in context.columns:
-        folder = context.out / "heldout" / name
+        folder = context.ledger.folder.heldout(name)
         if not folder.exists():
             with whole_folder(folder) as partial:
                 write_heldout(by_name[name], section.split, context.tokenizer_of(name), section.tokens, partial)
@@ -76,8 +76,8 @@ def prepare_heldouts(context: RunContext, by_name: Mapping[str, Domain]) -> None
 def commit_initial(context: RunContext, model: PreTrainedModel, losses: Sequence[DomainLoss]) -> None:
     """Row -1 of the matrix, and what the initial model writes."""
     recipe, ledger = context.recipe, context.ledger
-    work = ledger.work_folder(INITIAL)
-    write_losses(work / "losses.json", losses)
+    work = ledger.work(INITIAL)
+    write_losses(work.losses, losses)
     samples = sample_texts(
         model,
         context.tokenizer,
@@ -86,13 +86,14 @@ def commit_initial(context: RunContext, model: PreTrainedModel, losses: Sequence
         objective=recipe.objective,
         num_samples=recipe.evaluate.samples,
     )
-    write_json(work / "samples.json", [asdict(sample) for sample in samples])
-    ledger.commit(work, initial_record(recipe, model, context.tokenizer_fingerprint, losses), [ledger.out / "heldout"])
+    write_json(work.samples, [asdict(sample) for sample in samples])
+    record = initial_record(recipe, model, context.tokenizer_fingerprint, losses)
+    ledger.commit(work.path, record, [ledger.folder.heldouts])
 
 
 def known_columns(ledger: Ledger) -> list[str]:
     """Domains that have been evaluated, in the order in which the stream met them."""
-    rows = [read_losses(ledger.stage_folder(record) / "losses.json") for record in ledger.records]
+    rows = [read_losses(ledger.folder.stage(record.name).losses) for record in ledger.records]
     return list(dict.fromkeys(loss.domain for row in rows for loss in row))
 
 
@@ -102,9 +103,9 @@ def require_heldouts(ledger: Ledger) -> None:
     Raises:
         InputError: names them.
     """
-    missing = [name for name in known_columns(ledger) if not (ledger.out / "heldout" / name).is_dir()]
+    missing = [name for name in known_columns(ledger) if not ledger.folder.heldout(name).is_dir()]
     if missing and ledger.stages:
-        model = ledger.stage_folder(ledger.stages[-1]) / "model"
+        model = ledger.folder.model(ledger.stages[-1].name)
         raise InputError(
             f"run folder {str(ledger.out)!r}: held-out documents of {', '.join(missing)} are not here (those of a "
             f"federation stay in its silos), so that no stage can follow; begin another run from its model: "
@@ -157,7 +158,7 @@ def prepare_tokenizer(
 
 def tokenizer_folder(ledger: Ledger) -> Path:
     """Where a run keeps its tokenizer."""
-    return (ledger.out / INITIAL if ledger.records else ledger.work_folder(INITIAL)) / "tokenizer"
+    return (ledger.folder.initial if ledger.records else ledger.work(INITIAL)).tokenizer
 
 
 def make_tokenizer(recipe: Recipe, domains: Sequence[Domain]) -> PreTrainedTokenizerBase:
@@ -217,5 +218,5 @@ def check_fits(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
 def last_model(ledger: Ledger, recipe: Recipe) -> PreTrainedModel:
     """The model of the last committed stage."""
     if not ledger.stages:
-        return initial_model(recipe, load_tokenizer(ledger.out / INITIAL / "tokenizer"))
-    return load_model(next_model_folder(ledger.stage_folder(ledger.stages[-1])), recipe.objective)
+        return initial_model(recipe, load_tokenizer(ledger.folder.initial.tokenizer))
+    return load_model(ledger.folder.stage(ledger.stages[-1].name).next_model, recipe.objective)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lifelong.errors import InputError
 from lifelong.files import write_sealed, write_text
-from lifelong.ledger.ledger import INITIAL, Ledger
+from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import load_config
 from lifelong.pipeline.environment import environment
 from lifelong.recipe.changes import differing_keys, may_be_mended
@@ -39,15 +39,15 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
             plain["stages"][done]["tokens"] = tokens
         for override in overrides:
             apply_override(plain, override)
-        recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with these changes")
+        recipe = parse_recipe(plain, where=f"{ledger.folder.recipe} with these changes")
         mend(ledger, existing, recipe)
         return recipe
     named = str(Path(domain).resolve()) if Path(domain).is_file() else domain
     plain["stages"].append({"domain": named, "tokens": tokens or plain["stages"][-1]["tokens"]})
     for override in overrides:
         apply_override(plain, override)
-    recipe = parse_recipe(plain, where=f"{ledger.out / 'recipe.yaml'} with a stage for {card.name}")
-    same_merge(recipe.tokenizer, load_merged(ledger.out / INITIAL / "tokenizer"))
+    recipe = parse_recipe(plain, where=f"{ledger.folder.recipe} with a stage for {card.name}")
+    same_merge(recipe.tokenizer, load_merged(ledger.folder.initial.tokenizer))
     check_recipe(recipe, start=done, config=last_config(ledger))
     return recipe
 
@@ -73,7 +73,7 @@ def mend(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
 
 def last_config(ledger: Ledger) -> Any:
     """Configuration of the model of the last committed stage."""
-    return load_config(ledger.stage_folder(ledger.stages[-1]) / "model")
+    return load_config(ledger.folder.model(ledger.stages[-1].name))
 
 
 def claim(ledger: Ledger, recipe: Recipe) -> None:
@@ -82,10 +82,9 @@ def claim(ledger: Ledger, recipe: Recipe) -> None:
     Raises:
         InputError: the folder belongs to another recipe; names the keys that differ.
     """
-    out = ledger.out
-    path = out / "recipe.yaml"
-    if path.exists():
-        mend(ledger, read_recipe_file(out), recipe)
+    folder = ledger.folder
+    if folder.recipe.exists():
+        mend(ledger, read_recipe_file(folder.path), recipe)
         return
-    write_sealed(out / "environment.json", environment())
-    write_text(path, recipe.to_yaml())
+    write_sealed(folder.environment, environment())
+    write_text(folder.recipe, recipe.to_yaml())

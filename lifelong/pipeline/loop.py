@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from lifelong import distributed
 from lifelong.errors import InputError
 from lifelong.files import remove_tree
-from lifelong.ledger.ledger import Ledger, is_run_folder
+from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.ledger import Ledger
 from lifelong.ledger.storage import storage_faults
 from lifelong.lm.checkpoint import load_model
 from lifelong.pipeline.begin import begin, last_model, require_heldouts
@@ -55,7 +56,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
         distributed.connect()
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         check_launch(recipe)
-        if not is_run_folder(Path(out)):
+        if not RunFolder(out).exists:
             check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
         with open_together(Path(out)) as ledger:
             distributed.on_first(lambda: claim(ledger, recipe))
@@ -74,7 +75,8 @@ def open_together(out: Path) -> Iterator[Ledger]:
         token = distributed.on_first(lambda: _opened(out, held, opened))
         if not opened:
             held.enter_context(storage_faults(out, f"run folder {str(out)!r}", "then run the same command again"))
-            if not (out / ".lock").is_file() or (out / ".lock").read_text() != token:
+            lock = RunFolder(out).lock
+            if not lock.is_file() or lock.read_text() != token:
                 raise InputError(
                     f"run folder {str(out)!r}: process {distributed.rank()} on {os.uname().nodename} does not see what "
                     "the first process writes; --out has to lie on a file system that all machines share"
@@ -85,7 +87,7 @@ def open_together(out: Path) -> Iterator[Ledger]:
 
 def _opened(out: Path, held: contextlib.ExitStack, opened: list[Ledger]) -> str:
     opened.append(held.enter_context(Ledger.open(out)))
-    return (out / ".lock").read_text()
+    return opened[0].folder.lock.read_text()
 
 
 def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: StopRequest) -> RunResult:
@@ -148,10 +150,8 @@ def extend_run(
     Raises:
         InputError: no finished run, or the card or an override is wrong.
     """
-    out = Path(out)
     distributed.connect()
-    if not is_run_folder(out):
-        raise InputError(f"{str(out)!r} is no run folder: it has no ledger.jsonl")
+    out = RunFolder(out).require().path
     with stop_on_signals() as stop, open_together(out) as ledger:
 
         def extend() -> None:

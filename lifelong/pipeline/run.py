@@ -60,7 +60,7 @@ class RunContext:
     @cached_property
     def heldouts(self) -> list[Heldout]:
         """Held-out documents of every domain, from the run folder."""
-        return [Heldout.open(self.out / "heldout" / name) for name in self.columns]
+        return [Heldout.open(self.ledger.folder.heldout(name)) for name in self.columns]
 
     @property
     def mask_id(self) -> int | None:

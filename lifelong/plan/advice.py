@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError
-from lifelong.plan.shapes import Shapes, is_stage, stage_of
+from lifelong.ledger.folder import parse_stage_model
+from lifelong.plan.shapes import Shapes
 from lifelong.recipe.files import load_recipe, read_recipe_file
 from lifelong.recipe.recipe import Recipe
 from lifelong.train.arguments import DEFAULTS
@@ -73,7 +74,7 @@ def _rates(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[str]:
 def base_rate(recipe: Recipe, shapes: Shapes) -> float | None:
     """Peak learning rate of the stage that the recipe's checkpoint is, where its run or its recipe can be read."""
     source = str(recipe.model.checkpoint)
-    if not is_stage(source):
+    if (named := parse_stage_model(source)) is None:
         return None
     try:
         if source in shapes.coming:
@@ -82,7 +83,7 @@ def base_rate(recipe: Recipe, shapes: Shapes) -> float | None:
             writer = read_recipe_file(Path(source).parents[2])
     except (InputError, OSError):
         return None
-    index = stage_of(source)
+    _, index = named
     if index >= len(writer.stages):
         return None
     return float({**DEFAULTS, **writer.train, **writer.stages[index].train}["learning_rate"])

@@ -6,7 +6,6 @@ Before that run is there, its recipe says what the model will be.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 
 from lifelong.errors import InputError, LifelongError
 from lifelong.expand import plan_expansion
+from lifelong.ledger.folder import parse_stage_model
 from lifelong.lm.checkpoint import load_config
 from lifelong.recipe.files import known_recipes, load_recipe
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.stream.tokenizers.check import merged_tokenizers
 from lifelong.stream.tokenizers.load import load_tokenizer
-
-_STAGE = re.compile(r"(?:.*/)?(?P<run>[^/]+)/stages/(?P<index>\d+)-[^/]+/(?:model|trunk)/?")
 
 
 @dataclass
@@ -43,16 +41,17 @@ class Shapes:
         return self._found[key]
 
     def _look_up(self, source: str, revision: str | None, above: Sequence[str]) -> Any:
-        match = _STAGE.fullmatch(source)
-        if match is None or Path(source).exists():
+        named = parse_stage_model(source)
+        if named is None or Path(source).exists():
             return load_config(source, revision)
-        writer = next((name for name in known_recipes() if writes(name, match["run"])), None)
+        run, index = named
+        writer = next((name for name in known_recipes() if writes(name, run)), None)
         if writer is None or writer in above:
             raise InputError(
-                f"checkpoint {source!r} is not there yet, and no known recipe is named {match['run']!r} to say what it "
+                f"checkpoint {source!r} is not there yet, and no known recipe is named {run!r} to say what it "
                 "will be; run it first, or name another checkpoint"
             )
-        recipe, index = load_recipe(writer), int(match["index"])
+        recipe = load_recipe(writer)
         if index >= len(recipe.stages):
             raise InputError(
                 f"checkpoint {source!r} is not there yet; recipe {writer} has {len(recipe.stages)} stages, none of "
@@ -102,15 +101,3 @@ def _size_of(recipe: Recipe) -> int | None:
         return len(load_tokenizer(recipe.tokenizer.checkpoint)) if recipe.tokenizer.checkpoint is not None else None
     except InputError:
         return None
-
-
-def is_stage(source: str) -> bool:
-    """Whether a checkpoint is named as a stage of a run folder."""
-    return _STAGE.fullmatch(source) is not None
-
-
-def stage_of(source: str) -> int:
-    """Number of the stage in the name of a checkpoint."""
-    match = _STAGE.fullmatch(source)
-    assert match is not None, f"{source!r} names no stage"
-    return int(match["index"])

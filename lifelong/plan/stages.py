@@ -12,6 +12,7 @@ from typing import Any
 from lifelong.errors import InputError
 from lifelong.expand import model_shape
 from lifelong.inherit.settings import PREVIOUS, InheritSection
+from lifelong.ledger.folder import parse_stage_model
 from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.methods._make import make_methods
@@ -19,7 +20,7 @@ from lifelong.pipeline.phases import PHASES
 from lifelong.plan.advice import warnings_of
 from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
 from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
-from lifelong.plan.shapes import Shapes, is_stage
+from lifelong.plan.shapes import Shapes
 from lifelong.plan.speed import Speed
 from lifelong.plan.text import TextLook, look_at_text
 from lifelong.recipe.check import check_recipe
@@ -146,7 +147,7 @@ def runs_to_come(recipe: Recipe, shapes: Shapes) -> Iterator[Recipe]:
     plain = recipe.to_plain()
     with TemporaryDirectory() as folder:
         for number, source in enumerate(sorted(_named(plain))):
-            if is_stage(source) and not Path(source).exists():
+            if parse_stage_model(source) is not None and not Path(source).exists():
                 stand_in = Path(folder) / str(number)
                 shapes.of(source).save_pretrained(stand_in)
                 plain = _replaced(plain, source, str(stand_in))

@@ -21,6 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from lifelong.errors import InputError, UnknownNameError
+from lifelong.ledger.folder import RunFolder
 from lifelong.plugins import shipped_folder
 from lifelong.recipe.recipe import Recipe
 from lifelong.schema import Yaml, validation_lines
@@ -137,7 +138,7 @@ def merge(base: Any, change: Any, where: str) -> Any:
 
 def read_recipe_file(out: Path) -> Recipe:
     """The recipe that a run folder belongs to."""
-    path = out / "recipe.yaml"
+    path = RunFolder(out).recipe
     return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
 
 

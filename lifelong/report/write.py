@@ -11,6 +11,7 @@ from typing import Any
 
 from lifelong.errors import CorruptionError
 from lifelong.files import finite, read_json, write_json, write_text
+from lifelong.ledger.folder import ReportFolder, RunFolder
 from lifelong.ledger.history import read_history
 from lifelong.metrics import compute_all, compute_run
 from lifelong.records import ComputeLedger, Cost, RunHistory, RunResult
@@ -23,11 +24,12 @@ from lifelong.report.verdict import budget_rows, cells, check_expectations, metr
 def write_report(history: RunHistory, out: Path) -> Path:
     """Write the whole report; gives the path of the page."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "matrix.json", matrix_json(history))
-    write_text(out / "report.md", markdown(history))
+    folder = ReportFolder(out)
+    write_json(folder.matrix, matrix_json(history))
+    write_text(folder.markdown, markdown(history))
     write_figures(history, out)
-    write_text(out / "index.html", page(history))
-    return out / "index.html"
+    write_text(folder.page, page(history))
+    return folder.page
 
 
 def matrix_json(history: RunHistory) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def matrix_digest(data: Mapping[str, Any]) -> str:
 
 def altered_matrix(out: Path) -> str:
     """What is wrong with the `matrix.json` in a report folder; empty where it is as it was written, or absent."""
-    path = out / "matrix.json"
+    path = ReportFolder(out).matrix
     if not path.is_file():
         return ""
     try:
@@ -98,6 +100,6 @@ def markdown(history: RunHistory) -> str:
 def summarise(out: Path) -> RunResult:
     """Write the report of what is committed and hand back its figures."""
     history = read_history(out)
-    write_report(history, out / "report")
+    write_report(history, RunFolder(out).report.path)
     cost = sum((ComputeLedger.from_json(record.cost).total for record in history.stages), Cost())
     return RunResult(str(out), history.matrix, compute_all(history.matrix), cost)

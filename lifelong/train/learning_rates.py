@@ -79,8 +79,3 @@ def keep_trunk(work: Path, folder: Path) -> None:
     """Lay the weights before the annealing, where there are any, beside the stage's model."""
     if (work / TRUNK).exists():
         shutil.copytree(work / TRUNK, folder / TRUNK)
-
-
-def next_model_folder(stage: Path) -> Path:
-    """The model from which the stage after a committed one goes on."""
-    return stage / TRUNK if (stage / TRUNK).is_dir() else stage / "model"

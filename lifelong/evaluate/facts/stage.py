@@ -75,7 +75,7 @@ def stage_facts(context: RunContext, index: int) -> StageFacts | None:
         found = read_facts(Path(section.file)) if section.file else invented_facts(section.count, context.recipe.seed)
         return StageFacts(context, found, injects=True, domain=load_domain(context.recipe.stages[index].domain).name)
     first = context.ledger.stages[section.stage]
-    kept = read_json(context.ledger.stage_folder(first) / "history.json").get("facts")
+    kept = read_json(context.ledger.folder.stage(first.name).history).get("facts")
     if not kept:  # the recipe was given facts after that stage: they were never put in
         return None
     return StageFacts(context, [Fact(**fact) for fact in kept["facts"]], injects=False, domain=first.domain)

@@ -1,0 +1,249 @@
+"""Every path of a run folder by its name; the only file that knows where things are.
+
+Nothing heavy is imported here, and nothing is written.
+
+    RUN/recipe.yaml environment.json ledger.jsonl .lock
+    RUN/initial/           the model before the first stage: losses.json samples.json tokenizer/
+    RUN/stages/NN-DOMAIN/  a committed stage (`StageFolder`): model/ losses.json history.json ...
+    RUN/heldout/DOMAIN/    held-out documents
+    RUN/memory/NN/         replay memory after stage NN
+    RUN/.work/NAME/        a stage that is being made (`WorkFolder`): selected/ grown/ recovered/ trained/
+    RUN/.cache/            tokenised corpora
+    RUN/report/ front/ downstream/ harness/ trackers/ rejected/
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import overload
+
+from lifelong.errors import InputError
+
+INITIAL = "initial"
+COMMITTED_FOLDERS = (INITIAL, "stages", "heldout", "memory")
+SHARED_FOLDERS = ("heldout", "memory")
+# everything else that we put into a run folder; none of it is committed
+OTHERS = (
+    "ledger.jsonl", "recipe.yaml", "environment.json", ".lock", ".work", ".cache", "report", "rejected", "trackers",
+    "front", "downstream", "harness",
+)  # fmt: skip
+_STAGE = re.compile(r"[0-9]+-")
+_MODEL_OF_STAGE = re.compile(r"(?:.*/)?(?P<run>[^/]+)/stages/(?P<index>\d+)-[^/]+/(?:model|trunk)/?")
+
+
+def stage_name(index: int, domain: str) -> str:
+    """Folder name of a stage, for example `01-news`; the row before the first stage is `initial`."""
+    return INITIAL if index < 0 else f"{index:02d}-{domain}"
+
+
+def parse_stage_model(source: str) -> tuple[str, int] | None:
+    """Name of the run and number of the stage where `source` is the path of a stage's model, present or to come."""
+    match = _MODEL_OF_STAGE.fullmatch(source)
+    return None if match is None else (match["run"], int(match["index"]))
+
+
+class _Folder:
+    """A folder with named entries."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """Its own name, without the folders above it."""
+        return self.path.name
+
+
+class _Entry:
+    """Path of an entry of a folder, as an attribute of that folder."""
+
+    def __init__(self, name: str, doc: str) -> None:
+        self.name, self.__doc__ = name, doc
+
+    @overload
+    def __get__(self, folder: None, owner: type) -> _Entry: ...
+    @overload
+    def __get__(self, folder: _Folder, owner: type) -> Path: ...
+    def __get__(self, folder: _Folder | None, owner: type) -> Path | _Entry:
+        return self if folder is None else folder.path / self.name
+
+
+class StageFolder(_Folder):
+    """A committed stage, or the result of one phase of a stage; every attribute is a path, whether it exists or not."""
+
+    model = _Entry("model", "Checkpoint after training.")
+    trunk = _Entry("trunk", "Checkpoint before the annealing, where the next stage starts from it.")
+    tokenizer = _Entry("tokenizer", "The tokenizer of the run, beside the initial model.")
+    record = _Entry("record.json", "The stage's line of the ledger.")
+    measured = _Entry("measured.json", "Times and machine.")
+    recipe = _Entry("recipe.yaml", "The recipe at the commit.")
+    losses = _Entry("losses.json", "Held-out losses of all domains, per document.")
+    losses_before = _Entry("before.json", "Losses of the previous model on domains that joined with this stage.")
+    history = _Entry("history.json", "Training curves, probes and facts of all phases.")
+    curve = _Entry("curve.json", "Training curve of one phase.")
+    samples = _Entry("samples.json", "Texts that the model wrote.")
+    expansion = _Entry("expansion.json", "Report and map of the growth.")
+    selection = _Entry("selection.json", "What `select:` chose of the corpus.")
+    mix = _Entry("mix.json", "Replay mixes and the steps from which they held.")
+    methods = _Entry("methods.safetensors", "State of the methods.")
+
+    @property
+    def next_model(self) -> Path:
+        """The checkpoint from which the following stage starts."""
+        return self.trunk if self.trunk.is_dir() else self.model
+
+
+class WorkFolder(StageFolder):
+    """`.work/NAME`, where a stage is prepared: a folder for the result of each phase, and what is not committed."""
+
+    @property
+    def selected(self) -> StageFolder:
+        """What `select:` chose."""
+        return StageFolder(self.path / "selected")
+
+    @property
+    def grown(self) -> StageFolder:
+        """The previous model at the new size."""
+        return StageFolder(self.path / "grown")
+
+    @property
+    def recovered(self) -> StageFolder:
+        """The grown model after training on replay alone."""
+        return StageFolder(self.path / "recovered")
+
+    @property
+    def trained(self) -> StageFolder:
+        """What the commit renames to `stages/NAME`."""
+        return StageFolder(self.path / "trained")
+
+    def seconds(self, phase: str) -> Path:
+        """Measured times of `recover`, `train` or `evaluate`."""
+        return self.path / f"{phase}-seconds.json"
+
+    def checkpoints(self, phase: str) -> Path:
+        """Resumable checkpoints of `recover` or `train`."""
+        return self.path / f"{phase}-checkpoints"
+
+
+class ReportFolder(_Folder):
+    """What `lifelong report` writes, beside its figures."""
+
+    page = _Entry("index.html", "The page.")
+    markdown = _Entry("report.md", "The report as Markdown.")
+    matrix = _Entry("matrix.json", "Loss matrix, metrics and cost.")
+
+
+class RunFolder(_Folder):
+    """The folder of a run: every path in it by name, whether it exists or not.
+
+        run = RunFolder("runs/news")
+        [stage.name for stage in run.stages]                # ['00-wiki', '01-news']
+        AutoModelForCausalLM.from_pretrained(run.model("01-news"))
+        run.stage("01-news").losses                         # runs/news/stages/01-news/losses.json
+
+    Args:
+        path: the folder, which need not exist.
+    """
+
+    ledger = _Entry("ledger.jsonl", "One line per committed stage.")
+    recipe = _Entry("recipe.yaml", "The recipe in force.")
+    environment = _Entry("environment.json", "Machine and packages at the start.")
+    lock = _Entry(".lock", "Held by the process that writes.")
+    cache = _Entry(".cache", "Tokenised corpora.")
+    work_root = _Entry(".work", "Stages that are being made.")
+    pending_recipe = _Entry(".work/recipe.yaml", "The recipe of an extension that is not finished.")
+    heldouts = _Entry("heldout", "Held-out documents of all domains.")
+    memories = _Entry("memory", "Replay memory after each stage.")
+    fronts = _Entry("front", "Losses between the old and the new weights of a stage.")
+    task_scores = _Entry("downstream", "Scores of fine-tuned copies.")
+
+    @classmethod
+    def locate(cls, source: Path | str) -> RunFolder | None:
+        """The run at `source`; None where `source` is a checkpoint folder or a hub id."""
+        folder = cls(source)
+        return folder if folder.exists else None
+
+    @property
+    def exists(self) -> bool:
+        """Whether something was committed here; looks at the disk."""
+        return self.ledger.is_file() or self.initial.record.is_file()
+
+    def require(self) -> RunFolder:
+        """The folder itself.
+
+        Raises:
+            InputError: nothing was committed here.
+        """
+        if not self.exists:
+            raise InputError(f"{str(self.path)!r} is no run folder: it has no {self.ledger.name}")
+        return self
+
+    @property
+    def initial(self) -> StageFolder:
+        """The model before the first stage."""
+        return StageFolder(self.path / INITIAL)
+
+    @property
+    def stages(self) -> list[StageFolder]:
+        """Committed stages, oldest first; looks at the disk."""
+        found = [path for path in (self.path / "stages").glob("*-*") if path.is_dir() and _STAGE.match(path.name)]
+        found.sort(key=lambda path: (int(path.name.partition("-")[0]), path.name))
+        return [StageFolder(path) for path in found]
+
+    def stage(self, name: str) -> StageFolder:
+        """A committed stage, for example `01-news`, or `initial`."""
+        return self.initial if name == INITIAL else StageFolder(self.path / "stages" / name)
+
+    def model(self, name: str) -> Path:
+        """The checkpoint of a committed stage."""
+        return self.stage(name).model
+
+    def work(self, name: str) -> WorkFolder:
+        """Where a stage is prepared."""
+        return WorkFolder(self.work_root / name)
+
+    def name_of(self, path: Path) -> str:
+        """The name by which the ledger lists a file of the run: its path from the run folder."""
+        return path.relative_to(self.path).as_posix()
+
+    def heldout(self, domain: str) -> Path:
+        """Held-out documents of a domain."""
+        return self.heldouts / domain
+
+    def memory(self, index: int) -> Path:
+        """Replay memory that stage `index` leaves behind."""
+        return self.memories / f"{index:02d}"
+
+    def memory_before(self, index: int) -> Path | None:
+        """The newest replay memory of the stages before `index`; looks at the disk."""
+        found = [path for path in self.memories.glob("[0-9]*") if int(path.name) < index]
+        return max(found, key=lambda path: int(path.name), default=None)
+
+    def tracker(self, name: str, phase: str) -> Path:
+        """What experiment trackers write in a phase of a stage."""
+        return self.path / "trackers" / f"{name}-{phase}"
+
+    def rejected(self, name: str) -> Path:
+        """A stage that broke its forgetting budget."""
+        return self.path / "rejected" / name
+
+    @property
+    def report(self) -> ReportFolder:
+        """The report."""
+        return ReportFolder(self.path / "report")
+
+    def front(self, name: str) -> Path:
+        """Losses between the old and the new weights of a stage."""
+        return self.fronts / f"{name}.json"
+
+    def task_score(self, name: str, task: str) -> Path:
+        """Scores of copies of a stage's model, fine-tuned on a task."""
+        return self.task_scores / f"{name}-{task}.json"
+
+    def harness(self, name: str) -> Path:
+        """Results of lm-evaluation-harness for a stage."""
+        return self.path / "harness" / f"{name}.json"
