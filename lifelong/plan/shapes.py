@@ -15,8 +15,8 @@ from typing import Any
 from lifelong.errors import InputError, LifelongError
 from lifelong.expand import plan_expansion
 from lifelong.lm.checkpoint import load_config
-from lifelong.pipeline.begin import fresh_config
 from lifelong.recipe.files import known_recipes, load_recipe
+from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.stream.tokenizers.check import merged_tokenizers
 from lifelong.stream.tokenizers.load import load_tokenizer

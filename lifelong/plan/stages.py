@@ -15,6 +15,7 @@ from lifelong.inherit.settings import PREVIOUS, InheritSection
 from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.methods._make import make_methods
+from lifelong.pipeline.phases import PHASES
 from lifelong.plan.advice import warnings_of
 from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
 from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
@@ -24,7 +25,7 @@ from lifelong.plan.text import TextLook, look_at_text
 from lifelong.recipe.check import check_recipe
 from lifelong.recipe.files import parse_recipe
 from lifelong.recipe.recipe import Recipe
-from lifelong.replay.steering import MOST_PROBES, PROBING_COST
+from lifelong.replay.steering import MOST_PROBES, PROBING_COST, STEERED
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.mixing import stage_plan
 from lifelong.train.arguments import blocks_per_step, micro_batches, training_arguments
@@ -182,7 +183,7 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
     section, length, objective = recipe.stages[index], recipe.sequence_length, recipe.objective
     arguments = stage_arguments(recipe, index)
     plan = stage_plan(section.tokens, length, blocks_per_step(arguments))
-    recover = recipe.recover.tokens if recipe.recover and section.expand and index else 0
+    phases = [phase.planned(recipe, index) for phase in PHASES]
     model = meta_model(config, objective)
     teachers = _teachers(recipe, index, before, shapes)
     teacher_flops = 0.0
@@ -193,7 +194,8 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         }
         teacher_flops = plan.tokens * taught_share(recipe.inherit) * recipe.inherit.teacher.flops_per_token(each)
     parameters = num_parameters(model)
-    trained = plan.tokens + (stage_plan(recover, length, plan.blocks_per_step).tokens if recover else 0)
+    trained = sum(stage_plan(part.trained, length, plan.blocks_per_step).tokens for part in phases if part.trained)
+    evaluated = sum(part.evaluated for part in phases) + _steering_tokens(recipe, index, plan.tokens)
     forward = forward_flops_per_token(model, length, objective)
     trunk = (policy := lr_policy(recipe)) is not None and trunk_step(policy, plan.num_steps) is not None
     low = any(_train(recipe, index).get(name) for name in ("bf16", "fp16"))
@@ -212,7 +214,7 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         * training_flops_per_token(model, length, objective)
         + teacher_flops,
         teacher_flops=teacher_flops,
-        evaluation_flops=_evaluated_tokens(recipe, index, plan.tokens) * forward,
+        evaluation_flops=evaluated * forward,
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
         checkpoint_bytes=parameters * FLOAT32,
         trunk_bytes=parameters * FLOAT32 if trunk else 0,
@@ -241,19 +243,14 @@ def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[t
     ]
 
 
-def _evaluated_tokens(recipe: Recipe, index: int, trained: int) -> float:
-    """Tokens that are evaluated in a stage: all domains at its end (and before the first), and probes during it."""
-    evaluate = recipe.evaluate
-    domains = len({stage.domain for stage in recipe.stages})
-    seen = len({stage.domain for stage in recipe.stages[:index]})
-    tokens = evaluate.tokens * domains * (2 if index == 0 else 1)
-    tokens += evaluate.probes * evaluate.probe_tokens * (seen + 1)
-    replay = recipe.replay
-    if replay is not None and seen and replay.share and recipe.replay_mix in ("adaptive", "budget"):
-        probed = evaluate.probe_tokens * seen
-        wanted = min(MOST_PROBES, int(3 * PROBING_COST * trained / probed)) if replay.probes is None else replay.probes
-        tokens += wanted * probed
-    return float(tokens)
+def _steering_tokens(recipe: Recipe, index: int, trained: int) -> float:
+    """Tokens of the probes by which replay is steered."""
+    seen, replay = len({stage.domain for stage in recipe.stages[:index]}), recipe.replay
+    if replay is None or not seen or not replay.share or recipe.replay_mix not in STEERED:
+        return 0.0
+    probed = recipe.evaluate.probe_tokens * seen
+    wanted = min(MOST_PROBES, int(3 * PROBING_COST * trained / probed)) if replay.probes is None else replay.probes
+    return float(wanted * probed)
 
 
 def _checkpoints_kept(recipe: Recipe, index: int) -> int:

@@ -14,7 +14,7 @@ from lifelong.inherit.teachers._teacher import Given
 from lifelong.inherit.vocabularies import check_vocabularies
 from lifelong.lm.checkpoint import load_config
 from lifelong.methods._context import check_methods, is_sharded
-from lifelong.pipeline.begin import fresh_config
+from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.replay.steering import check_steering
 from lifelong.select.corpus import check_selection

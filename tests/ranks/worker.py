@@ -120,7 +120,7 @@ def main():
     import torch
 
     from lifelong import distributed
-    from lifelong.cli.main import quiet_libraries
+    from lifelong.cli.terminal import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(1)
@@ -131,7 +131,7 @@ def main():
 
 
 if __name__ == "__main__":
-    import lifelong.cli
+    from lifelong.cli import entry as command
 
-    lifelong.cli.app = lambda **_: main()
-    lifelong.cli.main()  # errors end a run as they do on the command line
+    command.app = lambda **_: main()
+    command.main()  # errors end a run as they do on the command line

@@ -244,8 +244,8 @@ def test_fingerprint_is_of_content_and_settings(tmp_path: Path) -> None:
 _LONG_LINE = """
 import resource, sys
 from lifelong.errors import InputError
-from lifelong.stream.domain import load_domain
-from lifelong.stream.source import read_documents
+from lifelong.stream.cards.domain import load_domain
+from lifelong.stream.cards.documents import read_documents
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     list(read_documents(load_domain(sys.argv[1]), "train"))
