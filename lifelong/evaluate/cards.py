@@ -18,7 +18,13 @@ from lifelong.stream.tokenizers.load import load_tokenizer
 
 
 def evaluate_cards(
-    model: str, cards: Sequence[str], *, tokens: str | int, sequence_length: int, objective: str, split: str
+    model: str | Path,
+    cards: Sequence[str | Path],
+    *,
+    tokens: str | int,
+    sequence_length: int,
+    objective: str,
+    split: str,
 ) -> list[DomainLoss]:
     """Held-out loss of a checkpoint, or of the last stage of a run, on domain cards.
 
@@ -38,7 +44,7 @@ def evaluate_cards(
             f"evaluate: --objective is clm or mlm ({objective!r}), --split valid or test ({split!r}), --tokens a "
             f"number like 100k ({tokens!r}), --sequence-length at least 8 ({sequence_length})"
         )
-    source = model
+    source = str(model)
     if (Path(model) / "ledger.jsonl").is_file():
         records = read_records(Path(model))
         source = str(Path(model) / "stages" / records[-1].name / "model")

@@ -369,7 +369,7 @@ def _read_record(folder: Path) -> Line:
     return Line.from_bytes((folder / RECORD).read_bytes().rstrip(b"\n"), str(folder / RECORD))
 
 
-def check_run(out: Path) -> list[str]:
+def check_run(out: str | Path) -> list[str]:
     """Every committed file against its hash, the ledger's chain, and what does not belong; only reads.
 
     Returns:
@@ -378,6 +378,7 @@ def check_run(out: Path) -> list[str]:
     Raises:
         InputError: not a run folder.
     """
+    out = Path(out)
     if not is_run_folder(out):
         raise InputError(f"{str(out)!r} is no run folder: it has no {LEDGER}")
     try:

@@ -130,7 +130,7 @@ def _finished(ledger: Ledger) -> RunResult:
 
 def extend_run(
     out: str | Path,
-    domain: str,
+    domain: str | Path,
     *,
     tokens: str | int | None = None,
     overrides: Sequence[str] = (),
@@ -156,7 +156,7 @@ def extend_run(
 
         def extend() -> None:
             require_heldouts(ledger)
-            ledger.replace_recipe(extended_recipe(ledger, domain, tokens, overrides).to_yaml())
+            ledger.replace_recipe(extended_recipe(ledger, str(domain), tokens, overrides).to_yaml())
 
         distributed.on_first(extend)
         recipe = read_recipe_file(out)

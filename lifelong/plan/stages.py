@@ -23,7 +23,7 @@ from lifelong.plan.shapes import Shapes, is_stage
 from lifelong.plan.speed import Speed
 from lifelong.plan.text import TextLook, look_at_text
 from lifelong.recipe.check import check_recipe
-from lifelong.recipe.files import parse_recipe
+from lifelong.recipe.files import load_recipe, parse_recipe
 from lifelong.recipe.recipe import Recipe
 from lifelong.replay.steering import MOST_PROBES, PROBING_COST, STEERED
 from lifelong.stream.cards.domain import load_domain
@@ -95,12 +95,16 @@ class RunPlan:
 
 
 def plan_recipe(
-    recipe: Recipe, devices: Devices | None = None, *, speed: Speed | None = None, text: bool = False
+    recipe: Recipe | str | Path,
+    devices: Devices | None = None,
+    *,
+    speed: Speed | None = None,
+    text: bool = False,
 ) -> RunPlan:
     """Plan a run.
 
     Args:
-        recipe: to plan.
+        recipe: a `Recipe`, or the name or path of one.
         devices: what it is to run on; one device without a GPU where absent.
         speed: of one device; no times without it.
         text: look at the beginning of every corpus that is here.
@@ -108,6 +112,7 @@ def plan_recipe(
     Raises:
         InputError: everything that `run` would refuse about recipe, cards and growth.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     devices, shapes = devices or Devices(), Shapes()
     with runs_to_come(recipe, shapes) as there:
         check_recipe(there)

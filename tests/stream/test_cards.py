@@ -10,7 +10,8 @@ import pytest
 
 from lifelong.errors import InputError
 from lifelong.stream.cards.documents import read_documents
-from lifelong.stream.cards.domain import Domain, FileSource, domain_schema, known_domains, load_domain
+from lifelong.stream.cards.domain import Domain, domain_schema, known_domains, load_domain
+from lifelong.stream.cards.sources.files import FileSource
 
 
 def _card(folder: Path, text: str, name: str = "bio") -> Path:

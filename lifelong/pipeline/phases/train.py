@@ -114,15 +114,15 @@ def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Inheri
     recipe, context = stage.recipe, stage.context
     if recipe.inherit is None:
         return None
-    learned = stage.index > 0 or recipe.model.checkpoint is not None
-    source: str | Path = str(recipe.model.checkpoint)
-    if stage.index > 0:
-        source = context.ledger.stage_folder(stage.previous) / "model"
 
     def heldout_nats(model: PreTrainedModel, domain: str) -> float:
         heldout = context.heldouts[context.columns.index(domain)]
         return context.evaluate_one(model, heldout, recipe.evaluate.probe_tokens).nats_per_token
 
+    learned = stage.index > 0 or recipe.model.checkpoint is not None
+    source: str | Path = str(recipe.model.checkpoint)
+    if stage.index > 0:
+        source = context.ledger.stage_folder(stage.previous) / "model"
     return stage_inheritor(
         TeacherInputs(
             inherit=recipe.inherit,

@@ -17,8 +17,12 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from lifelong.errors import InputError
+from lifelong.stream.cards.document import RawDocument, Reading
+from lifelong.stream.cards.paths import CardFile
+from lifelong.stream.cards.sources import Source
 
 # tests and generated tables are no prose; pydoc_data is the other domain
 _LEFT_OUT = {
@@ -35,6 +39,22 @@ _LICENCE_NAME = re.compile(r"(licen[cs]e|copying|notice|copyright|eula)", re.IGN
 _NO_TEXT = (".py", ".pyc", ".so", ".json", ".pdf", ".html", ".js", ".h", ".png", ".toml")
 _HEADING = re.compile(r"\n\n(?=[^\n]+\n(?:\*{3,}|={3,}|-{3,})\n)")
 _FEWEST_CHARACTERS = 200
+
+
+class PythonTextSource(Source):
+    """Real text that is installed together with Python."""
+
+    title: ClassVar[str] = "a kind of python text"
+
+    python_text: Literal["reference_prose", "stdlib_code", "licence_texts"]
+
+    def read(self, card: CardFile, split: str, reading: Reading) -> Iterator[RawDocument]:
+        """(place, text) of every document.
+
+        Raises:
+            InputError: this Python was installed without that text.
+        """
+        yield from read_installed(self.python_text)
 
 
 @lru_cache(maxsize=3)
@@ -93,3 +113,6 @@ _KINDS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "stdlib_code": _stdlib_code,
     "licence_texts": _licence_texts,
 }
+
+
+SOURCE = PythonTextSource
