@@ -78,6 +78,7 @@ def display(as_json: bool) -> Iterator[RunObserver | None]:
 
 
 def show(renderable: Any) -> None:
+    """Print a table or a text as rich renders it."""
     from rich.console import Console
 
     Console().print(renderable)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lifelong.evaluate.facts.stage import stage_facts_json
 from lifelong.expand import model_shape
 from lifelong.files import json_fingerprint, read_json, write_json
+from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import weights_fingerprint
 from lifelong.lm.flops import num_parameters
 from lifelong.pipeline.phases import PHASES
@@ -33,7 +34,7 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
         "facts": stage_facts_json(context, stage.index, curves),
         **unmapped_json(curves),
     }
-    write_json(folder / "history.json", history)
+    write_json(folder.history, history)
     cost = ComputeLedger()
     for phase in PHASES:
         phase.keep(stage, folder)
@@ -64,14 +65,14 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
         committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     memory = memory_folder(stage)
-    return context.ledger.commit(folder, record, [*([] if memory is None else [memory]), *_new_heldouts(stage)])
+    return context.ledger.commit(folder.path, record, [*([] if memory is None else [memory]), *_new_heldouts(stage)])
 
 
-def _expansion(folder: Path) -> dict[str, Any] | None:
+def _expansion(folder: StageFolder) -> dict[str, Any] | None:
     """What the ledger says of a growth: its report, and the hash of its map."""
-    if not (folder / "expansion.json").exists():
+    if not folder.expansion.exists():
         return None
-    written = read_json(folder / "expansion.json")
+    written = read_json(folder.expansion)
     report = ExpansionReport.from_json({"seconds": 0.0, **written})
     return {**report.to_json(), "map": json_fingerprint(written["map"])}
 
@@ -80,7 +81,7 @@ def _new_heldouts(stage: Stage) -> list[Path]:
     """Held-out folders that no earlier record lists: those of a domain that joined with this stage."""
     context = stage.context
     listed = {name.split("/")[1] for r in context.ledger.records for name in r.files if name.startswith("heldout/")}
-    return [context.out / "heldout" / name for name in context.columns if name not in listed]
+    return [context.ledger.folder.heldout(name) for name in context.columns if name not in listed]
 
 
 def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong import distributed
-from lifelong.ledger.ledger import stage_name
+from lifelong.ledger.folder import StageFolder, WorkFolder, stage_name
 from lifelong.methods._make import make_methods
 from lifelong.methods._method import Method, StageContext
 from lifelong.pipeline.run import RunContext
@@ -42,7 +42,7 @@ class Stage:
     """Blocks that the stage trains on; there once it is prepared."""
     hooks: StageContext | None = None
     """What the methods may ask for; there once training has begun."""
-    result: Path | None = None
+    result: StageFolder | None = None
     """Folder of the newest training phase: what is evaluated and committed."""
     losses: list[DomainLoss] = field(default_factory=list)
     """Held-out losses of the trained model; there once it is evaluated."""
@@ -62,9 +62,9 @@ class Stage:
         return stage_name(self.index, self.domain.name)
 
     @property
-    def work(self) -> Path:
-        """Folder of what the stage's phases have written."""
-        return self.context.ledger.work_folder(self.name)
+    def work(self) -> WorkFolder:
+        """What the stage's phases have written."""
+        return self.context.ledger.work(self.name)
 
     @property
     def seed(self) -> int:
@@ -76,9 +76,9 @@ class Stage:
         """TrainingArguments of the recipe with those of the stage."""
         return {**self.recipe.train, **self.section.train}
 
-    def has(self, name: str) -> bool:
+    def has(self, path: Path) -> bool:
         """Whether an earlier call has got so far; all processes hear the same."""
-        return distributed.on_first((self.work / name).exists)
+        return distributed.on_first(path.exists)
 
     def plan(self, tokens: int) -> StagePlan:
         """Steps and blocks of a budget."""
@@ -86,12 +86,12 @@ class Stage:
 
     @cached_property
     def _blocks_per_step(self) -> int:
-        probe = training_arguments(self.train_section, output_dir=self.work, max_steps=1, seed=self.seed)
+        probe = training_arguments(self.train_section, output_dir=self.work.path, max_steps=1, seed=self.seed)
         return blocks_per_step(probe)
 
     def memory(self) -> ReplayMemory | None:
         """Of earlier domains, as the last committed stage left it."""
-        folder = self.context.ledger.generation(self.index)
+        folder = self.context.ledger.folder.memory_before(self.index)
         return ReplayMemory.open(folder) if folder is not None and self.recipe.replay is not None else None
 
     def seen_columns(self) -> list[int]:

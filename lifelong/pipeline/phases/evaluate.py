@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from time import monotonic
 
 from transformers import PreTrainedModel
@@ -13,14 +12,13 @@ from lifelong import distributed
 from lifelong.errors import BrokenPromiseError
 from lifelong.evaluate.samples import sample_texts
 from lifelong.files import free_name, read_json, write_json
+from lifelong.ledger.folder import StageFolder
 from lifelong.ledger.history import read_losses, write_losses
 from lifelong.lm.flops import forward_flops_per_token
 from lifelong.pipeline.phases.phase import Phase, PlannedTokens
 from lifelong.pipeline.stage import Stage
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import Cost
-
-LOSSES, SAMPLES, SECONDS = "losses.json", "samples.json", "evaluate-seconds.json"
 
 
 class Evaluate(Phase):
@@ -31,11 +29,11 @@ class Evaluate(Phase):
     def run(self, stage: Stage, model: PreTrainedModel) -> PreTrainedModel:
         """Measure, and refuse a stage that has forgotten more than its budget allows."""
         assert stage.result is not None, "evaluated after training"
-        context, path = stage.context, stage.result / LOSSES
+        context = stage.context
         context.observer.phase_started(self.name, 0)
-        if not stage.has(f"{stage.result.name}/{LOSSES}"):
-            _measure(stage, model, path)
-        stage.losses = list(read_losses(path))
+        if not stage.has(stage.result.losses):
+            _measure(stage, model, stage.result)
+        stage.losses = list(read_losses(stage.result.losses))
         context.observer.evaluated(stage.index, stage.losses)
         distributed.on_first(lambda: _check_budget(stage))
         return model
@@ -44,7 +42,7 @@ class Evaluate(Phase):
         """One pass over the held-out text."""
         forward = forward_flops_per_token(model, stage.recipe.sequence_length, stage.recipe.objective)
         tokens = sum(loss.tokens for loss in stage.losses)
-        yield self.name, Cost(0, tokens * forward, 0.0, read_json(stage.work / SECONDS))
+        yield self.name, Cost(0, tokens * forward, 0.0, read_json(stage.work.seconds(self.name)))
 
     def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
         """All domains after every stage, and before the first."""
@@ -52,13 +50,13 @@ class Evaluate(Phase):
         return PlannedTokens(evaluated=recipe.evaluate.tokens * domains * (2 if index == 0 else 1))
 
 
-def _measure(stage: Stage, model: PreTrainedModel, path: Path) -> None:
+def _measure(stage: Stage, model: PreTrainedModel, folder: StageFolder) -> None:
     context, started = stage.context, monotonic()
     losses = context.evaluate(model)
     seconds = monotonic() - started
 
     def written() -> None:
-        write_json(stage.work / SECONDS, seconds)
+        write_json(stage.work.seconds(Evaluate.name), seconds)
         samples = sample_texts(
             model,
             context.tokenizer,
@@ -67,8 +65,8 @@ def _measure(stage: Stage, model: PreTrainedModel, path: Path) -> None:
             objective=stage.recipe.objective,
             num_samples=stage.recipe.evaluate.samples,
         )
-        write_json(path.with_name(SAMPLES), [asdict(sample) for sample in samples])
-        write_losses(path, losses)
+        write_json(folder.samples, [asdict(sample) for sample in samples])
+        write_losses(folder.losses, losses)
 
     distributed.on_first(written)
 
@@ -82,7 +80,7 @@ def _check_budget(stage: Stage) -> None:
     recipe, ledger = stage.recipe, stage.context.ledger
     if not recipe.budget:
         return
-    earlier = [read_losses(ledger.stage_folder(record) / LOSSES) for record in ledger.stages]
+    earlier = [read_losses(ledger.folder.stage(record.name).losses) for record in ledger.stages]
     broken = []
     for loss in stage.losses:
         allowed = recipe.budget.get(loss.domain)
@@ -95,9 +93,9 @@ def _check_budget(stage: Stage) -> None:
             broken.append(f"{loss.domain}: perplexity rose by {rise:.1%}, the budget is {allowed:.1%}")
     if broken:
         assert stage.result is not None, "checked after training"
-        rejected = free_name(stage.context.out / "rejected" / stage.name)
+        rejected = free_name(ledger.folder.rejected(stage.name))
         rejected.parent.mkdir(exist_ok=True)
-        stage.result.rename(rejected)
+        stage.result.path.rename(rejected)
         raise BrokenPromiseError(
             f"stage {stage.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
             + "\n  ".join(broken)

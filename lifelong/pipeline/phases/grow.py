@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from time import monotonic
 
 from transformers import PreTrainedModel
@@ -14,6 +13,7 @@ from lifelong.errors import BrokenPromiseError
 from lifelong.expand import grow, model_shape, plan_expansion
 from lifelong.expand.settings import ExpandSection
 from lifelong.files import read_json, whole_folder, write_json
+from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import load_model, save_model
 from lifelong.lm.flops import num_parameters
 from lifelong.pipeline.phases.phase import Phase
@@ -22,7 +22,6 @@ from lifelong.records import Cost
 
 FLOAT32_LOSS_TOLERANCE = 1e-4
 VERIFY_TOKENS = 2_000
-EXPANSION = "expansion.json"
 
 
 class Grow(Phase):
@@ -34,33 +33,33 @@ class Grow(Phase):
         """Grow, and say what the stage trains."""
         if stage.section.expand is not None:
             distributed.on_first(lambda: _write_grown(stage, model))
-            model = load_model(stage.work / "grown" / "model", stage.recipe.objective)
+            model = load_model(stage.work.grown.model, stage.recipe.objective)
         stage.context.observer.stage_started(stage.index, model_shape(model.config), num_parameters(model))
         return model
 
-    def keep(self, stage: Stage, folder: Path) -> None:
+    def keep(self, stage: Stage, folder: StageFolder) -> None:
         """The growth's report and map."""
         if stage.section.expand is not None:
-            written = read_json(stage.work / "grown" / EXPANSION)
-            write_json(folder / EXPANSION, {key: value for key, value in written.items() if key != "seconds"})
+            written = read_json(stage.work.grown.expansion)
+            write_json(folder.expansion, {key: value for key, value in written.items() if key != "seconds"})
 
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
         """Time only: a growth multiplies no tokens."""
         del model
         if stage.section.expand is not None:
-            yield self.name, Cost(seconds=read_json(stage.work / "grown" / EXPANSION)["seconds"])
+            yield self.name, Cost(seconds=read_json(stage.work.grown.expansion)["seconds"])
 
 
 def _write_grown(stage: Stage, model: PreTrainedModel) -> None:
     assert stage.section.expand is not None, "asked for only where the stage grows"
-    folder = stage.work / "grown"
-    if not folder.exists():
+    folder = stage.work.grown
+    if not folder.path.exists():
         stage.context.observer.phase_started(Grow.name, 0)
-        with whole_folder(folder) as partial:
-            _grow_into(stage, model, stage.section.expand, partial)
+        with whole_folder(folder.path) as partial:
+            _grow_into(stage, model, stage.section.expand, StageFolder(partial))
 
 
-def _grow_into(stage: Stage, model: PreTrainedModel, expand: ExpandSection, folder: Path) -> None:
+def _grow_into(stage: Stage, model: PreTrainedModel, expand: ExpandSection, folder: StageFolder) -> None:
     """Grow, compare with the small model in float64 and on held-out text, and write the grown one.
 
     Raises:
@@ -82,6 +81,6 @@ def _grow_into(stage: Stage, model: PreTrainedModel, expand: ExpandSection, fold
             f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss "
             f"by {drift:.1e} nats; nothing was committed"
         )
-    save_model(grown, context.tokenizer, folder / "model")
-    write_json(folder / EXPANSION, {**report.to_json(), "map": mapping.to_json()})
+    save_model(grown, context.tokenizer, folder.model)
+    write_json(folder.expansion, {**report.to_json(), "map": mapping.to_json()})
     context.observer.expanded(report)

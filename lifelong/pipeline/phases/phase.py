@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from transformers import PreTrainedModel
 
+from lifelong.ledger.folder import StageFolder
 from lifelong.pipeline.stage import Stage
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import Cost
@@ -48,7 +48,7 @@ class Phase:
         del stage
         return None
 
-    def keep(self, stage: Stage, folder: Path) -> None:
+    def keep(self, stage: Stage, folder: StageFolder) -> None:
         """Write beside the stage's model what the run keeps of this phase."""
 
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:

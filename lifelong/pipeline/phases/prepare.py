@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from lifelong import distributed
 from lifelong.files import read_json, write_json
-from lifelong.ledger.history import BEFORE, read_losses, write_losses
+from lifelong.ledger.folder import StageFolder
+from lifelong.ledger.history import read_losses, write_losses
 from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
 from lifelong.records import Cost
@@ -18,8 +19,6 @@ from lifelong.stream.blocks import BlockStore
 from lifelong.stream.cards.domain import Domain, load_domain
 from lifelong.stream.joint import JointBlocks
 from lifelong.stream.tokenize import tokenize_domain
-
-SELECTION = "selection.json"
 
 
 class Prepare(Phase):
@@ -38,19 +37,19 @@ class Prepare(Phase):
         _evaluate_before(stage, model)
         return model
 
-    def keep(self, stage: Stage, folder: Path) -> None:
+    def keep(self, stage: Stage, folder: StageFolder) -> None:
         """What was selected, and the losses where forward transfer starts."""
         if stage.section.select:
-            selected = read_json(stage.work / "selected" / SELECTION)
-            write_json(folder / SELECTION, {key: selected[key] for key in selected if key != "seconds"})
-        if (stage.work / BEFORE).exists():
-            write_losses(folder / BEFORE, read_losses(stage.work / BEFORE))
+            selected = read_json(stage.work.selected.selection)
+            write_json(folder.selection, {key: selected[key] for key in selected if key != "seconds"})
+        if stage.work.losses_before.exists():
+            write_losses(folder.losses_before, read_losses(stage.work.losses_before))
 
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
         """Scoring of documents; tokenising is not counted."""
         del model
         if stage.section.select:
-            selected = read_json(stage.work / "selected" / SELECTION)
+            selected = read_json(stage.work.selected.selection)
             yield "select", Cost(0, selected["flops"], selected["flops"], selected["seconds"])
 
 
@@ -60,7 +59,7 @@ def _tokenized(stage: Stage, domain: Domain) -> BlockStore:
         "train",
         stage.context.tokenizer_of(domain.name),
         sequence_length=stage.recipe.sequence_length,
-        cache_dir=stage.context.out / ".cache",
+        cache_dir=stage.context.ledger.folder.cache,
     )
 
 
@@ -71,7 +70,7 @@ def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
         return corpus
 
     def selected() -> Path:
-        tokens, folder = stage.section.tokens, stage.work / "selected"
+        tokens, folder = stage.section.tokens, stage.work.selected.path
         return select_corpus(
             stage.context, stage.domain, select, corpus, tokens=tokens, previous=previous, folder=folder
         ).path
@@ -82,9 +81,9 @@ def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
 def _evaluate_before(stage: Stage, model: PreTrainedModel) -> None:
     """Loss of the previous stage's model on domains that join only now: where forward transfer starts."""
     context = stage.context
-    known = {loss.domain for loss in read_losses(context.ledger.stage_folder(stage.previous) / "losses.json")}
+    known = {loss.domain for loss in read_losses(context.ledger.folder.stage(stage.previous.name).losses)}
     joined = [heldout for heldout in context.heldouts if heldout.domain not in known]
-    if joined and not stage.has(BEFORE):
+    if joined and not stage.has(stage.work.losses_before):
         context.observer.phase_started("evaluate", 0)
         losses = [context.evaluate_one(model, heldout) for heldout in joined]
-        distributed.on_first(lambda: write_losses(stage.work / BEFORE, losses))
+        distributed.on_first(lambda: write_losses(stage.work.losses_before, losses))

@@ -32,7 +32,7 @@ def memory_folder(stage: Stage) -> Path | None:
     replay = stage.recipe.replay
     if replay is None or not replay.memory_tokens:
         return None
-    return stage.context.out / "memory" / f"{stage.index:02d}"
+    return stage.context.ledger.folder.memory(stage.index)
 
 
 def _write(stage: Stage, model: PreTrainedModel, folder: Path) -> None:
@@ -41,7 +41,7 @@ def _write(stage: Stage, model: PreTrainedModel, folder: Path) -> None:
     if not folder.exists():
         with whole_folder(folder) as partial:
             write_generation(
-                context.ledger.generation(stage.index),
+                context.ledger.folder.memory_before(stage.index),
                 stage.domain.name,
                 stage.corpus,
                 capacity_tokens=replay.memory_tokens,

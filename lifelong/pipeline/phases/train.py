@@ -14,6 +14,7 @@ from lifelong.files import write_json
 from lifelong.inherit.build import stage_inheritor
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.teachers._teacher import TeacherInputs
+from lifelong.ledger.folder import StageFolder
 from lifelong.lm.flops import training_flops_per_token
 from lifelong.methods._context import method_tokens, stage_context, write_exports
 from lifelong.pipeline.phases.phase import PlannedTokens
@@ -24,9 +25,7 @@ from lifelong.records import Cost, ProbePoint
 from lifelong.replay.steering import Adjustment, ReplaySteering, first_weights, make_steering
 from lifelong.train.learning_rates import keep_trunk, stage_level, stage_trunk
 from lifelong.train.phase import Phase as TrainingInputs
-from lifelong.train.resume import METHODS_FILE, load_methods, save_methods
-
-MIX = "mix.json"
+from lifelong.train.resume import load_methods, save_methods
 
 
 class Train(TrainingPhase):
@@ -40,9 +39,9 @@ class Train(TrainingPhase):
         """The stage's corpus, and the memory by the methods' weights; begins the methods."""
         memory, replay = stage.memory(), stage.recipe.replay
         stage.hooks = stage_context(
-            stage.context, stage.index, stage.domain.name, model, stage.corpus, memory, stage.work, stage.seed
+            stage.context, stage.index, stage.domain.name, model, stage.corpus, memory, stage.work.path, stage.seed
         )
-        load_methods(stage.methods, stage.context.ledger.stage_folder(stage.previous) / METHODS_FILE)
+        load_methods(stage.methods, stage.context.ledger.folder.stage(stage.previous.name).methods)
         for method in stage.methods:
             method.extra_tokens = 0.0
             method.begin_stage(stage.hooks)
@@ -63,7 +62,7 @@ class Train(TrainingPhase):
             "methods": stage.methods,
             "probe": _probe(stage, model, num_steps, steering),
             "lr_level": stage_level(recipe, stage.index),
-            "trunk": stage_trunk(recipe, num_steps, model, run.tokenizer, stage.work),
+            "trunk": stage_trunk(recipe, num_steps, model, run.tokenizer, stage.work.path),
             "fact_probe": None if facts is None else facts.probe(model, num_steps),
             "steering": steering,
         }
@@ -75,18 +74,18 @@ class Train(TrainingPhase):
         for method in reversed(stage.methods):
             method.end_stage(stage.hooks)
 
-    def write(self, stage: Stage, trained: TrainingInputs, folder: Path) -> None:
+    def write(self, stage: Stage, trained: TrainingInputs, folder: StageFolder) -> None:
         """State and files of the methods, the weights before the decay, and how replay was steered."""
-        save_methods(stage.methods, folder / METHODS_FILE)
-        write_exports(stage.methods, folder)
-        keep_trunk(stage.work, folder)
+        save_methods(stage.methods, folder.methods)
+        write_exports(stage.methods, folder.path)
+        keep_trunk(stage.work.path, folder.path)
         if isinstance(trained.steering, ReplaySteering):
-            write_json(folder / MIX, trained.steering.mixes)
+            write_json(folder.mix, trained.steering.mixes)
 
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
         """Training, probes, and the passes of methods on top."""
         yield from super().cost(stage, model)
-        if extra := method_tokens(stage.work / self.folder / METHODS_FILE):
+        if extra := method_tokens(self.result(stage).methods):
             length, objective = stage.recipe.sequence_length, stage.recipe.objective
             yield "methods", Cost(flops=extra * training_flops_per_token(model, length, objective))
 
@@ -122,7 +121,7 @@ def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Inheri
     learned = stage.index > 0 or recipe.model.checkpoint is not None
     source: str | Path = str(recipe.model.checkpoint)
     if stage.index > 0:
-        source = context.ledger.stage_folder(stage.previous) / "model"
+        source = context.ledger.folder.model(stage.previous.name)
     return stage_inheritor(
         TeacherInputs(
             inherit=recipe.inherit,

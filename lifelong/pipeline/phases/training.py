@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 from lifelong import distributed
 from lifelong.files import read_json, whole_folder, write_json
 from lifelong.inherit.build import stage_collator
+from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import is_in_parts, load_model, whole_weights
 from lifelong.lm.flops import forward_flops_per_token, training_flops_per_token
 from lifelong.pipeline.phases.phase import Phase
@@ -24,9 +24,6 @@ from lifelong.train.arguments import training_arguments
 from lifelong.train.phase import Phase as TrainingInputs
 from lifelong.train.phase import PhaseCurve
 from lifelong.train.stage_trainer import train_phase
-
-CURVE = "curve.json"
-OWN_FILES = ("model", CURVE)
 
 
 @dataclass(frozen=True)
@@ -64,22 +61,23 @@ class TrainingPhase(Phase):
     def finish(self, stage: Stage, trained: TrainingInputs) -> None:
         """After the last step, in every process."""
 
-    def write(self, stage: Stage, trained: TrainingInputs, folder: Path) -> None:
+    def write(self, stage: Stage, trained: TrainingInputs, folder: StageFolder) -> None:
         """Further files beside the model, in the main process."""
 
     def run(self, stage: Stage, model: PreTrainedModel) -> PreTrainedModel:
         """Train, or read what was trained."""
-        there = stage.has(self.folder)
+        folder = self.result(stage)
+        there = stage.has(folder.path)
         if not there:
             self._train(stage, model)
-        stage.result = stage.work / self.folder
+        stage.result = folder
         if there or self.reloads or is_in_parts(model):
-            return load_model(stage.work / self.folder / "model", stage.recipe.objective)
+            return load_model(folder.model, stage.recipe.objective)
         return model
 
     def curve(self, stage: Stage) -> PhaseCurve | None:
         """Log and counters of the phase."""
-        path = stage.work / self.folder / CURVE
+        path = self.result(stage).curve
         return PhaseCurve.from_json(read_json(path)) if path.exists() else None
 
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
@@ -87,23 +85,23 @@ class TrainingPhase(Phase):
         if (curve := self.curve(stage)) is None:
             return
         length, objective = stage.recipe.sequence_length, stage.recipe.objective
-        seconds = read_json(stage.work / self._seconds)
+        seconds = read_json(stage.work.seconds(self.name))
         flops = curve.tokens * training_flops_per_token(model, length, objective) + curve.teacher_flops
         yield self.name, Cost(curve.tokens, flops, curve.teacher_flops, seconds["seconds"])
         if curve.probe_tokens:
             probed = curve.probe_tokens * forward_flops_per_token(model, length, objective)
             yield "probe", Cost(flops=probed, seconds=seconds["probe_seconds"])
 
-    @property
-    def _seconds(self) -> str:
-        return f"{self.name}-seconds.json"
+    def result(self, stage: Stage) -> StageFolder:
+        """What the phase leaves."""
+        return StageFolder(stage.work.path / self.folder)
 
     def _train(self, stage: Stage, model: PreTrainedModel) -> None:
         run, rows = stage.context, self.rows(stage, model)
         plan = stage.plan(rows.tokens)
         arguments = training_arguments(
             stage.train_section,
-            output_dir=stage.work / f"{self.name}-checkpoints",
+            output_dir=stage.work.checkpoints(self.name),
             max_steps=plan.num_steps,
             seed=rows.seed,
         )
@@ -130,7 +128,7 @@ class TrainingPhase(Phase):
             stop=run.stop,
             domains=run.columns,
             tokens_before=sum(record.tokens for record in run.ledger.stages),
-            tracker_dir=run.out / "trackers" / f"{stage.name}-{self.name}",
+            tracker_dir=run.ledger.folder.tracker(stage.name, self.name),
             **fields,
         )
         curve = train_phase(model, arguments, inputs)
@@ -142,16 +140,17 @@ class TrainingPhase(Phase):
     def _write(self, stage: Stage, model: PreTrainedModel, weights: Any, curve: PhaseCurve, inputs: Any) -> None:
         # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
         times = {"seconds": curve.seconds, "probe_seconds": curve.probe_seconds}
-        write_json(stage.work / self._seconds, times)
-        with whole_folder(stage.work / self.folder) as partial:
-            _take_along(stage.result, partial)
-            stage.context.save_model(model, partial / "model", weights)
-            write_json(partial / CURVE, curve.to_json() | dict.fromkeys(times, 0.0))
-            self.write(stage, inputs, partial)
+        write_json(stage.work.seconds(self.name), times)
+        with whole_folder(self.result(stage).path) as partial:
+            folder = StageFolder(partial)
+            _take_along(stage.result, folder)
+            stage.context.save_model(model, folder.model, weights)
+            write_json(folder.curve, curve.to_json() | dict.fromkeys(times, 0.0))
+            self.write(stage, inputs, folder)
 
 
-def _take_along(earlier: Path | None, folder: Path) -> None:
+def _take_along(earlier: StageFolder | None, folder: StageFolder) -> None:
     """Copy what an earlier training phase left beside its model."""
-    for path in sorted(earlier.iterdir()) if earlier is not None else ():
-        if path.name not in OWN_FILES:
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / path.name)
+    for path in sorted(earlier.path.iterdir()) if earlier is not None else ():
+        if earlier is not None and path not in (earlier.model, earlier.curve):
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder.path / path.name)
