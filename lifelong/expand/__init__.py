@@ -40,6 +40,7 @@ _NAMES = {
     "plan": ("ExpansionPlan", "plan_expansion"),
     "shape": ("model_shape",),
 }
-__getattr__, __dir__ = lazy_exports(
-    __name__, {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
-)
+if not TYPE_CHECKING:  # with a __getattr__ type checkers would take every name
+    __getattr__, __dir__ = lazy_exports(
+        __name__, {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
+    )

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from lifelong.lm.targets import CachedTarget, OnlineTarget
 
 __all__ = ["CachedTarget", "Inheritance", "OnlineTarget", "ki_loss", "loss_head", "predicted_nats"]
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        **dict.fromkeys(("Inheritance", "loss_head", "predicted_nats"), "lifelong.lm.head"),
-        **dict.fromkeys(("CachedTarget", "OnlineTarget"), "lifelong.lm.targets"),
-        "ki_loss": "lifelong.lm.loss",
-    },
-)
+if not TYPE_CHECKING:  # with a __getattr__ type checkers would take every name
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            **dict.fromkeys(("Inheritance", "loss_head", "predicted_nats"), "lifelong.lm.head"),
+            **dict.fromkeys(("CachedTarget", "OnlineTarget"), "lifelong.lm.targets"),
+            "ki_loss": "lifelong.lm.loss",
+        },
+    )
