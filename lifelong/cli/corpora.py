@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lifelong.cli.terminal import JsonOption, quiet_libraries, show
+from lifelong.errors import InputError, did_you_mean
 
 domain_app = typer.Typer(no_args_is_help=True, help="Corpora: add one, list, look inside, check.")
 
@@ -30,6 +32,10 @@ def domain_add(
     dedup: Annotated[str | None, typer.Option(help="Drop repeated documents: none, exact or near.")] = None,
     on_bad_document: Annotated[str | None, typer.Option(help="error or skip.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the corpus.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the card or its source; may be repeated."),
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the card goes.")] = Path("domains"),
     as_json: JsonOption = False,
@@ -38,25 +44,15 @@ def domain_add(
     from lifelong.stream.cards.summary import add_domain
 
     quiet_libraries()
-    card, summary = add_domain(
-        name,
-        out=out,
-        tokenizer=_tokenizer(tokenizer),
-        files=files,
-        valid=valid,
-        test=test,
-        hub=hub,
-        config=config,
-        revision=revision,
-        split=split,
-        streaming=streaming or None,
-        python_text=python_text,
-        text_field=text_field,
-        held_out=held_out,
-        dedup=dedup,
-        on_bad_document=on_bad_document,
-        licence=licence,
-    )
+    options = {
+        "files": files, "valid": valid, "test": test,
+        "hub": hub, "config": config, "revision": revision, "split": split, "streaming": streaming or None,
+        "python_text": python_text,
+        "text_field": text_field, "held_out": held_out, "dedup": dedup,
+        "on_bad_document": on_bad_document, "licence": licence,
+    }  # fmt: skip
+    keys = {**options, **_keys(settings or ())}
+    card, summary = add_domain(name, out=out, tokenizer=_tokenizer(tokenizer), **keys)
     _show_summary(summary, as_json)
     if not as_json:
         typer.echo(f"card: {card}")
@@ -108,6 +104,27 @@ def domain_check(cards: Annotated[list[str], typer.Argument(metavar="CARD...")])
             typer.echo(f"  ! {warning}")
         if not summary.warnings:
             typer.echo("  nothing unwise found")
+
+
+def _keys(settings: Sequence[str]) -> dict[str, Any]:
+    """Keys of a card from `licence=X` and `source.format=text`; values are YAML.
+
+    Raises:
+        InputError: no `=`, or a key that neither a card nor any kind of source has.
+    """
+    from lifelong.recipe.files import apply_override
+    from lifelong.stream.cards.domain import Domain
+    from lifelong.stream.cards.sources import source_kinds
+
+    known = set(Domain.model_fields) - {"name", "path", "source"}
+    known.update(key for source in source_kinds().values() for key in source.model_fields)
+    keys: dict[str, Any] = {}
+    for setting in settings:
+        apply_override(keys, setting.removeprefix("source."))
+    for key in keys:
+        if key not in known:
+            raise InputError(f"--set {key}: unknown key{did_you_mean(key, known)}")
+    return keys
 
 
 def _tokenizer(source: str | None) -> Any:

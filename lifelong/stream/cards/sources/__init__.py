@@ -89,11 +89,10 @@ def _names_one_kind(value: Any) -> Any:
     if _kind_of(value) is None:
         kinds = list(source_kinds())
         given = ", ".join(map(str, value)) if isinstance(value, dict) else shortened(value, 80)
-        raise PydanticCustomError(
-            "source_kind",
-            "exactly one of {kinds} says where the text is; given: {given}{close}",
-            {"kinds": ", ".join(kinds), "given": given, "close": did_you_mean(given, kinds)},
+        message = (
+            f"exactly one of {', '.join(kinds)} says where the text is; given: {given}{did_you_mean(given, kinds)}"
         )
+        raise PydanticCustomError("source_kind", "{message}", {"message": message})
     return value
 
 
