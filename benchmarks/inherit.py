@@ -37,7 +37,9 @@ from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, bloc
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.sparse import RandomSampling, TauSampler, TopK, scheme_to_json
-from lifelong.inherit.teachers import CachedTeacher, OnlineTeacher, block_probabilities
+from lifelong.inherit.teachers.cache import CachedTeacher
+from lifelong.inherit.teachers.model import OnlineTeacher
+from lifelong.inherit.write_cache import block_probabilities
 
 ALPHA = 0.5
 clock = time.perf_counter

@@ -27,7 +27,7 @@ SEQUENCE_LENGTH = 512
 
 
 def texts_of(megabytes: float) -> Any:
-    from lifelong.stream.cards.python_text import read_installed
+    from lifelong.stream.cards.sources.python_text import read_installed
 
     documents = [text for _, text in read_installed("stdlib_code")]
     chance, size = random.Random(0), 0

@@ -29,7 +29,9 @@ import torch
 from lifelong.expand import new_config
 from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, fill_cache
 from lifelong.inherit.sparse import TopK, scheme_to_json
-from lifelong.inherit.teachers import CachedTeacher, OnlineTeacher, block_probabilities
+from lifelong.inherit.teachers.cache import CachedTeacher
+from lifelong.inherit.teachers.model import OnlineTeacher
+from lifelong.inherit.write_cache import block_probabilities
 from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.plan import Devices

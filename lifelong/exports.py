@@ -12,12 +12,14 @@ def lazy_exports(package: str, modules: Mapping[str, str]) -> tuple[Callable[[st
 
     Args:
         package: its `__name__`.
-        modules: where each name is defined.
+        modules: where each name is defined. A name given with the submodule of that name stands for the submodule: its
+            import would put it in the place of anything else.
     """
 
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(modules[name]), name)
+        module = import_module(modules[name])
+        return module if modules[name] == f"{package}.{name}" else getattr(module, name)
 
     return get, lambda: sorted(modules)

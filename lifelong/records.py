@@ -36,7 +36,7 @@ class DomainLoss:
 
     @property
     def bits_per_byte(self) -> float:
-        """The same sum in bits over the UTF-8 bytes of the documents: comparable across tokenizers."""
+        """The same sum in bits over the UTF-8 bytes of the documents; comparable across tokenizers."""
         return self.nats / NATS_PER_BIT / self.bytes
 
     @property

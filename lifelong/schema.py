@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
-from lifelong.errors import nearest
+from lifelong.errors import did_you_mean
+
+Location = tuple[int | str, ...]
 
 
 class Yaml(yaml.SafeLoader):
@@ -79,17 +85,60 @@ Size = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A section of a recipe: unknown keys are errors, values are never coerced from other types."""
+    """A section of a recipe or card: unknown keys are errors, values are never coerced from other types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """What may be written in it."""
+        return cls.model_fields
 
-def validation_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
-    """One line for every error of a validation: dotted path, what is wrong, the nearest valid name."""
-    return [f"{_path(item['loc'])}: {_explain(item, schema)}" for item in error.errors()]
+
+@dataclass(frozen=True)
+class Wording:
+    """How a kind of file words its faults.
+
+    Args:
+        missing: said of a key that is not there.
+        given: clause around the value found.
+        longest: characters of a value that are shown.
+        complete: types of errors whose message shows the value itself.
+    """
+
+    missing: str
+    given: str
+    longest: int
+    complete: frozenset[str]
 
 
-def _path(location: tuple[int | str, ...]) -> str:
+RECIPE = Wording("is missing", ", not {}", 60, frozenset({"value_error"}))
+CARD = Wording("missing; a card needs it", "; given: {}", 80, frozenset({"source_kind"}))
+
+
+def validation_lines(
+    error: ValidationError,
+    schema: type[BaseModel],
+    wording: Wording = RECIPE,
+    *,
+    place: Callable[[Location], str] | None = None,
+    keys_at: Callable[[Location], list[str]] | None = None,
+) -> list[str]:
+    """One line for every error of a validation: where, what is wrong, the nearest valid name.
+
+    Args:
+        error: of the validation.
+        schema: what was validated against.
+        wording: of the kind of file.
+        place: how a path is written; dotted if absent.
+        keys_at: the keys that are allowed in the section of a path; those of `schema` if absent.
+    """
+    place = place or _path
+    keys_at = keys_at or partial(_fields_at, schema)
+    return [f"{place(item['loc'])}: {_explain(item, keys_at, wording)}" for item in error.errors()]
+
+
+def _path(location: Location) -> str:
     dotted = ""
     for part in location:
         if isinstance(part, int):
@@ -99,33 +148,34 @@ def _path(location: tuple[int | str, ...]) -> str:
     return dotted or "recipe"
 
 
-def _explain(item: Any, schema: type[BaseModel]) -> str:
+def _explain(item: ErrorDetails, keys_at: Callable[[Location], list[str]], wording: Wording) -> str:
     location, kind = item["loc"], item["type"]
     if kind == "extra_forbidden":
-        known = _fields_at(schema, location[:-1])
-        close = nearest(str(location[-1]), known)
-        hint = f"; did you mean {close!r}?" if close else "."
-        return f"unknown key{hint} Known: {', '.join(sorted(known))}"
+        return f"unknown key{did_you_mean(str(location[-1]), keys_at(location[:-1]))}"
     if kind == "missing":
-        return "is missing"
+        return wording.missing
     message = item["msg"].removeprefix("Value error, ")
-    value = item.get("input")
-    shown = "" if kind == "value_error" else f", not {_shorten(value)}"
-    return f"{message[0].lower()}{message[1:]}{shown}"
+    shown = "" if kind in wording.complete else wording.given.format(shortened(item["input"], wording.longest))
+    return f"{message[:1].lower()}{message[1:]}{shown}"
 
 
-def _shorten(value: object) -> str:
+def shortened(value: object, longest: int) -> str:
+    """A value as Python writes it, in at most `longest` characters."""
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def _fields_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+def _fields_at(schema: type[BaseModel], location: Location) -> list[str]:
     """Names of the keys that are allowed at a path."""
     model: type[BaseModel] | None = schema
     for part in location:
-        if isinstance(part, str) and model is not None and part in model.model_fields:
-            model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields) if model is not None else []
+        if isinstance(part, str) and model is not None and part in (known := _known_keys(model)):
+            model = _section_of(known[part].annotation)
+    return [name for name, key in _known_keys(model).items() if not key.exclude] if model is not None else []
+
+
+def _known_keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return model.known_keys() if issubclass(model, Section) else model.model_fields
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lifelong.cli.main import main
+from lifelong.cli import main
 from tests.pipeline_runs import recipe_data, write_domain
 
 
@@ -18,7 +18,7 @@ def run_cli(monkeypatch, *arguments):
 
 def test_help_of_every_verb_loads_no_heavy_library():
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom lifelong.cli.main import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom lifelong.cli import app\n"
         "verbs = [[], *[[v] for v in 'run extend plan expand evaluate cache check merge report list schema domain'.split()], ['domain', 'add']]\n"
         "assert all(CliRunner().invoke(app, [*v, '--help']).exit_code == 0 for v in verbs)\n"
         "heavy = {'torch', 'transformers', 'datasets', 'avalanche', 'matplotlib', 'numpy'} & set(sys.modules)\n"

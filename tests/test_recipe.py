@@ -1,7 +1,6 @@
 import pytest
 
 from lifelong.errors import InputError
-from lifelong.plugins import shipped_folder
 from lifelong.recipe import load_recipe, parse_recipe
 from lifelong.recipe.files import known_recipes
 
@@ -92,12 +91,11 @@ def test_files_that_are_no_recipe(tmp_path):
 @pytest.mark.parametrize("name", known_recipes())
 def test_shipped_recipes_are_valid(name, monkeypatch):
     """Every shipped recipe, its cards and its growth; hub checkpoints cannot be planned without a network."""
-    from lifelong.plugins import plugin_names  # noqa: F401
     from lifelong.stream.cards.domain import load_domain
     from lifelong.train.arguments import check_train_section
 
     monkeypatch.setenv("LIFELONG_DATA", "data")
-    recipe = load_recipe(shipped_folder("recipes") / f"{name}.yaml")
+    recipe = load_recipe(name)
     assert recipe.name == name.replace("/", "-")
     assert recipe.description
     assert check_train_section(recipe.train) == []

@@ -8,10 +8,7 @@ from lifelong.plugins import shipped_folder
 from lifelong.recipe import load_recipe
 from lifelong.recipe.files import find_recipe, known_recipes, merge, read_with_base, recipe_file, recipe_names
 
-SHIPPED = sorted(
-    path.relative_to(shipped_folder("recipes")).with_suffix("").as_posix()
-    for path in shipped_folder("recipes").rglob("*.yaml")
-)
+SHIPPED = recipe_names([shipped_folder("recipes")])
 
 
 def read(path):
@@ -72,7 +69,23 @@ def test_every_shipped_recipe_is_whole_and_has_a_name_of_its_own(name):
     assert name in known_recipes()
     recipe = load_recipe(name)
     assert recipe.name
-    assert f"lifelong run {name}" in find_recipe(name).read_text()
+    size, _, method = name.rpartition("/")
+    text = find_recipe(name).read_text()
+    assert f"lifelong run {name}" in text or f"lifelong run {method} --size" in text, size
+
+
+def test_a_recipe_of_any_size_is_that_of_a_size_with_its_bases(folder):
+    overlays = folder.parent / "any-size"
+    overlays.mkdir()
+    (overlays / "less.yaml").write_text("sizes: [tiny]\nbase: more\ntrain: {b: null}\n")
+    folders = [folder.parent]
+    assert "tiny/less" in recipe_names(folders)
+    assert not [name for name in recipe_names(folders) if name.startswith("any-size")]
+    path = recipe_file("tiny/less", folders)
+    plain = read_with_base(path, read, folders, home=folder)
+    assert (plain["name"], plain["train"]) == ("tiny-less", {"a": 1, "c": 4})
+    with pytest.raises(InputError, match="there is no recipe 'small/less'"):
+        recipe_file("small/less", folders)
 
 
 def test_no_two_recipes_share_a_run_folder():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lifelong.cli.main import main
+from lifelong.cli import main
 from lifelong.errors import CorruptionError
 from lifelong.ledger.history import read_history
 from lifelong.ledger.ledger import check_run

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from lifelong.cli.main import main
+from lifelong.cli import main
 from lifelong.errors import InputError
 from lifelong.inherit.sparse import RandomSampling, TauSampler, TopK
 from lifelong.inherit.write_cache import CacheRequest, make_scheme, write_cache

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from benchmarks.study.parts import RECIPES, Arm
+from lifelong.inherit.teachers.by_domain import Plugin as ByDomain
 from lifelong.lm.checkpoint import load_config, meta_model
 from lifelong.lm.flops import forward_flops_per_token
 from lifelong.plan import PlannedStage, plan_recipe, taught_share
@@ -45,12 +46,13 @@ def taught_flops(recipe: Recipe, stage: PlannedStage) -> float:
     if recipe.inherit is None:
         return 0.0
     taught = {"all": 1.0, "replay": stage.replay_share, "new": 1 - stage.replay_share}[recipe.inherit.on]
-    teachers = recipe.inherit.teacher.by_domain
-    if not teachers:
+    if not isinstance(recipe.inherit.teacher, ByDomain):
         return stage.teacher_flops * taught
-    if stage.domain not in teachers:
+    routes = recipe.inherit.teacher.routes([])
+    source = next((model for model, domains in routes if stage.domain in domains), None)
+    if source is None:
         return 0.0
-    model = meta_model(load_config(str(teachers[stage.domain].model)), recipe.objective)
+    model = meta_model(load_config(source), recipe.objective)
     per_token = forward_flops_per_token(model, recipe.sequence_length, recipe.objective)
     return stage.tokens * taught * taught_share(recipe.inherit) * per_token
 

@@ -1,1 +1,5 @@
-"""The command line; `lifelong.cli.main` is its entry point."""
+"""The command line."""
+
+from lifelong.cli.entry import app, main
+
+__all__ = ["app", "main"]

@@ -38,21 +38,24 @@ def domain_add(
     from lifelong.stream.cards.summary import add_domain
 
     quiet_libraries()
-    settings = {
-        "config": config, "revision": revision, "split": split, "streaming": streaming or None,
-        "text_field": text_field, "held_out": held_out, "dedup": dedup,
-        "on_bad_document": on_bad_document, "licence": licence,
-    }  # fmt: skip
     card, summary = add_domain(
         name,
-        files=files or (),
-        valid=valid or (),
-        test=test or (),
-        hub=hub,
-        python_text=python_text,
         out=out,
         tokenizer=_tokenizer(tokenizer),
-        **{key: value for key, value in settings.items() if value is not None},
+        files=files,
+        valid=valid,
+        test=test,
+        hub=hub,
+        config=config,
+        revision=revision,
+        split=split,
+        streaming=streaming or None,
+        python_text=python_text,
+        text_field=text_field,
+        held_out=held_out,
+        dedup=dedup,
+        on_bad_document=on_bad_document,
+        licence=licence,
     )
     _show_summary(summary, as_json)
     if not as_json:

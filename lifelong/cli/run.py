@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from lifelong import distributed
-from lifelong.cli.terminal import JsonOption, OverrideOption, display, quiet_libraries, show
+from lifelong.cli.terminal import JsonOption, OverrideOption, SizeOption, display, quiet_libraries, show
 
 
 def run(
     recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    size: SizeOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
     overrides: OverrideOption = None,
     as_json: JsonOption = False,
@@ -21,7 +22,7 @@ def run(
     """Run a whole stream; continues by itself where an interrupted run stopped."""
     from lifelong.recipe.files import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(f"{size}/{recipe}" if size else recipe, overrides or ())
     quiet_libraries()
     from lifelong.pipeline.loop import run_recipe
 
@@ -50,6 +51,7 @@ def extend(
 
 def plan(
     recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    size: SizeOption = None,
     overrides: OverrideOption = None,
     devices: Annotated[int, typer.Option(help="Devices that share a step.")] = 1,
     sharding: Annotated[
@@ -67,7 +69,7 @@ def plan(
     """Dry run: shapes, steps, FLOPs, memory, disk, time and warnings of every stage; loads no weights."""
     from lifelong.recipe.files import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(f"{size}/{recipe}" if size else recipe, overrides or ())
     quiet_libraries()
     from lifelong.plan import plan_recipe, plan_tables, planned_devices, planned_speed
 

@@ -19,6 +19,10 @@ OverrideOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Change a key of the recipe; may be repeated."),
 ]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(help="Size of a recipe that comes in several: ewc --size small is small/ewc."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 CardsOption = Annotated[
     list[str],

@@ -18,7 +18,13 @@ from lifelong.stream.tokenizers.load import load_tokenizer
 
 
 def evaluate_cards(
-    model: str, cards: Sequence[str], *, tokens: str | int, sequence_length: int, objective: str, split: str
+    model: str | Path,
+    cards: Sequence[str | Path],
+    *,
+    tokens: str | int,
+    sequence_length: int,
+    objective: str,
+    split: str,
 ) -> list[DomainLoss]:
     """Held-out loss of a checkpoint, or of the last stage of a run, on domain cards.
 

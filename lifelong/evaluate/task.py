@@ -10,25 +10,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from lifelong.errors import InputError, UnknownNameError, did_you_mean
+from lifelong.errors import InputError, UnknownNameError
 from lifelong.plugins import shipped_folder
-from lifelong.stream.cards.domain import Patterns
-from lifelong.stream.cards.paths import expand_patterns
-from lifelong.stream.cards.readers import Bad, Reading, format_of, read_file
+from lifelong.schema import CARD, Section, validation_lines
+from lifelong.stream.cards.document import Bad, Reading
+from lifelong.stream.cards.paths import CardFile, Patterns, expand_patterns
+from lifelong.stream.cards.readers import format_of, read_file
 
 SPLITS = ("train", "dev", "test")
 MAX_DOCUMENT_BYTES = 1 << 20
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TaskSource(_Part):
+class TaskSource(Section):
     """Files of each split by glob pattern, relative to the card; `$VARIABLES` are expanded."""
 
     train: Patterns
@@ -36,7 +32,7 @@ class TaskSource(_Part):
     test: Patterns
 
 
-class Task(_Part):
+class Task(CardFile):
     """A labelled task. `domain` names the corpus it belongs to, whose prompt is the right one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -47,12 +43,6 @@ class Task(_Part):
     licence: str | None = None
     citation: str | None = None
     description: str | None = None
-    path: Path | None = Field(None, exclude=True)
-
-    @property
-    def folder(self) -> Path:
-        """What relative paths of the card are relative to."""
-        return self.path.parent if self.path else Path()
 
 
 @dataclass(frozen=True)
@@ -108,17 +98,8 @@ def _read_card(path: Path) -> Task:
     try:
         return Task.model_validate(data).model_copy(update={"path": path.resolve()})
     except ValidationError as error:
-        raise InputError("\n".join(_fault(path, dict(item)) for item in error.errors(include_url=False))) from None
-
-
-def _fault(path: Path, item: dict[str, Any]) -> str:
-    place = f"{path}: {'.'.join(map(str, item['loc']))}"
-    if item["type"] == "extra_forbidden":
-        known = list(TaskSource.model_fields) if item["loc"][0] == "source" else _keys()
-        return f"{place}: unknown key{did_you_mean(str(item['loc'][-1]), known)}"
-    if item["type"] == "missing":
-        return f"{place}: missing; a card needs it"
-    return f"{place}: {item['msg'][:1].lower()}{item['msg'][1:]}; given: {item['input']!r}"
+        lines = validation_lines(error, Task, CARD, place=lambda location: f"{path}: {'.'.join(map(str, location))}")
+        raise InputError("\n".join(lines)) from None
 
 
 def _keys() -> list[str]:
@@ -153,4 +134,4 @@ def read_examples(task: Task, split: str, limit: int | None = None) -> Examples:
 
 def _files(task: Task, split: str) -> Sequence[Path]:
     patterns: tuple[str, ...] = getattr(task.source, split)
-    return expand_patterns(task, patterns, f"source.{split}")  # type: ignore[arg-type]
+    return expand_patterns(task, patterns, f"source.{split}")

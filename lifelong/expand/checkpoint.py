@@ -66,7 +66,7 @@ class _NotExactError(Exception):
 
 
 def explain_expansion(
-    source: str,
+    source: str | Path,
     targets: Mapping[str, int],
     *,
     mode: str = "exact",
@@ -80,7 +80,7 @@ def explain_expansion(
         ExpansionError: the target cannot be reached.
         UnknownNameError: no family covers the architecture.
     """
-    config, sizes = _config(source), dict[str, Any](targets)
+    config, sizes = _config(str(source)), dict[str, Any](targets)
     plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, **sizes)
     model_class = model_class_of(config, plan.family.objective)
     mapping = expansion_map(plan, model_class)
@@ -99,8 +99,8 @@ def _gigabytes(size: float) -> str:
 
 
 def expand_checkpoint(
-    source: str,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     targets: Mapping[str, int],
     mode: str = "exact",
@@ -135,6 +135,7 @@ def expand_checkpoint(
         ExpansionError: the target cannot be reached, or a parameter holds values that are not finite.
     """
     started = time.monotonic()
+    source, out = str(source), Path(out)
     if out.exists():
         raise InputError(f"{str(out)!r} exists already; name a new folder")
     config, sizes = _config(source), dict[str, Any](targets)

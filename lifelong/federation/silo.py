@@ -35,7 +35,7 @@ from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.lock import hold
 from lifelong.lm.checkpoint import load_config, pad_id, save_model
 from lifelong.methods._method import Method
-from lifelong.pipeline.begin import fresh_config
+from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.collator import Collator, PackedRow

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.inherit.schedule import Schedule
-from lifelong.inherit.teachers import Teacher, TeacherCost
+from lifelong.inherit.teachers._teacher import Teacher, TeacherCost
 from lifelong.lm.head import Inheritance
 
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from lifelong.errors import InputError
-from lifelong.inherit.teachers import Batch, Teacher, TeacherCost
+from lifelong.inherit.teachers._teacher import Batch, Teacher, TeacherCost
 from lifelong.lm.loss import IGNORED, CachedTarget, Target
 from lifelong.lm.targets import MappedMass
 
 
-class MappedTeacher:
+class MappedTeacher(Teacher):
     """A teacher behind an id map that is exact where it says something, and says nothing elsewhere.
 
     Probability of tokens that the student lacks is not handed to others: a row teaches as strongly as the mass that

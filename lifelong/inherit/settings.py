@@ -2,66 +2,124 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
+from pydantic.fields import FieldInfo
 
-from lifelong.schema import Fraction, Section, Size, expand_variables, parse_fraction
+from lifelong.plugins import load_plugin, plugin_names
+from lifelong.schema import Fraction, Section, Size, parse_fraction
+
+if TYPE_CHECKING:
+    from lifelong.inherit.teachers._teacher import Given, Teacher, TeacherInputs
+
+
+PREVIOUS = "previous"
+"""Name of the model of the stage before."""
+_KINDS = "lifelong.inherit.teachers"
+_IN_KINDS: ContextVar[bool] = ContextVar("_IN_KINDS", default=False)
 
 
 class TeacherSection(Section):
-    """Who teaches: a `model` (`previous` or a checkpoint; also written as its name alone), or one of the others.
+    """Who teaches: one of the kinds in `inherit/teachers`, by its key; a name alone is a `model`.
 
-    `cache` is a folder of `lifelong cache`, `of` the model that it must have been written from; `by_domain` has a
-    teacher for each domain, others are not taught; `mixture` is mixed in probability space.
+    A kind is a subclass with a field of that key, which has to be there, and perhaps others with defaults; the
+    description of those continues the sentence "`key` ...". What a kind does not define is that of the teachers in it.
     """
 
-    model: str | None = None
-    cache: str | None = None
-    of: str | None = None
-    by_domain: dict[str, TeacherSection] = {}
-    mixture: tuple[WeightedTeacher, ...] = ()
+    place: ClassVar[int] = 100  # in messages that list the kinds; a new one comes last
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
+    def _of_its_kind(cls, value: Any, as_it_is: Callable[[Any], TeacherSection]) -> TeacherSection:
+        if cls is not TeacherSection or not isinstance(value, dict | str):
+            return as_it_is(value)
+        value = {"model": value} if isinstance(value, str) else value
+        kinds, known = teacher_kinds(), cls.known_keys()
+        unknown = {key: entry for key, entry in value.items() if key not in known}
+        written = [name for name in kinds if value.get(name) not in (None, "", {}, [], ())]
+        if unknown and not written:
+            return as_it_is(unknown)  # refuses them
+        made = [
+            kinds[name].model_validate({k: v for k, v in value.items() if k in kinds[name].model_fields} | unknown)
+            for name in written
+        ]
+        if len(made) != 1:
+            *others, last = kinds
+            raise ValueError(f"is one of {', '.join(others)} and {last}, here: {', '.join(written) or 'none'}")
+        for name, kind in kinds.items():
+            for key, field in kind.model_fields.items():
+                if name not in written and key != name and value.get(key) is not None:
+                    raise ValueError(f"`{key}` {field.description}; there is no {name}")
+        return made[0]
 
-    @field_validator("model", "cache", "of")
     @classmethod
-    def _variables(cls, value: str | None) -> str | None:
-        return None if value is None else expand_variables(value)
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """Those of every kind."""
+        kinds = teacher_kinds().values() if cls is TeacherSection else (cls,)
+        return {key: field for kind in kinds for key, field in kind.model_fields.items()}
 
-    @model_validator(mode="after")
-    def _one_kind(self) -> TeacherSection:
-        kinds = [key for key in ("model", "cache", "by_domain", "mixture") if getattr(self, key)]
-        if len(kinds) != 1:
-            found = ", ".join(kinds) or "none"
-            raise ValueError(f"is one of model, cache, by_domain and mixture, here: {found}")
-        if self.of is not None and self.cache is None:
-            raise ValueError("`of` says which model a `cache` is of; there is no cache")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _short(self, plain: Any) -> Any:
-        return self.model if self.model is not None else {key: value for key, value in plain(self).items() if value}
+    @model_serializer
+    def _short(self) -> Any:
+        return self.written()
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
         """A name alone is a teacher too."""
-        return {"anyOf": [{"type": "string"}, handler(core)]}
+        if cls is not TeacherSection or _IN_KINDS.get():
+            return handler(core)  # a teacher within a teacher becomes a reference to what is being described here
+        token = _IN_KINDS.set(True)
+        try:
+            kinds = [{**handler(kind.__pydantic_core_schema__), "title": key} for key, kind in teacher_kinds().items()]
+        finally:
+            _IN_KINDS.reset(token)
+        return {"anyOf": [{"type": "string"}, *kinds]}
 
-    def leaves(self) -> list[TeacherSection]:
-        """The models and caches in it."""
-        inner = [*self.by_domain.values(), *(part.teacher for part in self.mixture)]
-        return [leaf for teacher in inner for leaf in teacher.leaves()] if inner else [self]
+    def written(self) -> Any:
+        """As a recipe has it, without what is not said."""
+        return {key: value for key in type(self).model_fields if (value := getattr(self, key))}
+
+    def inner(self) -> Sequence[TeacherSection]:
+        """The teachers that it is made of."""
+        return ()
+
+    def models(self) -> list[str]:
+        """Models that run beside the student, `previous` among them."""
+        return [name for teacher in self.inner() for name in teacher.models()]
+
+    def caches(self) -> list[str]:
+        """Folders of targets that `lifelong cache` wrote."""
+        return [folder for teacher in self.inner() for folder in teacher.caches()]
+
+    def routes(self, domains: Sequence[str]) -> list[tuple[str, list[str]]]:
+        """Checkpoints, and which of `domains` each is to teach."""
+        return [route for teacher in self.inner() for route in teacher.routes(domains)]
+
+    def flops_per_token(self, forward: Mapping[str, float]) -> float:
+        """FLOPs of a token that is taught, from those of a forward pass of each model that will run."""
+        return sum(teacher.flops_per_token(forward) for teacher in self.inner())
+
+    def check(self, given: Given) -> Iterator[str]:
+        """What is wrong with it, as far as that can be judged without weights."""
+        for teacher in self.inner():
+            yield from teacher.check(given)
+
+    def build(self, inputs: TeacherInputs, domains: Sequence[str]) -> Teacher | None:
+        """The teacher of a stage for some domains; None where it is not there yet.
+
+        Raises:
+            InputError: it does not fit the student or the stream.
+        """
+        raise NotImplementedError
 
 
-class WeightedTeacher(Section):
-    """A part of a mixture; `weight` is a number for all domains, or one for each that is named."""
-
-    teacher: TeacherSection
-    weight: Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] = 1.0
+def teacher_kinds() -> dict[str, type[TeacherSection]]:
+    """Every kind of teacher, by its key in a recipe."""
+    plugins = {name: load_plugin(_KINDS, name, kind="kind of teacher").Plugin for name in plugin_names(_KINDS)}
+    in_place = sorted(plugins.items(), key=lambda item: item[1].place)
+    return {name.replace("-", "_"): plugin for name, plugin in in_place}
 
 
 def parse_until(value: object) -> object:
@@ -77,7 +135,7 @@ def parse_until(value: object) -> object:
 class InheritSection(Section):
     """Knowledge inheritance; `on` says which tokens are taught, `looks` how often `until: surpassed` is checked."""
 
-    teacher: TeacherSection = TeacherSection(model="previous")
+    teacher: TeacherSection = Field(default=PREVIOUS, validate_default=True)
     on: Literal["all", "new", "replay"] = "all"
     alpha: Fraction = 1.0
     schedule: Literal["linear", "constant", "step", "cosine"] = "linear"

@@ -13,9 +13,13 @@ from torch import Tensor
 from lifelong.errors import InputError
 from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, fill_cache
 from lifelong.inherit.sparse import RandomSampling, Scheme, TauSampler, TopK, scheme_to_json
-from lifelong.inherit.teachers import OnlineTeacher, block_probabilities
+from lifelong.inherit.teachers._teacher import Batch
+from lifelong.inherit.teachers.model import OnlineTeacher
 from lifelong.ledger.ledger import model_of
 from lifelong.lm.checkpoint import load_model, weights_fingerprint
+from lifelong.lm.head import predicted_rows
+from lifelong.lm.loss import OnlineTarget, default_chunk_tokens
+from lifelong.lm.targets import project
 from lifelong.stream.blocks import BlockStore
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.collator import Collator, PackedRow
@@ -163,6 +167,25 @@ def write_cache(request: CacheRequest, out: Path, progress: Progress = lambda *_
             )
     cache = TargetCache(out)
     return CacheReport(str(out), len(cache), cache.num_tokens, cache.num_bytes)
+
+
+def block_probabilities(teacher: OnlineTeacher, batch: Batch, temperature: float) -> Iterator[Iterator[Tensor]]:
+    """For each row of a batch, the teacher's probabilities at its predicted tokens, `[n, V]` float32 at a time."""
+    (target,) = teacher.targets(batch)
+    assert isinstance(target, OnlineTarget), "an online teacher has an online target"
+    vocab = target.vocab_size or target.weight_VE.shape[0]
+    weight_VE = target.weight_VE[:vocab].float()
+    bias_V = None if target.bias_V is None else target.bias_V[:vocab].float()
+    chunk = default_chunk_tokens(vocab, weight_VE.device)
+
+    def of_row(hidden_NE: Tensor) -> Iterator[Tensor]:
+        for part_CE in torch.split(hidden_NE, chunk):
+            logits_CV = project(part_CE.float(), weight_VE, bias_V, target.softcap, target.logit_scale)
+            yield logits_CV.div_(temperature).softmax(1)
+
+    _, _, sequence_N = predicted_rows(batch["labels"][..., None], batch["labels"], teacher.objective)
+    for row in range(batch["input_ids"].shape[0]):
+        yield of_row(target.hidden_NE[sequence_N == row])
 
 
 def _check(request: CacheRequest) -> None:

@@ -83,6 +83,16 @@ def read_history(out: Path) -> RunHistory:
     )
 
 
+def read_run(path: str | Path) -> RunHistory:
+    """The history of a run folder: losses, curves, costs and samples of every committed stage; loads no model.
+
+    Raises:
+        InputError: not a run folder, or nothing is committed yet.
+        CorruptionError: a committed file is damaged, or is not what the ledger says it is.
+    """
+    return read_history(Path(path))
+
+
 def fact_curve(curves: Sequence[Mapping[str, Any]]) -> FactCurve | None:
     """Facts of all stages together; None in a run without any."""
     asked = [(stage, curve["facts"]) for stage, curve in enumerate(curves) if curve.get("facts")]

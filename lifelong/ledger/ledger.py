@@ -374,7 +374,7 @@ def _read_record(path: Path) -> Line:
     return Line.from_bytes(path.read_bytes().rstrip(b"\n"), str(path))
 
 
-def check_run(out: Path) -> list[str]:
+def check_run(out: str | Path) -> list[str]:
     """Every committed file against its hash, the ledger's chain, and what does not belong; only reads.
 
     Returns:
@@ -383,7 +383,7 @@ def check_run(out: Path) -> list[str]:
     Raises:
         InputError: not a run folder.
     """
-    run = RunFolder(out).require()
+    out, run = Path(out), RunFolder(out).require()
     try:
         lines, torn = _read_lines(run.ledger)
     except CorruptionError as error:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lifelong import distributed
 from lifelong.errors import InputError
 from lifelong.evaluate.samples import sample_texts
-from lifelong.expand import model_shape, new_config
+from lifelong.expand import model_shape
 from lifelong.files import whole_folder, write_json
 from lifelong.ledger.folder import INITIAL
 from lifelong.ledger.history import read_losses, write_losses
@@ -24,6 +24,7 @@ from lifelong.lm.flops import num_parameters
 from lifelong.pipeline.commit import loss_row
 from lifelong.pipeline.environment import package_versions
 from lifelong.pipeline.run import RunContext
+from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import DomainLoss, RunObserver, StageRecord
 from lifelong.stream.cards.domain import Domain
@@ -46,7 +47,7 @@ def begin(
     columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
     tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
     merged = load_merged(tokenizer_folder(ledger))
-    same_merge(recipe, merged)
+    same_merge(recipe.tokenizer, merged)
     context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
     distributed.on_first(lambda: prepare_heldouts(context, by_name))
     if ledger.records:
@@ -144,7 +145,7 @@ def prepare_tokenizer(
         observer.phase_started("prepare", 0)
         with whole_folder(folder) as partial:
             if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
-                merged = merged_tokenizers(recipe)
+                merged = merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint)
                 merged.save(partial)
                 observer.noted(merged.summary())
             else:
@@ -194,20 +195,6 @@ def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrai
             f"model.family: {recipe.model.family!r} has no head for objective {recipe.objective!r}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
-
-
-def fresh_config(recipe: Recipe, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None = None) -> Any:
-    """Configuration of a model that starts from random weights."""
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
-    assert recipe.model.family is not None, "a recipe names a checkpoint or a family"
-    return new_config(
-        recipe.model.family,
-        vocab_size=recipe.model.vocab_size or vocab_size,
-        max_positions=recipe.sequence_length,
-        **ids,
-        **{axis: size for axis, size in recipe.model.sizes().items() if axis != "vocab_size"},
-        **recipe.model.config,
-    )
 
 
 def check_fits(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -47,7 +47,7 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
     for override in overrides:
         apply_override(plain, override)
     recipe = parse_recipe(plain, where=f"{ledger.folder.recipe} with a stage for {card.name}")
-    same_merge(recipe, load_merged(ledger.folder.initial.tokenizer))
+    same_merge(recipe.tokenizer, load_merged(ledger.folder.initial.tokenizer))
     check_recipe(recipe, start=done, config=last_config(ledger))
     return recipe
 

@@ -3,10 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
-from lifelong.records import DomainLoss
+from transformers import PreTrainedModel
+
+from lifelong.evaluate.facts.stage import stage_facts_json
+from lifelong.expand import model_shape
+from lifelong.files import json_fingerprint, read_json, write_json
+from lifelong.lm.checkpoint import weights_fingerprint
+from lifelong.lm.flops import num_parameters
+from lifelong.pipeline.phases import PHASES
+from lifelong.pipeline.phases.remember import memory_folder
+from lifelong.pipeline.stage import Stage
+from lifelong.records import ComputeLedger, DomainLoss, ExpansionReport, StageRecord
 from lifelong.train.phase import PhaseCurve
+
+
+def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
+    """Complete the folder of the stage's result and append it to the ledger; the main process calls."""
+    context, folder = stage.context, stage.result
+    assert folder is not None, "committed after training"
+    curves = [curve for phase in PHASES if (curve := phase.curve(stage)) is not None]
+    history = {
+        "train": [asdict(point) for curve in curves for point in curve.train],
+        "probes": [asdict(point) for curve in curves for point in curve.probes],
+        "facts": stage_facts_json(context, stage.index, curves),
+        **unmapped_json(curves),
+    }
+    write_json(folder / "history.json", history)
+    cost = ComputeLedger()
+    for phase in PHASES:
+        phase.keep(stage, folder)
+        for label, part in phase.cost(stage, model):
+            cost = cost.adding(label, part)
+    record = StageRecord(
+        index=stage.index,
+        name=stage.name,
+        domain=stage.domain.name,
+        parent="",
+        recipe_hash=stage.recipe.fingerprint,
+        tokens=sum(curve.tokens for curve in curves),
+        shape=model_shape(model.config),
+        parameters=num_parameters(model),
+        cost=cost.to_json(),
+        row=loss_row(stage.losses),
+        fingerprints={
+            "corpus": stage.corpus.fingerprint,
+            "tokenizer": context.tokenizer_fingerprint,
+            "model": weights_fingerprint(model),
+        },
+        seeds={"stage": stage.seed},
+        versions=context.versions,
+        files={},
+        expansion=_expansion(folder),
+        replay=replay_counts(curves),
+        notes=unmapped_notes(curves),
+        committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    memory = memory_folder(stage)
+    return context.ledger.commit(folder, record, [*([] if memory is None else [memory]), *_new_heldouts(stage)])
+
+
+def _expansion(folder: Path) -> dict[str, Any] | None:
+    """What the ledger says of a growth: its report, and the hash of its map."""
+    if not (folder / "expansion.json").exists():
+        return None
+    written = read_json(folder / "expansion.json")
+    report = ExpansionReport.from_json({"seconds": 0.0, **written})
+    return {**report.to_json(), "map": json_fingerprint(written["map"])}
+
+
+def _new_heldouts(stage: Stage) -> list[Path]:
+    """Held-out folders that no earlier record lists: those of a domain that joined with this stage."""
+    context = stage.context
+    listed = {name.split("/")[1] for r in context.ledger.records for name in r.files if name.startswith("heldout/")}
+    return [context.out / "heldout" / name for name in context.columns if name not in listed]
 
 
 def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:

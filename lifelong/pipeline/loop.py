@@ -11,22 +11,28 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from lifelong import distributed
 from lifelong.errors import InputError
 from lifelong.files import remove_tree
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import Ledger
 from lifelong.ledger.storage import storage_faults
+from lifelong.lm.checkpoint import load_model
 from lifelong.pipeline.begin import begin, last_model, require_heldouts
 from lifelong.pipeline.claim import claim, extended_recipe
+from lifelong.pipeline.commit import commit_stage
+from lifelong.pipeline.phases import PHASES
 from lifelong.pipeline.signals import stop_on_signals
-from lifelong.pipeline.stage import StageRun
+from lifelong.pipeline.stage import Stage
 from lifelong.recipe.check import check_launch, check_recipe
 from lifelong.recipe.files import load_recipe, read_recipe_file
 from lifelong.recipe.recipe import Recipe
-from lifelong.records import RunObserver, RunResult
+from lifelong.records import RunObserver, RunResult, StageRecord
 from lifelong.report.write import summarise
 from lifelong.stream.cards.domain import load_domain
+from lifelong.train.learning_rates import TRUNK
 from lifelong.train.phase import StopRequest
 
 
@@ -72,8 +78,8 @@ def open_together(out: Path) -> Iterator[Ledger]:
             lock = RunFolder(out).lock
             if not lock.is_file() or lock.read_text() != token:
                 raise InputError(
-                    f"run folder {str(out)!r}: process {distributed.rank()} on {os.uname().nodename} does not see what the "
-                    "first process writes; --out has to lie on a file system that all machines share"
+                    f"run folder {str(out)!r}: process {distributed.rank()} on {os.uname().nodename} does not see what "
+                    "the first process writes; --out has to lie on a file system that all machines share"
                 )
             opened.append(Ledger.follow(out))
         yield opened[0]
@@ -97,12 +103,25 @@ def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: Stop
     for index, domain in enumerate(domains, start=done):
         if model is None:
             model = last_model(ledger, recipe)
-        record, model = StageRun(context, index, recipe.stages[index], domain).run(model)
+        record, model = run_stage(Stage(context, index, recipe.stages[index], domain), model)
         distributed.on_first(lambda: forget_generations(ledger))
         observer.stage_committed(record)
     result = distributed.on_first(lambda: _finished(ledger))
     observer.run_finished(result)
     return result
+
+
+def run_stage(stage: Stage, model: PreTrainedModel) -> tuple[StageRecord, PreTrainedModel]:
+    """Every phase that applies, then the commit; returns the record and the model that the next stage begins from."""
+    for phase in PHASES:
+        if phase.applies(stage):
+            model = phase.run(stage, model)
+    record = distributed.on_first(lambda: commit_stage(stage, model))
+    ledger = stage.context.ledger
+    if not distributed.is_first():
+        ledger.refresh()
+    trunk = ledger.stage_folder(record) / TRUNK
+    return record, load_model(trunk, stage.recipe.objective) if trunk.is_dir() else model
 
 
 def _finished(ledger: Ledger) -> RunResult:
@@ -113,7 +132,7 @@ def _finished(ledger: Ledger) -> RunResult:
 
 def extend_run(
     out: str | Path,
-    domain: str,
+    domain: str | Path,
     *,
     tokens: str | int | None = None,
     overrides: Sequence[str] = (),
@@ -137,7 +156,7 @@ def extend_run(
 
         def extend() -> None:
             require_heldouts(ledger)
-            ledger.replace_recipe(extended_recipe(ledger, domain, tokens, overrides).to_yaml())
+            ledger.replace_recipe(extended_recipe(ledger, str(domain), tokens, overrides).to_yaml())
 
         distributed.on_first(extend)
         recipe = read_recipe_file(out)

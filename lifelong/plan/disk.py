@@ -94,7 +94,7 @@ def disk_plan(recipe: Recipe, files: Sequence[StageFiles], texts: Mapping[str, T
         kept = min(recipe.replay.memory_tokens, sum(tokens_of[card] for card in names))
         block = ID_BYTES * recipe.sequence_length + BLOCK_BYTES + SEGMENT_BYTES + PRIORITY_BYTES
         memory = 2 * kept / recipe.sequence_length * block
-    caches = {leaf.cache for leaf in recipe.inherit.teacher.leaves() if leaf.cache} if recipe.inherit else set()
+    caches = set(recipe.inherit.teacher.caches()) if recipe.inherit else set()
     return DiskPlan(
         models=sum(stage.model for stage in files),
         trunks=sum(stage.trunk for stage in files),

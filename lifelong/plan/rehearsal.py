@@ -20,7 +20,8 @@ import transformers
 
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
-from lifelong.inherit.teachers import OnlineTeacher, Teacher
+from lifelong.inherit.teachers._teacher import Teacher
+from lifelong.inherit.teachers.model import OnlineTeacher
 from lifelong.records import ProbePoint
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator, PackedRow

@@ -15,8 +15,8 @@ from lifelong.errors import InputError, LifelongError
 from lifelong.expand import plan_expansion
 from lifelong.ledger.folder import parse_stage_model
 from lifelong.lm.checkpoint import load_config
-from lifelong.pipeline.begin import fresh_config
 from lifelong.recipe.files import known_recipes, load_recipe
+from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.stream.tokenizers.check import merged_tokenizers
 from lifelong.stream.tokenizers.load import load_tokenizer
@@ -97,7 +97,7 @@ def _size_of(recipe: Recipe) -> int | None:
         return None
     try:
         if recipe.tokenizer.merge is not None:
-            return len(merged_tokenizers(recipe).tokenizer)
+            return len(merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint).tokenizer)
         return len(load_tokenizer(recipe.tokenizer.checkpoint)) if recipe.tokenizer.checkpoint is not None else None
     except InputError:
         return None

@@ -11,11 +11,12 @@ from typing import Any
 
 from lifelong.errors import InputError
 from lifelong.expand import model_shape
-from lifelong.inherit.settings import InheritSection
+from lifelong.inherit.settings import PREVIOUS, InheritSection
 from lifelong.ledger.folder import parse_stage_model
 from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.methods._make import make_methods
+from lifelong.pipeline.phases import PHASES
 from lifelong.plan.advice import warnings_of
 from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
 from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
@@ -23,9 +24,9 @@ from lifelong.plan.shapes import Shapes
 from lifelong.plan.speed import Speed
 from lifelong.plan.text import TextLook, look_at_text
 from lifelong.recipe.check import check_recipe
-from lifelong.recipe.files import parse_recipe
+from lifelong.recipe.files import load_recipe, parse_recipe
 from lifelong.recipe.recipe import Recipe
-from lifelong.replay.steering import MOST_PROBES, PROBING_COST
+from lifelong.replay.steering import MOST_PROBES, PROBING_COST, STEERED
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.mixing import stage_plan
 from lifelong.train.arguments import blocks_per_step, micro_batches, training_arguments
@@ -95,12 +96,16 @@ class RunPlan:
 
 
 def plan_recipe(
-    recipe: Recipe, devices: Devices | None = None, *, speed: Speed | None = None, text: bool = False
+    recipe: Recipe | str | Path,
+    devices: Devices | None = None,
+    *,
+    speed: Speed | None = None,
+    text: bool = False,
 ) -> RunPlan:
     """Plan a run.
 
     Args:
-        recipe: to plan.
+        recipe: a `Recipe`, or the name or path of one.
         devices: what it is to run on; one device without a GPU where absent.
         speed: of one device; no times without it.
         text: look at the beginning of every corpus that is here.
@@ -108,6 +113,7 @@ def plan_recipe(
     Raises:
         InputError: everything that `run` would refuse about recipe, cards and growth.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     devices, shapes = devices or Devices(), Shapes()
     with runs_to_come(recipe, shapes) as there:
         check_recipe(there)
@@ -183,17 +189,19 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
     section, length, objective = recipe.stages[index], recipe.sequence_length, recipe.objective
     arguments = stage_arguments(recipe, index)
     plan = stage_plan(section.tokens, length, blocks_per_step(arguments))
-    recover = recipe.recover.tokens if recipe.recover and section.expand and index else 0
+    phases = [phase.planned(recipe, index) for phase in PHASES]
     model = meta_model(config, objective)
     teachers = _teachers(recipe, index, before, shapes)
     teacher_flops = 0.0
     if teachers and recipe.inherit is not None:
-        each = [forward_flops_per_token(meta_model(teacher, objective), length, objective) for teacher in teachers]
-        # where each domain has its own teacher, one runs for a token; in a mixture all of them
-        together = sum(each) / len(each) if recipe.inherit.teacher.by_domain else sum(each)
-        teacher_flops = plan.tokens * taught_share(recipe.inherit) * together
+        each = {
+            name: forward_flops_per_token(meta_model(teacher, objective), length, objective)
+            for name, teacher in teachers
+        }
+        teacher_flops = plan.tokens * taught_share(recipe.inherit) * recipe.inherit.teacher.flops_per_token(each)
     parameters = num_parameters(model)
-    trained = plan.tokens + (stage_plan(recover, length, plan.blocks_per_step).tokens if recover else 0)
+    trained = sum(stage_plan(part.trained, length, plan.blocks_per_step).tokens for part in phases if part.trained)
+    evaluated = sum(part.evaluated for part in phases) + _steering_tokens(recipe, index, plan.tokens)
     forward = forward_flops_per_token(model, length, objective)
     trunk = (policy := lr_policy(recipe)) is not None and trunk_step(policy, plan.num_steps) is not None
     low = any(_train(recipe, index).get(name) for name in ("bf16", "fp16"))
@@ -212,7 +220,7 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         * training_flops_per_token(model, length, objective)
         + teacher_flops,
         teacher_flops=teacher_flops,
-        evaluation_flops=_evaluated_tokens(recipe, index, plan.tokens) * forward,
+        evaluation_flops=evaluated * forward,
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
         checkpoint_bytes=parameters * FLOAT32,
         trunk_bytes=parameters * FLOAT32 if trunk else 0,
@@ -223,39 +231,32 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
             devices,
             objective=objective,
             length=length,
-            teachers=teachers,
+            teachers=[teacher for _, teacher in teachers],
             low_precision=low,
         ),
     )
 
 
-def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[Any]:
-    """Configurations of the models that run beside the student in a stage."""
+def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[tuple[str, Any]]:
+    """The models that run beside the student in a stage: names in the recipe, and configurations."""
     if recipe.inherit is None or recipe.inherit.alpha == 0:
         return []
     learned = index > 0 or recipe.model.checkpoint is not None
-    found = []
-    for leaf in recipe.inherit.teacher.leaves():
-        if leaf.model == "previous":
-            found += [before] if learned else []
-        elif leaf.model is not None:
-            found.append(shapes.of(leaf.model))
-    return found
+    return [
+        (name, before if name == PREVIOUS else shapes.of(name))
+        for name in recipe.inherit.teacher.models()
+        if name != PREVIOUS or learned
+    ]
 
 
-def _evaluated_tokens(recipe: Recipe, index: int, trained: int) -> float:
-    """Tokens that are evaluated in a stage: all domains at its end (and before the first), and probes during it."""
-    evaluate = recipe.evaluate
-    domains = len({stage.domain for stage in recipe.stages})
-    seen = len({stage.domain for stage in recipe.stages[:index]})
-    tokens = evaluate.tokens * domains * (2 if index == 0 else 1)
-    tokens += evaluate.probes * evaluate.probe_tokens * (seen + 1)
-    replay = recipe.replay
-    if replay is not None and seen and replay.share and recipe.replay_mix in ("adaptive", "budget"):
-        probed = evaluate.probe_tokens * seen
-        wanted = min(MOST_PROBES, int(3 * PROBING_COST * trained / probed)) if replay.probes is None else replay.probes
-        tokens += wanted * probed
-    return float(tokens)
+def _steering_tokens(recipe: Recipe, index: int, trained: int) -> float:
+    """Tokens of the probes by which replay is steered."""
+    seen, replay = len({stage.domain for stage in recipe.stages[:index]}), recipe.replay
+    if replay is None or not seen or not replay.share or recipe.replay_mix not in STEERED:
+        return 0.0
+    probed = recipe.evaluate.probe_tokens * seen
+    wanted = min(MOST_PROBES, int(3 * PROBING_COST * trained / probed)) if replay.probes is None else replay.probes
+    return float(wanted * probed)
 
 
 def _checkpoints_kept(recipe: Recipe, index: int) -> int:
@@ -279,9 +280,7 @@ def _warmup_steps(recipe: Recipe, index: int, arguments: Any, num_steps: int) ->
 
 def taught_share(inherit: InheritSection) -> float:
     """Share of a stage's tokens on which the teacher runs, where all tokens are taught."""
-    if inherit.alpha == 0:
-        return 0.0
-    if all(leaf.cache for leaf in inherit.teacher.leaves()):
+    if inherit.alpha == 0 or not inherit.teacher.models():
         return 0.0
     span = 1.0 if inherit.schedule == "constant" else inherit.last_progress
     if not inherit.bernoulli:

@@ -6,19 +6,16 @@ Only text that is here is looked at, and only its beginning; a hub data set is l
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lifelong.errors import LifelongError
 from lifelong.recipe.recipe import Recipe
 from lifelong.stream.cards.document import Document
 from lifelong.stream.cards.documents import read_documents
-from lifelong.stream.cards.domain import Domain, FileSource, HubSource, load_domain
+from lifelong.stream.cards.domain import Domain, load_domain
 from lifelong.stream.cards.overlap import DuplicateFilter
-from lifelong.stream.cards.paths import expand_patterns
 from lifelong.stream.tokenize import train_tokenizer
 from lifelong.stream.tokenizers.encoding import Encoder
 from lifelong.stream.tokenizers.load import load_tokenizer
@@ -28,7 +25,6 @@ ENCODED_BYTES = 300_000
 HELDOUT_BYTES = 250_000
 COMPARED_BYTES = 1_000_000
 STAND_IN_BYTES = 2_000_000
-RATIO_BYTES = 1 << 20
 FERTILITY_RISE = 1.3
 
 
@@ -95,8 +91,8 @@ def _readable(recipe: Recipe) -> tuple[dict[str, Domain], dict[str, str]]:
     unread: dict[str, str] = {}
     for card in dict.fromkeys(name for stage in recipe.stages for name in (stage.domain, *stage.together_with)):
         domain = load_domain(card)
-        if isinstance(domain.source, HubSource):
-            unread[card] = "its text is on the hub"
+        if domain.source.remote:
+            unread[card] = domain.source.remote
         else:
             found[card] = domain
     return found, unread
@@ -139,7 +135,7 @@ def _try_beginning(domain: Domain, split: str, unread: dict[str, str], card: str
 def _facts(domain: Domain, train: Sequence[Document], held: Sequence[Document], encoder: Encoder | None) -> TextFacts:
     size = sum(document.num_bytes for document in train)
     complete = size < READ_BYTES
-    whole = float(size) if complete else max(size, corpus_bytes(domain) or size)
+    whole = float(size) if complete else max(size, domain.source.num_bytes(domain) or size)
     if domain.take_bytes is not None:
         whole = min(whole, domain.take_bytes)
     bytes_per_token = tokens_per_word = None
@@ -158,25 +154,6 @@ def _facts(domain: Domain, train: Sequence[Document], held: Sequence[Document], 
 def _texts(documents: Sequence[Document], limit: int) -> list[str]:
     reached = itertools.accumulate((document.num_bytes for document in documents), initial=0)
     return [document.text for document, before in zip(documents, reached, strict=False) if before < limit]
-
-
-def corpus_bytes(domain: Domain) -> float | None:
-    """Bytes of the training files, unpacked, by what their beginnings unpack to; None where there are no files."""
-    if not isinstance(domain.source, FileSource):
-        return None
-    files = expand_patterns(domain, domain.source.files, "source.files")
-    return sum(path.stat().st_size * _unpacked(path) for path in files)
-
-
-def _unpacked(path: Path) -> float:
-    if path.suffix != ".gz":
-        return 1.0
-    with path.open("rb") as stream:
-        packed = stream.read(RATIO_BYTES)
-    try:
-        return len(zlib.decompressobj(wbits=31).decompress(packed)) / max(1, len(packed))
-    except zlib.error:
-        return 1.0
 
 
 def _fertility(stages: Sequence[str], facts: Mapping[str, TextFacts]) -> list[str]:

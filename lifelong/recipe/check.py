@@ -10,10 +10,11 @@ from typing import Any
 from lifelong.errors import InputError, LifelongError
 from lifelong.evaluate.facts.injection import read_facts
 from lifelong.expand import plan_expansion
-from lifelong.inherit.build import check_teachers
+from lifelong.inherit.teachers._teacher import Given
+from lifelong.inherit.vocabularies import check_vocabularies
 from lifelong.lm.checkpoint import load_config
 from lifelong.methods._context import check_methods, is_sharded
-from lifelong.pipeline.begin import fresh_config
+from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.replay.steering import check_steering
 from lifelong.select.corpus import check_selection
@@ -49,14 +50,37 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
             names.append(load_domain(card).name)
     with collecting(lines):
         check_steering(recipe, names if start == 0 and not lines else ())
-    check_teachers(recipe, lines.append)
+    if recipe.inherit is not None and recipe.inherit.alpha:
+        given = Given(recipe.inherit, _stream_names(recipe), recipe.objective, recipe.sequence_length)
+        lines += recipe.inherit.teacher.check(given)
     if start == 0:
-        check_merge(recipe, lines.append)
+        _check_tokenizers(recipe, lines)
     with collecting(lines):
         if recipe.facts is not None and recipe.facts.file is not None and start <= recipe.facts.stage:
             read_facts(Path(recipe.facts.file))
     if lines:
         raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
+
+
+def _stream_names(recipe: Recipe) -> list[str] | None:
+    try:
+        return [load_domain(stage.domain).name for stage in recipe.stages]
+    except InputError:
+        return None  # reported on its own, or a card that is gone from a stage that is done
+
+
+def _check_tokenizers(recipe: Recipe, lines: list[str]) -> None:
+    """Vocabularies that are merged, and the teachers that read them."""
+    names = _stream_names(recipe)
+    try:
+        joint = [[load_domain(card).name for card in stage.together_with] for stage in recipe.stages]
+    except InputError:
+        return  # reported on its own
+    if names is None:
+        return
+    fingerprints = check_merge(recipe.tokenizer, names, joint, lines.append, facts=recipe.facts is not None)
+    if recipe.inherit is not None and recipe.inherit.alpha:
+        lines += check_vocabularies(recipe.inherit, recipe.tokenizer, names, fingerprints)
 
 
 def check_launch(recipe: Recipe) -> None:

@@ -6,6 +6,9 @@ everything else is replaced. Entries of a list are changed one by one by a mappi
     base: sequential
     methods: [{name: ewc}]
     stages: {1: {expand: {layers: 3}}}
+
+A recipe that is the same in several sizes lies in `any-size/` and says in which `sizes` it comes: `tiny/ewc` is
+`any-size/ewc.yaml`, with the bases of `tiny/`.
 """
 
 from __future__ import annotations
@@ -24,15 +27,28 @@ from lifelong.recipe.recipe import Recipe
 from lifelong.schema import Yaml, validation_lines
 
 Read = Callable[[Path], dict[str, Any]]
+ANY_SIZE = "any-size"
 ALWAYS_OWN = ("name", "description", "expect")
 
 
 def recipe_names(folders: Sequence[Path]) -> list[str]:
     """Names of the recipes below some folders; one in a folder of its own has its name in front: `tiny/ewc`."""
     found = {
-        path.relative_to(folder).with_suffix("").as_posix() for folder in folders for path in folder.rglob("*.yaml")
+        name
+        for folder in folders
+        for path in folder.rglob("*.yaml")
+        for name in (
+            [f"{size}/{path.stem}" for size in _sizes(path)]
+            if path.parent.name == ANY_SIZE
+            else [path.relative_to(folder).with_suffix("").as_posix()]
+        )
     }
     return sorted(found)
+
+
+def _sizes(path: Path) -> list[str]:
+    """Sizes in which a recipe of `any-size/` comes."""
+    return list((yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml) or {}).get("sizes", ()))  # noqa: S506
 
 
 def recipe_file(recipe: str, folders: Sequence[Path]) -> Path:
@@ -49,25 +65,32 @@ def recipe_file(recipe: str, folders: Sequence[Path]) -> Path:
     for folder in folders:
         if (path := folder / f"{recipe}.yaml").is_file():
             return path
+        size, slash, name = recipe.partition("/")
+        if slash and (path := folder / ANY_SIZE / f"{name}.yaml").is_file() and size in _sizes(path):
+            return path
     names = recipe_names(folders)
     if sizes := [name for name in names if name.endswith(f"/{recipe}")]:
         raise InputError(f"recipe {recipe!r}: comes in several sizes: {', '.join(sizes)}")
     raise UnknownNameError("recipe", recipe, names)
 
 
-def read_with_base(path: Path, read: Read, folders: Sequence[Path], above: Sequence[Path] = ()) -> dict[str, Any]:
+def read_with_base(
+    path: Path, read: Read, folders: Sequence[Path], above: Sequence[Path] = (), home: Path | None = None
+) -> dict[str, Any]:
     """A recipe file with what it takes over from its base.
 
     Args:
         path: the file.
         read: one file.
-        folders: where bases are looked for, after the file's own folder.
+        folders: where bases are looked for, after the recipe's own folder.
         above: files that are being read.
+        home: the recipe's own folder, where it is not the file's: its size.
 
     Raises:
         InputError: a base that does not exist, or that leads back to the file itself.
     """
-    data = read(path)
+    data, home = read(path), home or path.parent
+    data.pop("sizes", None)
     if path in above:
         chain = " -> ".join(str(file) for file in [*above, path])
         raise InputError(f"{path}: `base` leads back to itself: {chain}")
@@ -76,11 +99,11 @@ def read_with_base(path: Path, read: Read, folders: Sequence[Path], above: Seque
     base = data.pop("base")
     if not isinstance(base, str):
         raise InputError(f"{path}: base: is the name or path of a recipe, not {base!r}")
-    taken = read_with_base(recipe_file(base, [path.parent, *folders]), read, folders, [*above, path])
+    taken = read_with_base(recipe_file(base, [home, *folders]), read, folders, [*above, path])
     for key in ALWAYS_OWN:
         taken.pop(key, None)
     merged: dict[str, Any] = merge(taken, data, str(path))
-    return {"name": own_name(path), **merged}
+    return {"name": own_name(home / path.name), **merged}
 
 
 def own_name(path: Path) -> str:
@@ -125,8 +148,12 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: no such recipe, no YAML, or any number of wrong keys and values, all in one message.
     """
-    path = find_recipe(str(recipe))
-    data = read_with_base(path, _read_file, _recipe_folders())
+    path, folders = find_recipe(str(recipe)), _recipe_folders()
+    home = None
+    if path.parent.name == ANY_SIZE:
+        size = str(recipe).partition("/")[0]
+        home = next(folder / size for folder in folders if (folder / size).is_dir())
+    data = read_with_base(path, _read_file, folders, home=home)
     for override in overrides:
         apply_override(data, override)
     return parse_recipe(data, where=str(path))

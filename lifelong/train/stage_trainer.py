@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lifelong import distributed
 from lifelong.errors import CorruptionError, Interrupted
-from lifelong.inherit.teachers import TeacherCost
+from lifelong.inherit.teachers._teacher import TeacherCost
 from lifelong.lm.head import loss_head
 from lifelong.records import TrainPoint
 from lifelong.train.counters import TokenCounter

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from lifelong.plugins import shipped_folder
-from lifelong.stream.cards.documents import own_splits, read_documents
-from lifelong.stream.cards.domain import FileSource, PythonTextSource, known_domains, load_domain
+from lifelong.stream.cards.documents import read_documents
+from lifelong.stream.cards.domain import known_domains, load_domain
+from lifelong.stream.cards.sources.files import FileSource
+from lifelong.stream.cards.sources.python_text import PythonTextSource
 
 CARDS = sorted(shipped_folder("domains").glob("*.y*ml"))
 
@@ -28,7 +30,7 @@ def test_card_is_complete(card: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert domain.citation
     assert domain.description
     if isinstance(domain.source, FileSource):
-        assert own_splits(domain) == {"train", "valid", "test"}
+        assert domain.source.own_splits == {"train", "valid", "test"}
         assert all(pattern.startswith("$") for pattern in domain.source.files), "a card names no path of one machine"
 
 

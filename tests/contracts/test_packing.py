@@ -9,7 +9,7 @@ from lifelong.expand.family import load_family
 from lifelong.inherit import loss_head, predicted_nats
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
-from lifelong.inherit.teachers import OnlineTeacher
+from lifelong.inherit.teachers.model import OnlineTeacher
 from lifelong.lm.packed import packing_of
 from lifelong.plugins import plugin_names
 from lifelong.train.arguments import training_arguments

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from lifelong.cli.main import app
+from lifelong.cli import app
 from lifelong.errors import ExpansionError, InputError, UnknownNameError
 from lifelong.expand import ExpansionMap, checkpoint, expand_checkpoint, explain_expansion
 from tests.expand.models import batch, tiny

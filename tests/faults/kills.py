@@ -202,16 +202,16 @@ class Teller:
     @contextlib.contextmanager
     def installed(self) -> Iterator[Any]:
         """The tellers in place; yields the observer of the run."""
-        from lifelong.pipeline import begin as initial
-        from lifelong.pipeline import loop as pipeline
-        from lifelong.pipeline import stage
+        from lifelong.pipeline import begin
+        from lifelong.pipeline.phases import prepare, remember
         from lifelong.records import RunObserver
+        from lifelong.report import write
         from lifelong.train import stage_trainer
 
         places = [
-            (initial, "train_tokenizer", "tokenising"), (stage, "tokenize_domain", "tokenising"),
-            (initial, "write_heldout", "caching"), (stage, "write_generation", "caching"),
-            (pipeline, "write_report", "reporting"), (stage_trainer.StageTrainer, "_save_checkpoint", "saving"),
+            (begin, "train_tokenizer", "tokenising"), (prepare, "tokenize_domain", "tokenising"),
+            (begin, "write_heldout", "caching"), (remember, "write_generation", "caching"),
+            (write, "write_report", "reporting"), (stage_trainer.StageTrainer, "_save_checkpoint", "saving"),
         ]  # fmt: skip
         real = [(module, name, getattr(module, name)) for module, name, _ in places] + [(os, "fsync", os.fsync)]
         for module, name, phase in places:

@@ -11,12 +11,12 @@ from datetime import datetime, timezone
 import pytest
 import yaml
 
-from lifelong.cli import main as cli
+from lifelong.cli import main
 from lifelong.errors import CorruptionError, InputError, Interrupted, StorageError
 from lifelong.ledger.ledger import Ledger, check_run, read_records
 from lifelong.ledger.lock import hold
 from lifelong.ledger.storage import storage_message
-from lifelong.pipeline import extend_run, run_recipe, stage
+from lifelong.pipeline import commit, extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
 from tests.faults.kills import comparable
@@ -42,7 +42,7 @@ def run_cli(monkeypatch, capsys, *arguments):
     """Exit code and message of a command."""
     monkeypatch.setattr(sys, "argv", ["lifelong", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     return caught.value.code, " ".join(capsys.readouterr().err.split())
 
 
@@ -193,7 +193,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(short, finished_short, tmp_
                 os.utime(path, (back(), clock[0]))
 
     monkeypatch.setattr(time, "time", back)
-    monkeypatch.setattr(stage, "datetime", Backwards)
+    monkeypatch.setattr(commit, "datetime", Backwards)
     short.run(tmp_path / "run", Older())
     assert comparable(tmp_path / "run") == comparable(finished_short)
 

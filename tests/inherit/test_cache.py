@@ -7,7 +7,7 @@ import torch
 from lifelong.errors import CorruptionError, InputError
 from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, block_keys, fill_cache
 from lifelong.inherit.sparse import TauSampler, TopK, scheme_to_json
-from lifelong.inherit.teachers import CachedTeacher
+from lifelong.inherit.teachers.cache import CachedTeacher
 
 V, T = 300, 12
 SETTINGS = CacheSettings(scheme_to_json(TopK(8)), 2.0, V, "tok", "model", "clm", T)

@@ -245,7 +245,7 @@ def test_soft_capping_and_tiles_of_entries():
 
 
 def test_logit_scale_and_tiles_of_one_row(monkeypatch):
-    monkeypatch.setattr("lifelong.inherit.chunk.TILE_ELEMENTS", 1)
+    monkeypatch.setattr("lifelong.lm.chunk.TILE_ELEMENTS", 1)
     hidden, weight, _, teacher_hidden, teacher_weight, labels = tensors()
     ours, theirs = (hidden.clone().requires_grad_() for _ in range(2))
     target = OnlineTarget(teacher_hidden, teacher_weight, logit_scale=0.25)

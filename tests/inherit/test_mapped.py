@@ -10,7 +10,9 @@ from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.mapped import MappedTeacher
 from lifelong.inherit.schedule import make_schedule
-from lifelong.inherit.teachers import MixtureTeacher, OnlineTeacher, TeacherCost, weights_by_domain
+from lifelong.inherit.teachers._teacher import TeacherCost
+from lifelong.inherit.teachers._weighted import MixtureTeacher, weights_by_domain
+from lifelong.inherit.teachers.model import OnlineTeacher
 from lifelong.lm.loss import ki_loss_parts
 from lifelong.lm.targets import MappedMass
 from tests.inherit.models import VOCAB, build, packed_batch

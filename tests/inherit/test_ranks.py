@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lifelong.inherit import loss_head
 from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
-from lifelong.inherit.teachers import OnlineTeacher
+from lifelong.inherit.teachers.model import OnlineTeacher
 from tests.inherit.models import build, packed_batch
 
 torch.set_num_threads(1)
@@ -82,7 +82,7 @@ CASES = [("clm", "ddp", True), ("clm", "fsdp2", False), ("mlm", "ddp", False), (
 
 @pytest.mark.parametrize(("objective", "wrap", "tied"), CASES)
 def test_two_processes_give_the_gradient_of_one(two_ranks, objective, wrap, tied):
-    from lifelong.inherit.teachers import OnlineTeacher
+    from lifelong.inherit.teachers.model import OnlineTeacher
     from tests.inherit.models import build, packed_batch
     from tests.inherit.test_teachers import assert_same_gradients, gradients, inheritor_of, ours
 

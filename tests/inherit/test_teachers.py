@@ -8,7 +8,8 @@ from lifelong.errors import InputError
 from lifelong.inherit import OnlineTarget, loss_head
 from lifelong.inherit.inheritor import Inheritor, Surpassed
 from lifelong.inherit.schedule import make_schedule
-from lifelong.inherit.teachers import MixtureTeacher, OnlineTeacher, weights_by_domain
+from lifelong.inherit.teachers._weighted import MixtureTeacher, weights_by_domain
+from lifelong.inherit.teachers.model import OnlineTeacher
 from lifelong.lm.packed import packed_inputs
 from tests.inherit.models import VOCAB, build, packed_batch
 

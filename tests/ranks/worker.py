@@ -60,7 +60,7 @@ def launched_as(mode):
 def watched(order, die=None):
     """Write down every sequence with its step; end by SIGKILL in the second stage where that is asked for."""
     from lifelong import distributed
-    from lifelong.inherit.teachers import OnlineTeacher
+    from lifelong.inherit.teachers.model import OnlineTeacher
     from lifelong.train.stage_trainer import StageTrainer
 
     order.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def main():
     import torch
 
     from lifelong import distributed
-    from lifelong.cli.main import quiet_libraries
+    from lifelong.cli.terminal import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(1)
@@ -131,7 +131,7 @@ def main():
 
 
 if __name__ == "__main__":
-    import lifelong.cli
+    from lifelong.cli import entry as command
 
-    lifelong.cli.app = lambda **_: main()
-    lifelong.cli.main()  # errors end a run as they do on the command line
+    command.app = lambda **_: main()
+    command.main()  # errors end a run as they do on the command line

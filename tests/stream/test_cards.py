@@ -10,7 +10,8 @@ import pytest
 
 from lifelong.errors import InputError
 from lifelong.stream.cards.documents import read_documents
-from lifelong.stream.cards.domain import Domain, FileSource, domain_schema, known_domains, load_domain
+from lifelong.stream.cards.domain import Domain, domain_schema, known_domains, load_domain
+from lifelong.stream.cards.sources.files import FileSource
 
 
 def _card(folder: Path, text: str, name: str = "bio") -> Path:
@@ -138,7 +139,7 @@ def test_schema_names_every_key() -> None:
 
 def test_reading_a_card_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from lifelong.stream.domain import load_domain; load_domain('wiki');"
+        "import sys; from lifelong.stream.cards.domain import load_domain; load_domain('wiki');"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

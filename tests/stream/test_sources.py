@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.stream.cards.documents import Tally, own_splits, read_documents, source_fingerprint
+from lifelong.stream.cards.documents import Tally, read_documents, source_fingerprint
 from lifelong.stream.cards.domain import Domain, load_domain
 
 from .conftest import sentences
@@ -79,7 +79,7 @@ def test_hub_layout_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     for streaming in (True, False):
         source = {"hub": str(folder), "valid": "validation", "streaming": streaming}
         domain = _load(tmp_path, source, text_field="article")
-        assert own_splits(domain) == {"train", "valid"}
+        assert domain.source.own_splits == {"train", "valid"}
         assert [d.text for d in read_documents(domain, "valid")] == ["held out " + TEXTS[0]]
         train, test = ({d.text for d in read_documents(domain, split)} for split in ("train", "test"))
         assert train | test == set(TEXTS)
@@ -244,8 +244,8 @@ def test_fingerprint_is_of_content_and_settings(tmp_path: Path) -> None:
 _LONG_LINE = """
 import resource, sys
 from lifelong.errors import InputError
-from lifelong.stream.domain import load_domain
-from lifelong.stream.source import read_documents
+from lifelong.stream.cards.domain import load_domain
+from lifelong.stream.cards.documents import read_documents
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     list(read_documents(load_domain(sys.argv[1]), "train"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifelong import distributed
-from lifelong.cli.main import main
+from lifelong.cli import main
 from lifelong.errors import BrokenPromiseError, InputError, UnknownNameError
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe

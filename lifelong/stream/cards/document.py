@@ -1,4 +1,4 @@
-"""A document and the key by which equal texts are known."""
+"""A document and the key by which equal texts are known; what readers yield before it is one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,25 @@ class Document:
     text: str
     key: str
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A document that cannot be read, and why: file, line, value."""
+
+    reason: str
+
+
+RawDocument = tuple[str, "str | Bad"]  # the place it stands at, and the text
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read: the field of the text, the longest document in bytes, plain text by file or by block."""
+
+    text_field: str
+    max_bytes: int
+    blocks: bool = False
 
 
 def document_key(text: str) -> str:

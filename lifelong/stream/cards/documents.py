@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.stream.cards.document import Document
-from lifelong.stream.cards.domain import SPLITS, Domain, FileSource, HubSource, PythonTextSource
-from lifelong.stream.cards.paths import expand_patterns, file_digest
-from lifelong.stream.cards.readers import Bad, RawDocument, Reading, format_of, read_file
+from lifelong.stream.cards.document import Bad, Document, Reading
+from lifelong.stream.cards.domain import SPLITS, Domain
+from lifelong.stream.cards.overlap import DuplicateFilter
 
 _REASONS_KEPT = 5
 
@@ -70,37 +69,26 @@ def read_documents(domain: Domain, split: str, tally: Tally | None = None) -> It
 def source_fingerprint(domain: Domain, split: str, memo_dir: Path | None = None) -> str:
     """SHA-256 over the content of the source and the settings that decide what is read from it.
 
-    For files it is the content (read once per path, size and time where `memo_dir` is given), for the hub
-    the revision, for installed text the documents.
+    What pins the content the source says: for files their digests (read once per path, size and time where
+    `memo_dir` is given), for the hub the revision; else it is the documents.
     """
-    source = domain.source
     parts: dict[str, Any] = {"split": split, "options": domain.options}
-    if isinstance(source, FileSource):
-        for name in SPLITS:
-            patterns = _patterns(source, name)
-            files = expand_patterns(domain, patterns, f"source.{_key(name)}") if patterns else []
-            parts[name] = [[path.suffixes, file_digest(path, memo_dir)] for path in files]
-        parts["reading"] = [source.format, _by_blocks(domain, source)]
-    elif isinstance(source, HubSource):
-        from lifelong.stream.cards.hub import hub_revision
-
-        parts["hub"] = [source.model_dump(), hub_revision(domain, source)]
-    else:
-        keys = [document.key for document in _from_source(domain, "train", Tally())]
-        parts["python_text"] = [source.python_text, keys]
+    parts.update(domain.source.fingerprint(domain, memo_dir) or _content(domain))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def own_splits(domain: Domain) -> frozenset[str]:
-    """The splits that the source has of its own; the others are cut from train by document hash."""
+def _content(domain: Domain) -> dict[str, Any]:
     source = domain.source
-    if isinstance(source, PythonTextSource):
-        return frozenset({"train"})
-    return frozenset({"train", *(name for name in ("valid", "test") if getattr(source, name))})
+    keys = (
+        [document.key for document in _from_source(domain, split, Tally())]
+        for split in SPLITS
+        if split in source.own_splits
+    )
+    return {source.kind: [*source.model_dump(mode="json").values(), *keys]}
 
 
 def _of_split(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
-    own = own_splits(domain)
+    own = domain.source.own_splits
     cut = [name for name in ("valid", "test") if name not in own]
     if split in own and (split != "train" or not cut):
         yield from _from_source(domain, split, tally)
@@ -114,7 +102,7 @@ def _of_split(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
 
 
 def _from_source(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
-    for place, text in _raw_documents(domain, split):
+    for place, text in domain.source.read(domain, split, Reading(domain.text_field, domain.max_document_bytes)):
         problem = text.reason if isinstance(text, Bad) else _problem(domain, place, text)
         if problem is None and isinstance(text, str):
             if text.strip():
@@ -143,42 +131,7 @@ def _problem(domain: Domain, place: str, text: str) -> str | None:
     return None
 
 
-def _raw_documents(domain: Domain, split: str) -> Iterator[RawDocument]:
-    source = domain.source
-    if isinstance(source, HubSource):
-        from lifelong.stream.cards.hub import read_hub
-
-        name = source.split if split == "train" else getattr(source, split)
-        yield from read_hub(domain, source, name)
-    elif isinstance(source, PythonTextSource):
-        from lifelong.stream.cards.python_text import read_installed
-
-        yield from read_installed(source.python_text)
-    else:
-        paths = expand_patterns(domain, _patterns(source, split), f"source.{_key(split)}")
-        reading = Reading(domain.text_field, domain.max_document_bytes, _by_blocks(domain, source))
-        kinds = [(path, format_of(path, source.format)) for path in paths]
-        for path, kind in kinds:
-            yield from read_file(path, kind, reading)
-
-
-def _by_blocks(domain: Domain, source: FileSource) -> bool:
-    if source.documents is not None:
-        return source.documents == "blocks"
-    return len(expand_patterns(domain, source.files, "source.files")) == 1
-
-
-def _patterns(source: FileSource, split: str) -> tuple[str, ...]:
-    return (source.files if split == "train" else getattr(source, split)) or ()
-
-
-def _key(split: str) -> str:
-    return "files" if split == "train" else split
-
-
 def _without_duplicates(domain: Domain, documents: Iterator[Document], tally: Tally) -> Iterator[Document]:
-    from lifelong.stream.cards.overlap import DuplicateFilter
-
     seen = DuplicateFilter(near=domain.dedup == "near")
     for split in ("valid", "test"):
         for document in _of_split(domain, split, Tally()):
@@ -193,7 +146,7 @@ def _without_duplicates(domain: Domain, documents: Iterator[Document], tally: Ta
 def _empty_message(domain: Domain, split: str, tally: Tally) -> str:
     left_out = f" ({tally.empty} empty, {tally.bad} bad, {tally.duplicates} repeated)"
     remedy = ""
-    if split not in own_splits(domain):
+    if split not in domain.source.own_splits:
         remedy = (
             f"; it is cut from train by document hash (held_out: {domain.held_out:g}): "
             f"raise held_out, or name source.{split}"

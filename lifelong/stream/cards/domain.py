@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from lifelong.errors import InputError, did_you_mean
 from lifelong.plugins import shipped_folder
+from lifelong.schema import CARD, Location, shortened, validation_lines
+from lifelong.stream.cards.paths import CardFile
+from lifelong.stream.cards.sources import AnySource, source_kinds
 
 SPLITS = ("train", "valid", "test")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-PythonTextKind = Literal["reference_prose", "stdlib_code", "licence_texts"]
 
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -33,73 +36,13 @@ def parse_size(value: Any) -> Any:
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-Patterns = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
-    Field(min_length=1),
-]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class FileSource(_Part):
-    """Local files by glob pattern; paths are relative to the card, `$VARIABLES` are expanded."""
-
-    files: Patterns = Field(description="files of the training split")
-    valid: Patterns | None = Field(None, description="files of the validation split; cut by hash if absent")
-    test: Patterns | None = Field(None, description="files of the test split; cut by hash if absent")
-    format: Literal["jsonl", "parquet", "csv", "tsv", "text"] | None = Field(None, description="by file name if absent")
-    documents: Literal["file", "blocks"] | None = Field(
-        None,
-        description="plain text only: a whole file or a blank-line block is one document; "
-        "if absent, blocks when one file matches, else file",
-    )
-
-
-class HubSource(_Part):
-    """A data set of the Hugging Face hub, or a local folder in its layout."""
-
-    hub: str = Field(min_length=1, description="org/name on the hub, or a local folder of data files")
-    config: str | None = None
-    revision: str | None = Field(None, description="commit hash or tag; unpinned if absent")
-    split: str = "train"
-    valid: str | None = Field(None, description="name of the validation split; cut by hash if absent")
-    test: str | None = Field(None, description="name of the test split; cut by hash if absent")
-    streaming: bool = False
-
-
-class PythonTextSource(_Part):
-    """Real text that is installed together with Python."""
-
-    python_text: PythonTextKind
-
-
-def _source_kind(value: Any) -> str | None:
-    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
-    kinds = [kind for kind in ("files", "hub", "python_text") if kind in keys]
-    return kinds[0] if len(kinds) == 1 else None
-
-
-Source = Annotated[
-    Annotated[FileSource, Tag("files")]
-    | Annotated[HubSource, Tag("hub")]
-    | Annotated[PythonTextSource, Tag("python_text")],
-    Discriminator(_source_kind),
-]
-_SOURCE_FIELDS = {
-    "files": FileSource.model_fields,
-    "hub": HubSource.model_fields,
-    "python_text": PythonTextSource.model_fields,
-}
-
-
-class Domain(_Part):
+class Domain(CardFile):
     """A named corpus. `path` is the card it was read from, the folder of relative paths."""
 
     name: str = Field(description="letters, digits, '.', '_' and '-'; at most 64")
-    source: Source
+    source: AnySource
     text_field: str = Field("text", min_length=1, description="the field or column that holds the text")
     licence: str | None = None
     citation: str | None = None
@@ -115,7 +58,6 @@ class Domain(_Part):
     )
     max_document_bytes: Size = Field(64 * 2**20, description="a longer document counts as bad")
     take_bytes: Size | None = Field(None, description="read no more than this much training text")
-    path: Path | None = Field(None, exclude=True)
 
     @field_validator("name")
     @classmethod
@@ -129,11 +71,6 @@ class Domain(_Part):
         """The settings that decide which documents are read, in plain values (part of the fingerprint)."""
         names = ("text_field", "dedup", "held_out", "on_bad_document", "max_document_bytes", "take_bytes")
         return {name: getattr(self, name) for name in names}
-
-    @property
-    def folder(self) -> Path:
-        """What relative paths of the card are relative to."""
-        return self.path.parent if self.path else Path()
 
 
 def load_domain(card: str | Path) -> Domain:
@@ -197,49 +134,40 @@ def read_card(path: Path) -> Domain:
         place = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{place}: no valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(data, dict):
-        raise InputError(f"{path}: a card is a mapping (name:, source:, ...), this is {_shown(data)}")
+        raise InputError(f"{path}: a card is a mapping (name:, source:, ...), this is {shortened(data, 80)}")
     data.setdefault("name", path.stem)
     if "path" in data:
         raise InputError(f"{path}:{lines.get(('path',), 1)}: path: unknown key; files go under source.files")
     try:
         return Domain.model_validate(data).model_copy(update={"path": path.resolve()})
     except ValidationError as error:
-        faults = [_fault(path, dict(item), data, lines) for item in error.errors(include_url=False)]
+        faults = validation_lines(error, Domain, CARD, place=partial(_place, path, lines), keys_at=_keys_at)
         raise InputError("\n".join(faults)) from None
 
 
-def _fault(path: Path, item: dict[str, Any], data: dict[str, Any], lines: dict[tuple[Any, ...], int]) -> str:
-    location = list(item["loc"])
-    kind = None
-    if len(location) > 1 and location[0] == "source" and location[1] in _SOURCE_FIELDS:
-        kind = location.pop(1)
-    line = next((lines[tuple(location[:n])] for n in range(len(location), 0, -1) if tuple(location[:n]) in lines), 1)
-    place = f"{path}:{line}: {'.'.join(map(str, location))}"
-    if item["type"] == "extra_forbidden":
-        allowed = _SOURCE_FIELDS[kind] if kind else [name for name in Domain.model_fields if name != "path"]
-        return f"{place}: unknown key{did_you_mean(str(location[-1]), allowed)}"
-    if item["type"] == "missing":
-        return f"{place}: missing; a card needs it"
-    if item["type"].startswith("union_tag"):
-        given = ", ".join(map(str, data["source"])) if isinstance(data["source"], dict) else _shown(data["source"])
-        close = did_you_mean(given, _SOURCE_FIELDS)
-        return f"{place}: exactly one of files, hub, python_text says where the text is; given: {given}{close}"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message[:1].lower()}{message[1:]}; given: {_shown(item['input'])}"
+def _place(path: Path, lines: dict[Location, int], location: Location) -> str:
+    location = (*location[:1], *location[2:]) if _kind_at(location) else location
+    line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), 1)
+    return f"{path}:{line}: {'.'.join(map(str, location))}"
 
 
-def _lines_of_keys(node: Any, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
-    lines: dict[tuple[Any, ...], int] = {}
+def _keys_at(location: Location) -> list[str]:
+    schema = source_kinds()[_kind_at(location)] if _kind_at(location) else Domain
+    return [name for name, field in schema.model_fields.items() if not field.exclude]
+
+
+def _kind_at(location: Location) -> str:
+    """The kind of source, which a validation puts into the path of its keys; empty elsewhere."""
+    return str(location[1]) if len(location) > 1 and location[0] == "source" else ""
+
+
+def _lines_of_keys(node: Any, prefix: Location = ()) -> dict[Location, int]:
+    lines: dict[Location, int] = {}
     if node is not None and node.id == "mapping":
         for key, value in node.value:
             lines[(*prefix, key.value)] = key.start_mark.line + 1
             lines.update(_lines_of_keys(value, (*prefix, key.value)))
     return lines
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _case_hint(path: Path) -> str:

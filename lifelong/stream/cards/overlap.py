@@ -13,12 +13,11 @@ import hashlib
 import re
 import zlib
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from lifelong.stream.cards.document import Document
+from lifelong.stream.cards.document import Document
 
 SHINGLE_WORDS = 5
 NUM_PERMUTATIONS = 128

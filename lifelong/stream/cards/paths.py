@@ -14,20 +14,40 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 
 from lifelong.errors import InputError, did_you_mean
-from lifelong.stream.cards.domain import Domain
+from lifelong.schema import Section
 
+Patterns = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
-def expand_patterns(domain: Domain, patterns: Iterable[str], where: str) -> list[Path]:
+class CardFile(Section):
+    """A named card. `path` is the file it was read from, whose folder relative paths start from."""
+
+    name: str
+    path: Path | None = Field(None, exclude=True)
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths of the card are relative to."""
+        return self.path.parent if self.path else Path()
+
+
+def expand_patterns(card: CardFile, patterns: Iterable[str], where: str) -> list[Path]:
     """Files that match, without repetition, in alphabetical order within each pattern.
 
     Raises:
         InputError: a variable is not set, a pattern leaves the card's folder, or nothing matches.
     """
-    place = f"{domain.path or domain.name}: {where}"
+    place = f"{card.path or card.name}: {where}"
     found: dict[Path, None] = {}
     for pattern in patterns:
         expanded = expand_variables(pattern, place)
@@ -36,7 +56,7 @@ def expand_patterns(domain: Domain, patterns: Iterable[str], where: str) -> list
                 f"{place}: {pattern!r} climbs with '..' out of what the card may read; write the full path, "
                 "or begin it with a variable such as $LIFELONG_DATA"
             )
-        full = str(Path(glob.escape(str(domain.folder))) / expanded)
+        full = str(Path(glob.escape(str(card.folder))) / expanded)
         # Path.glob takes no absolute pattern
         names = sorted(glob.glob(full, recursive=True))  # noqa: PTH207
         matches = [path for path in map(Path, names) if path.is_file()]

@@ -14,7 +14,6 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lifelong.errors import InputError, did_you_mean
+from lifelong.stream.cards.document import Bad, RawDocument, Reading
 
 FORMATS = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
@@ -48,25 +48,6 @@ _COMPRESSED = (".gz", ".zst")
 # a damaged file gives an error for a whole buffer: a small one loses few of the documents before it
 _BUFFER_BYTES = 1 << 16
 _CUT_SHORT = (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid, OSError)
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A document that cannot be read, and why: file, line, value."""
-
-    reason: str
-
-
-RawDocument = tuple[str, "str | Bad"]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How to read: the field of the text, the longest document in bytes, plain text by file or by block."""
-
-    text_field: str
-    max_bytes: int
-    blocks: bool = False
 
 
 def format_of(path: Path, declared: str | None = None) -> str:

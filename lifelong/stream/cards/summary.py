@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,13 +16,13 @@ from lifelong.stream.cards.domain import (
     NAME_PATTERN,
     SPLITS,
     Domain,
-    HubSource,
     domain_folders,
     known_domains,
     load_domain,
     read_card,
 )
 from lifelong.stream.cards.overlap import DuplicateFilter
+from lifelong.stream.cards.sources import source_kinds
 from lifelong.stream.tokenizers.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _overlaps(domain: Domain, seen: DuplicateFilter, names: Iterable[str]) -> tu
             continue
         try:
             other = load_domain(name)
-            if isinstance(other.source, HubSource):
+            if other.source.remote:
                 unread.append(name)
                 continue
             for split in SPLITS:
@@ -204,28 +204,19 @@ def _shortened(text: str) -> str:
 def add_domain(
     name: str,
     *,
-    files: Sequence[str] = (),
-    valid: Sequence[str] = (),
-    test: Sequence[str] = (),
-    hub: str | None = None,
-    python_text: str | None = None,
     out: Path = Path("domains"),
     tokenizer: PreTrainedTokenizerBase | None = None,
-    **settings: Any,
+    **keys: Any,
 ) -> tuple[Path, DomainSummary]:
     """Writes a card after reading the corpus with it; where that fails, nothing is written.
 
     Args:
         name: of the domain and of the card.
-        files: glob patterns of training files, relative to the working folder.
-        valid: of validation files.
-        test: of test files.
-        hub: data set id, instead of files.
-        python_text: kind of installed text, instead of files.
         out: folder of the card.
         tokenizer: for the summary.
-        **settings: other keys of the card (`text_field`, `held_out`, `dedup`, ...); those of the source
-            (`config`, `revision`, `split`, `streaming`, `format`, `documents`) go there. None is left out.
+        **keys: of the card (`text_field`, `held_out`, `dedup`, ...) and of its source: exactly one of the kinds
+            (`files`, `hub`, `python_text`, ...) and what else the kind takes (`valid`, `revision`, ...). None is left
+            out. Patterns of files are relative to the working folder.
 
     Raises:
         InputError: the name is none or taken, not exactly one source is given, or the corpus cannot be read.
@@ -237,16 +228,7 @@ def add_domain(
     card = out / f"{name}.yaml"
     if card.exists():
         raise InputError(f"{card}: there is a card of this name; remove it, or choose another name")
-    if sum(map(bool, (files, hub, python_text))) != 1:
-        raise InputError(f"domain {name!r}: give exactly one of files, a hub data set, or a kind of python text")
-    given = {key: value for key, value in settings.items() if value is not None}
-    source: dict[str, Any] = {"hub": hub} if hub else {"python_text": python_text} if python_text else {}
-    for key, patterns in (("files", files), ("valid", valid), ("test", test)):
-        if patterns:
-            source[key] = [_portable(pattern, out) for pattern in patterns]
-    for key in ("config", "revision", "split", "streaming", "format", "documents"):
-        if key in given:
-            source[key] = given.pop(key)
+    source, given = _source_of(name, keys, out)
     made = not out.is_dir()
     out.mkdir(parents=True, exist_ok=True)
     draft = out / f".{name}.{os.getpid()}.part"
@@ -263,25 +245,29 @@ def add_domain(
     return card, summary
 
 
+def _source_of(name: str, keys: Mapping[str, Any], out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys divided into those of the source section, its kind first, and the other keys of the card."""
+    kinds = source_kinds()
+    given = {key: value for key, value in keys.items() if value not in (None, (), []) and (value or key not in kinds)}
+    chosen = [kind for kind in kinds if kind in given]
+    if len(chosen) != 1:
+        *titles, last = (source.title for source in kinds.values())
+        raise InputError(f"domain {name!r}: give exactly one of {', '.join(titles)}, or {last}")
+    source = kinds[chosen[0]]
+    # a key of another kind goes there too: reading the card then tells what this kind takes
+    fields = dict.fromkeys(
+        [*chosen, *source.model_fields, *(key for kind in kinds.values() for key in kind.model_fields)]
+    )
+    section = source.portable({key: given.pop(key) for key in fields if key in given}, out)
+    return section, given
+
+
 def _read_draft(draft: Path, card: Path) -> Domain:
     """The card that is about to be written; what is wrong with it is said of the card, not of the draft."""
     try:
         return read_card(draft)
     except InputError as error:
         raise InputError(str(error).replace(str(draft), f"{card} (not written)")) from None
-
-
-def _portable(pattern: str, out: Path) -> str:
-    """The pattern as a card in `out` must say it: below the card, below $LIFELONG_DATA, or in full."""
-    if pattern.startswith(("$", "~")):
-        return pattern
-    full = Path(os.path.normpath(Path.cwd() / pattern))
-    if full.is_relative_to(out.resolve()):
-        return str(full.relative_to(out.resolve()))
-    data = os.environ.get("LIFELONG_DATA")
-    if data and full.is_relative_to(Path(data).resolve()):
-        return str(Path("$LIFELONG_DATA") / full.relative_to(Path(data).resolve()))
-    return str(full)
 
 
 def list_domains() -> list[dict[str, Any]]:
@@ -293,11 +279,10 @@ def list_domains() -> list[dict[str, Any]]:
         except LifelongError as error:
             listed.append({"name": name, "fault": str(error)})
             continue
-        kind = next(key for key in ("files", "hub", "python_text") if hasattr(domain.source, key))
         listed.append(
             {
                 "name": name,
-                "source": kind,
+                "source": domain.source.kind,
                 "licence": domain.licence,
                 "card": str(domain.path),
                 "description": domain.description,

@@ -1,0 +1,134 @@
+"""What the loss needs of a teacher, and what a teacher is made and checked from.
+
+Letters: B sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lifelong.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lifelong.inherit.settings import InheritSection
+    from lifelong.lm.loss import Target
+    from lifelong.stream.tokenizers.merged import MergedTokenizers
+
+Batch = Mapping[str, "Tensor"]
+
+
+@dataclass
+class TeacherCost:
+    """Tokens that teachers have been run on, and the FLOPs of that.
+
+    `mapped` is of teachers with other vocabularies: predicted tokens that they taught, and their probability that has
+    no place in the student's vocabulary, summed over these.
+    """
+
+    tokens: int = 0
+    flops: float = 0.0
+    mapped: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def __add__(self, other: TeacherCost) -> TeacherCost:
+        mapped = dict(self.mapped)
+        for name, (rows, mass) in other.mapped.items():
+            before = mapped.get(name, (0, 0.0))
+            mapped[name] = (before[0] + rows, before[1] + mass)
+        return TeacherCost(self.tokens + other.tokens, self.flops + other.flops, mapped)
+
+
+class Teacher:
+    """Targets for the labelled rows of the sequences it is shown; by default all of them, and no model runs."""
+
+    @property
+    def cost(self) -> TeacherCost:
+        """So far."""
+        return TeacherCost()
+
+    def teaches(self, batch: Batch) -> Tensor:
+        """Which sequences it has something to say about, `[B]` bool."""
+        import torch
+
+        return torch.ones_like(batch["input_ids"][:, 0], dtype=torch.bool)
+
+    def targets(self, batch: Batch) -> Sequence[Target]:
+        """Targets whose rows are the predicted tokens of `batch`, in order."""
+        raise NotImplementedError
+
+    def attend(self, batch: Batch) -> None:
+        """Not asked about `batch`: take part where the teachers of other processes need this one to run theirs."""
+
+    def shard(self, wrap: Callable[[Any], Any]) -> None:
+        """Let every process hold a part of each parameter only, as `wrap` does it to a model."""
+
+    def model_for(self, domain_id: int) -> Any:
+        """The one model that teaches a domain in the student's ids; None where there is no such one."""
+        del domain_id
+
+    def close(self) -> None:
+        """Free what the teacher holds; it is not asked again."""
+
+
+@dataclass(frozen=True)
+class TeacherInputs:
+    """What the teacher of a stage is made from.
+
+    Args:
+        inherit: the section of the recipe.
+        domain: name of the stage's domain.
+        student: the model of the stage, at its size.
+        previous: where the model before lies; None where there is none that has learned anything.
+        previous_fingerprint: of its weights.
+        objective: clm or mlm.
+        sequence_length: tokens of a row.
+        columns: names of the stream's domains, by domain id.
+        tokenizer: of the student.
+        merged: the tokenizers of the domains, where vocabularies were merged.
+        seed: of the stage.
+        num_steps: optimizer steps of the stage.
+        heldout_nats: loss of a model on held-out text of the domain with this name, nats per token.
+    """
+
+    inherit: InheritSection
+    domain: str
+    student: PreTrainedModel
+    previous: Path | str | None
+    previous_fingerprint: str | None
+    objective: str
+    sequence_length: int
+    columns: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase
+    merged: MergedTokenizers | None
+    seed: int
+    num_steps: int
+    heldout_nats: Callable[[PreTrainedModel, str], float]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of a run before it begins.
+
+    Args:
+        inherit: the section of the recipe.
+        domains: names of the stages' domains; None where a card cannot be read.
+        objective: clm or mlm.
+        sequence_length: tokens of a row.
+    """
+
+    inherit: InheritSection
+    domains: Sequence[str] | None
+    objective: str
+    sequence_length: int
+
+
+def unknown_domains(named: Iterable[str], domains: Sequence[str], where: str) -> Iterator[UnknownNameError]:
+    """An error for each domain that is named and is none of the stream's."""
+    for name in named:
+        if name not in domains:
+            yield UnknownNameError("domain of this stream", name, domains, where)

@@ -1,0 +1,13 @@
+"""What a stage goes through, in order; a new phase is one file and one word here."""
+
+from lifelong.pipeline.phases.evaluate import Evaluate
+from lifelong.pipeline.phases.grow import Grow
+from lifelong.pipeline.phases.phase import Phase
+from lifelong.pipeline.phases.prepare import Prepare
+from lifelong.pipeline.phases.recover import Recover
+from lifelong.pipeline.phases.remember import Remember
+from lifelong.pipeline.phases.train import Train
+
+PHASES: tuple[Phase, ...] = (Prepare(), Grow(), Recover(), Train(), Evaluate(), Remember())
+
+__all__ = ["PHASES", "Phase"]

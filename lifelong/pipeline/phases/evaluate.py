@@ -1,0 +1,106 @@
+"""Held-out losses of every domain after the stage, samples, and the forgetting budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+
+from transformers import PreTrainedModel
+
+from lifelong import distributed
+from lifelong.errors import BrokenPromiseError
+from lifelong.evaluate.samples import sample_texts
+from lifelong.files import free_name, read_json, write_json
+from lifelong.ledger.history import read_losses, write_losses
+from lifelong.lm.flops import forward_flops_per_token
+from lifelong.pipeline.phases.phase import Phase, PlannedTokens
+from lifelong.pipeline.stage import Stage
+from lifelong.recipe.recipe import Recipe
+from lifelong.records import Cost
+
+LOSSES, SAMPLES, SECONDS = "losses.json", "samples.json", "evaluate-seconds.json"
+
+
+class Evaluate(Phase):
+    """A row of the loss matrix."""
+
+    name = "evaluate"
+
+    def run(self, stage: Stage, model: PreTrainedModel) -> PreTrainedModel:
+        """Measure, and refuse a stage that has forgotten more than its budget allows."""
+        assert stage.result is not None, "evaluated after training"
+        context, path = stage.context, stage.result / LOSSES
+        context.observer.phase_started(self.name, 0)
+        if not stage.has(f"{stage.result.name}/{LOSSES}"):
+            _measure(stage, model, path)
+        stage.losses = list(read_losses(path))
+        context.observer.evaluated(stage.index, stage.losses)
+        distributed.on_first(lambda: _check_budget(stage))
+        return model
+
+    def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
+        """One pass over the held-out text."""
+        forward = forward_flops_per_token(model, stage.recipe.sequence_length, stage.recipe.objective)
+        tokens = sum(loss.tokens for loss in stage.losses)
+        yield self.name, Cost(0, tokens * forward, 0.0, read_json(stage.work / SECONDS))
+
+    def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
+        """All domains after every stage, and before the first."""
+        domains = len({stage.domain for stage in recipe.stages})
+        return PlannedTokens(evaluated=recipe.evaluate.tokens * domains * (2 if index == 0 else 1))
+
+
+def _measure(stage: Stage, model: PreTrainedModel, path: Path) -> None:
+    context, started = stage.context, monotonic()
+    losses = context.evaluate(model)
+    seconds = monotonic() - started
+
+    def written() -> None:
+        write_json(stage.work / SECONDS, seconds)
+        samples = sample_texts(
+            model,
+            context.tokenizer,
+            context.heldouts,
+            stage=stage.index,
+            objective=stage.recipe.objective,
+            num_samples=stage.recipe.evaluate.samples,
+        )
+        write_json(path.with_name(SAMPLES), [asdict(sample) for sample in samples])
+        write_losses(path, losses)
+
+    distributed.on_first(written)
+
+
+def _check_budget(stage: Stage) -> None:
+    """A broken forgetting budget leaves the stage in `rejected/`, uncommitted.
+
+    Raises:
+        BrokenPromiseError: names every domain that was forgotten by more than its budget.
+    """
+    recipe, ledger = stage.recipe, stage.context.ledger
+    if not recipe.budget:
+        return
+    earlier = [read_losses(ledger.stage_folder(record) / LOSSES) for record in ledger.stages]
+    broken = []
+    for loss in stage.losses:
+        allowed = recipe.budget.get(loss.domain)
+        best = min((old.perplexity for row in earlier for old in row if old.domain == loss.domain), default=None)
+        seen = any(record.domain == loss.domain for record in ledger.stages)
+        if allowed is None or best is None or not seen:
+            continue
+        rise = loss.perplexity / best - 1
+        if rise > allowed:
+            broken.append(f"{loss.domain}: perplexity rose by {rise:.1%}, the budget is {allowed:.1%}")
+    if broken:
+        assert stage.result is not None, "checked after training"
+        rejected = free_name(stage.context.out / "rejected" / stage.name)
+        rejected.parent.mkdir(exist_ok=True)
+        stage.result.rename(rejected)
+        raise BrokenPromiseError(
+            f"stage {stage.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
+            + "\n  ".join(broken)
+            + "\n  raise replay.share, max_share or memory_tokens, lower train.learning_rate or tokens,"
+            "\n  and give the same command with such a --set: it goes on from the last committed stage"
+        )

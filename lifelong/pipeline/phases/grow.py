@@ -1,0 +1,87 @@
+"""Growth at the start of a stage; verified before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+from transformers import PreTrainedModel
+
+from lifelong import distributed
+from lifelong.errors import BrokenPromiseError
+from lifelong.expand import grow, model_shape, plan_expansion
+from lifelong.expand.settings import ExpandSection
+from lifelong.files import read_json, whole_folder, write_json
+from lifelong.lm.checkpoint import load_model, save_model
+from lifelong.lm.flops import num_parameters
+from lifelong.pipeline.phases.phase import Phase
+from lifelong.pipeline.stage import Stage
+from lifelong.records import Cost
+
+FLOAT32_LOSS_TOLERANCE = 1e-4
+VERIFY_TOKENS = 2_000
+EXPANSION = "expansion.json"
+
+
+class Grow(Phase):
+    """The model at the size that the stage trains; one without `expand:` stays as it is."""
+
+    name = "grow"
+
+    def run(self, stage: Stage, model: PreTrainedModel) -> PreTrainedModel:
+        """Grow, and say what the stage trains."""
+        if stage.section.expand is not None:
+            distributed.on_first(lambda: _write_grown(stage, model))
+            model = load_model(stage.work / "grown" / "model", stage.recipe.objective)
+        stage.context.observer.stage_started(stage.index, model_shape(model.config), num_parameters(model))
+        return model
+
+    def keep(self, stage: Stage, folder: Path) -> None:
+        """The growth's report and map."""
+        if stage.section.expand is not None:
+            written = read_json(stage.work / "grown" / EXPANSION)
+            write_json(folder / EXPANSION, {key: value for key, value in written.items() if key != "seconds"})
+
+    def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
+        """Time only: a growth multiplies no tokens."""
+        del model
+        if stage.section.expand is not None:
+            yield self.name, Cost(seconds=read_json(stage.work / "grown" / EXPANSION)["seconds"])
+
+
+def _write_grown(stage: Stage, model: PreTrainedModel) -> None:
+    assert stage.section.expand is not None, "asked for only where the stage grows"
+    folder = stage.work / "grown"
+    if not folder.exists():
+        stage.context.observer.phase_started(Grow.name, 0)
+        with whole_folder(folder) as partial:
+            _grow_into(stage, model, stage.section.expand, partial)
+
+
+def _grow_into(stage: Stage, model: PreTrainedModel, expand: ExpandSection, folder: Path) -> None:
+    """Grow, compare with the small model in float64 and on held-out text, and write the grown one.
+
+    Raises:
+        BrokenPromiseError: the function moved by more than rounding.
+    """
+    context, started = stage.context, monotonic()
+    plan = plan_expansion(model.config, **expand.options(), **expand.sizes())
+    grown, mapping, report = grow(model, plan, seed=stage.seed)
+    seen = [context.heldouts[column] for column in stage.seen_columns()]
+    before, after = (
+        [context.evaluate_one(which, heldout, VERIFY_TOKENS).nats_per_token for heldout in seen]
+        for which in (model, grown)
+    )
+    drift = max((abs(a - b) for a, b in zip(after, before, strict=True)), default=0.0)
+    report = replace(report, loss_difference=drift, seconds=monotonic() - started)
+    if plan.is_exact and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
+        raise BrokenPromiseError(
+            f"stage {stage.name}: the grown model does not compute the same function: logits differ by "
+            f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss "
+            f"by {drift:.1e} nats; nothing was committed"
+        )
+    save_model(grown, context.tokenizer, folder / "model")
+    write_json(folder / EXPANSION, {**report.to_json(), "map": mapping.to_json()})
+    context.observer.expanded(report)

@@ -1,0 +1,62 @@
+"""What every phase of a stage is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from transformers import PreTrainedModel
+
+from lifelong.pipeline.stage import Stage
+from lifelong.recipe.recipe import Recipe
+from lifelong.records import Cost
+from lifelong.train.phase import PhaseCurve
+
+
+@dataclass(frozen=True)
+class PlannedTokens:
+    """Tokens of a phase before it is run: `trained` as its budget says, `evaluated` on top."""
+
+    trained: int = 0
+    evaluated: float = 0.0
+
+
+class Phase:
+    """One part of a stage, from a model to a model.
+
+    A phase writes its result below the stage's work folder with one rename, so that a killed run continues at the
+    phase where it stopped. Every process of a run calls every method except `keep` and `cost`, which the main process
+    calls when the stage is committed.
+    """
+
+    name: ClassVar[str]
+    """Label on the display and of the cost."""
+
+    def applies(self, stage: Stage) -> bool:
+        """Whether the stage goes through this phase."""
+        del stage
+        return True
+
+    def run(self, stage: Stage, model: PreTrainedModel) -> PreTrainedModel:
+        """Do the phase's work, or read the result of an earlier call that got so far."""
+        raise NotImplementedError
+
+    def curve(self, stage: Stage) -> PhaseCurve | None:
+        """Training log and counters, where the phase has trained."""
+        del stage
+        return None
+
+    def keep(self, stage: Stage, folder: Path) -> None:
+        """Write beside the stage's model what the run keeps of this phase."""
+
+    def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
+        """What the phase has cost, by label."""
+        del stage, model
+        yield from ()
+
+    def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
+        """What it will cost in stage `index`, for the plan."""
+        del recipe, index
+        return PlannedTokens()

@@ -1,0 +1,90 @@
+"""The stage's text as blocks, chosen by `select:` where the recipe says so, and what the model knows of it before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from lifelong import distributed
+from lifelong.files import read_json, write_json
+from lifelong.ledger.history import BEFORE, read_losses, write_losses
+from lifelong.pipeline.phases.phase import Phase
+from lifelong.pipeline.stage import Stage
+from lifelong.records import Cost
+from lifelong.select.corpus import select_corpus
+from lifelong.stream.blocks import BlockStore
+from lifelong.stream.cards.domain import Domain, load_domain
+from lifelong.stream.joint import JointBlocks
+from lifelong.stream.tokenize import tokenize_domain
+
+SELECTION = "selection.json"
+
+
+class Prepare(Phase):
+    """Tokenise, select, and evaluate the previous stage's model on domains that join now."""
+
+    name = "prepare"
+
+    def run(self, stage: Stage, model: PreTrainedModel) -> PreTrainedModel:
+        """Give the stage its corpus."""
+        stage.context.observer.phase_started(self.name, 0)
+        stage.corpus = _corpus(stage, model)
+        if stage.section.together_with:
+            others = [load_domain(card) for card in stage.section.together_with]
+            names = [stage.domain.name, *(other.name for other in others)]
+            stage.corpus = JointBlocks([stage.corpus, *(_tokenized(stage, other) for other in others)], names)
+        _evaluate_before(stage, model)
+        return model
+
+    def keep(self, stage: Stage, folder: Path) -> None:
+        """What was selected, and the losses where forward transfer starts."""
+        if stage.section.select:
+            selected = read_json(stage.work / "selected" / SELECTION)
+            write_json(folder / SELECTION, {key: selected[key] for key in selected if key != "seconds"})
+        if (stage.work / BEFORE).exists():
+            write_losses(folder / BEFORE, read_losses(stage.work / BEFORE))
+
+    def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
+        """Scoring of documents; tokenising is not counted."""
+        del model
+        if stage.section.select:
+            selected = read_json(stage.work / "selected" / SELECTION)
+            yield "select", Cost(0, selected["flops"], selected["flops"], selected["seconds"])
+
+
+def _tokenized(stage: Stage, domain: Domain) -> BlockStore:
+    return tokenize_domain(
+        domain,
+        "train",
+        stage.context.tokenizer_of(domain.name),
+        sequence_length=stage.recipe.sequence_length,
+        cache_dir=stage.context.out / ".cache",
+    )
+
+
+def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
+    """The stage's domain, or what `select:` chooses of it."""
+    corpus, select = _tokenized(stage, stage.domain), stage.section.select
+    if select is None:
+        return corpus
+
+    def selected() -> Path:
+        tokens, folder = stage.section.tokens, stage.work / "selected"
+        return select_corpus(
+            stage.context, stage.domain, select, corpus, tokens=tokens, previous=previous, folder=folder
+        ).path
+
+    return BlockStore(distributed.on_first(selected))
+
+
+def _evaluate_before(stage: Stage, model: PreTrainedModel) -> None:
+    """Loss of the previous stage's model on domains that join only now: where forward transfer starts."""
+    context = stage.context
+    known = {loss.domain for loss in read_losses(context.ledger.stage_folder(stage.previous) / "losses.json")}
+    joined = [heldout for heldout in context.heldouts if heldout.domain not in known]
+    if joined and not stage.has(BEFORE):
+        context.observer.phase_started("evaluate", 0)
+        losses = [context.evaluate_one(model, heldout) for heldout in joined]
+        distributed.on_first(lambda: write_losses(stage.work / BEFORE, losses))

@@ -1,0 +1,53 @@
+"""What later stages may replay of this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from lifelong import distributed
+from lifelong.files import whole_folder
+from lifelong.pipeline.phases.phase import Phase
+from lifelong.pipeline.stage import Stage
+from lifelong.replay.memory import write_generation
+from lifelong.replay.steering import memory_scores
+
+
+class Remember(Phase):
+    """Write the next memory beside the last one, which stays until the stage is committed."""
+
+    name = "commit"
+
+    def run(self, stage: Stage, model: PreTrainedModel) -> PreTrainedModel:
+        """Draw blocks of the stage's text into the memory."""
+        stage.context.observer.phase_started(self.name, 0)
+        if (folder := memory_folder(stage)) is not None:
+            distributed.on_first(lambda: _write(stage, model, folder))
+        return model
+
+
+def memory_folder(stage: Stage) -> Path | None:
+    """The memory that the stage leaves; None where nothing is kept."""
+    replay = stage.recipe.replay
+    if replay is None or not replay.memory_tokens:
+        return None
+    return stage.context.out / "memory" / f"{stage.index:02d}"
+
+
+def _write(stage: Stage, model: PreTrainedModel, folder: Path) -> None:
+    context, replay = stage.context, stage.recipe.replay
+    assert replay is not None, "asked for only where there is a memory"
+    if not folder.exists():
+        with whole_folder(folder) as partial:
+            write_generation(
+                context.ledger.generation(stage.index),
+                stage.domain.name,
+                stage.corpus,
+                capacity_tokens=replay.memory_tokens,
+                policy=replay.policy,
+                seed=stage.recipe.seed,
+                out=partial,
+                stage=stage.index,
+                scores=memory_scores(context, model, stage.corpus, stage.index),
+            )

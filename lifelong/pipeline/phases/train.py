@@ -1,0 +1,159 @@
+"""The stage's own text with a share of the memory: teacher, methods, probes, steering and schedule are active."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from lifelong.evaluate.facts.stage import stage_facts
+from lifelong.evaluate.probes import probe_steps
+from lifelong.files import write_json
+from lifelong.inherit.build import stage_inheritor
+from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.teachers._teacher import TeacherInputs
+from lifelong.lm.flops import training_flops_per_token
+from lifelong.methods._context import method_tokens, stage_context, write_exports
+from lifelong.pipeline.phases.phase import PlannedTokens
+from lifelong.pipeline.phases.training import Rows, TrainingPhase
+from lifelong.pipeline.stage import Stage
+from lifelong.recipe.recipe import Recipe
+from lifelong.records import Cost, ProbePoint
+from lifelong.replay.steering import Adjustment, ReplaySteering, first_weights, make_steering
+from lifelong.train.learning_rates import keep_trunk, stage_level, stage_trunk
+from lifelong.train.phase import Phase as TrainingInputs
+from lifelong.train.resume import METHODS_FILE, load_methods, save_methods
+
+MIX = "mix.json"
+
+
+class Train(TrainingPhase):
+    """The phase that every stage has."""
+
+    name = "train"
+    folder = "trained"
+    reloads = False
+
+    def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:
+        """The stage's corpus, and the memory by the methods' weights; begins the methods."""
+        memory, replay = stage.memory(), stage.recipe.replay
+        stage.hooks = stage_context(
+            stage.context, stage.index, stage.domain.name, model, stage.corpus, memory, stage.work, stage.seed
+        )
+        load_methods(stage.methods, stage.context.ledger.stage_folder(stage.previous) / METHODS_FILE)
+        for method in stage.methods:
+            method.extra_tokens = 0.0
+            method.begin_stage(stage.hooks)
+        weights: Mapping[str, float] = {}
+        if memory is not None and replay is not None:
+            weights = _adjustment(stage)(first_weights(stage.context, memory))
+        share = replay.share if replay else 0.0
+        return Rows(stage.section.tokens, stage.seed + 2, stage.corpus, memory, share, dict(weights))
+
+    def inputs(self, stage: Stage, model: PreTrainedModel, dataset: Any, num_steps: int) -> dict[str, Any]:
+        """All that a recipe can switch on."""
+        run, recipe = stage.context, stage.recipe
+        steering = make_steering(run, dataset, _adjustment(stage))
+        facts = stage_facts(run, stage.index)
+        return {
+            "dataset": dataset if facts is None else facts.injected(dataset),
+            "inheritor": _inheritor(stage, model, num_steps),
+            "methods": stage.methods,
+            "probe": _probe(stage, model, num_steps, steering),
+            "lr_level": stage_level(recipe, stage.index),
+            "trunk": stage_trunk(recipe, num_steps, model, run.tokenizer, stage.work),
+            "fact_probe": None if facts is None else facts.probe(model, num_steps),
+            "steering": steering,
+        }
+
+    def finish(self, stage: Stage, trained: TrainingInputs) -> None:
+        """The methods take off what they put around the model: the last first."""
+        del trained
+        assert stage.hooks is not None, "the methods have begun"
+        for method in reversed(stage.methods):
+            method.end_stage(stage.hooks)
+
+    def write(self, stage: Stage, trained: TrainingInputs, folder: Path) -> None:
+        """State and files of the methods, the weights before the decay, and how replay was steered."""
+        save_methods(stage.methods, folder / METHODS_FILE)
+        write_exports(stage.methods, folder)
+        keep_trunk(stage.work, folder)
+        if isinstance(trained.steering, ReplaySteering):
+            write_json(folder / MIX, trained.steering.mixes)
+
+    def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
+        """Training, probes, and the passes of methods on top."""
+        yield from super().cost(stage, model)
+        if extra := method_tokens(stage.work / self.folder / METHODS_FILE):
+            length, objective = stage.recipe.sequence_length, stage.recipe.objective
+            yield "methods", Cost(flops=extra * training_flops_per_token(model, length, objective))
+
+    def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
+        """The stage's budget, and the probes that `evaluate.probes` asks for."""
+        seen = len({stage.domain for stage in recipe.stages[:index]})
+        evaluate = recipe.evaluate
+        return PlannedTokens(recipe.stages[index].tokens, evaluate.probes * evaluate.probe_tokens * (seen + 1))
+
+
+def _adjustment(stage: Stage) -> Adjustment:
+    """What the methods make of the weights by which earlier domains are replayed."""
+
+    def adjust(weights: Mapping[str, float]) -> Mapping[str, float]:
+        assert stage.hooks is not None, "the methods have begun"
+        for method in stage.methods:
+            weights = dict(method.mix(weights, stage.hooks))
+        return weights
+
+    return adjust
+
+
+def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Inheritor | None:
+    """The stage's teacher; a model from random weights has nothing to hand down to its first stage."""
+    recipe, context = stage.recipe, stage.context
+    if recipe.inherit is None:
+        return None
+
+    def heldout_nats(model: PreTrainedModel, domain: str) -> float:
+        heldout = context.heldouts[context.columns.index(domain)]
+        return context.evaluate_one(model, heldout, recipe.evaluate.probe_tokens).nats_per_token
+
+    learned = stage.index > 0 or recipe.model.checkpoint is not None
+    source: str | Path = str(recipe.model.checkpoint)
+    if stage.index > 0:
+        source = context.ledger.stage_folder(stage.previous) / "model"
+    return stage_inheritor(
+        TeacherInputs(
+            inherit=recipe.inherit,
+            domain=stage.domain.name,
+            student=student,
+            previous=source if learned else None,
+            previous_fingerprint=stage.previous.fingerprints.get("model") if learned else None,
+            objective=recipe.objective,
+            sequence_length=recipe.sequence_length,
+            columns=context.columns,
+            tokenizer=context.tokenizer,
+            merged=context.merged,
+            seed=stage.seed,
+            num_steps=num_steps,
+            heldout_nats=heldout_nats,
+        )
+    )
+
+
+def _probe(stage: Stage, model: PreTrainedModel, num_steps: int, steering: ReplaySteering | None) -> Any:
+    """Small held-out evaluations of the domains seen so far, on a log-spaced schedule and where steering asks."""
+    evaluate, context = stage.recipe.evaluate, stage.context
+    due = {0, *probe_steps(num_steps, evaluate.probes)} if evaluate.probes else set()
+    steered = steering.steps if steering is not None else frozenset()
+    seen, own = stage.seen_columns(), stage.own_columns()
+
+    def probe(step: int, tokens: int) -> Sequence[ProbePoint]:
+        columns = [*seen, *own] if step in due else seen if step in steered else []
+        training = model.training
+        losses = [context.evaluate_one(model, context.heldouts[column], evaluate.probe_tokens) for column in columns]
+        model.train(training)
+        return [ProbePoint(step, tokens, loss.domain, loss.nats_per_token, loss.tokens) for loss in losses]
+
+    return probe

@@ -1,0 +1,157 @@
+"""A phase that trains: its steps, its rows, and what it leaves in its folder. What else is active, each one adds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel
+
+from lifelong import distributed
+from lifelong.files import read_json, whole_folder, write_json
+from lifelong.inherit.build import stage_collator
+from lifelong.lm.checkpoint import is_in_parts, load_model, whole_weights
+from lifelong.lm.flops import forward_flops_per_token, training_flops_per_token
+from lifelong.pipeline.phases.phase import Phase
+from lifelong.pipeline.stage import Stage
+from lifelong.records import Cost
+from lifelong.replay.memory import ReplayMemory
+from lifelong.stream.mixing import StageDataset
+from lifelong.train.arguments import training_arguments
+from lifelong.train.phase import Phase as TrainingInputs
+from lifelong.train.phase import PhaseCurve
+from lifelong.train.stage_trainer import train_phase
+
+CURVE = "curve.json"
+OWN_FILES = ("model", CURVE)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a phase trains on: `share` of it from the memory, divided among earlier domains by `weights`."""
+
+    tokens: int
+    seed: int
+    corpus: Any = None
+    memory: ReplayMemory | None = None
+    share: float = 0.0
+    weights: dict[str, float] | None = None
+
+
+class TrainingPhase(Phase):
+    """Weights, curve and whatever the phase adds, written to `folder` below the stage's work folder.
+
+    The last training phase of a stage leaves the folder that is committed; it takes along what earlier ones wrote
+    beside their models.
+    """
+
+    folder: ClassVar[str]
+    reloads: ClassVar[bool] = True
+    """Whether the next phase begins from what was written, as after a resumption, and not from this model."""
+
+    def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:
+        """What is trained on."""
+        raise NotImplementedError
+
+    def inputs(self, stage: Stage, model: PreTrainedModel, dataset: Any, num_steps: int) -> dict[str, Any]:
+        """Further fields of the phase's `TrainingInputs`."""
+        del stage, model, dataset, num_steps
+        return {}
+
+    def finish(self, stage: Stage, trained: TrainingInputs) -> None:
+        """After the last step, in every process."""
+
+    def write(self, stage: Stage, trained: TrainingInputs, folder: Path) -> None:
+        """Further files beside the model, in the main process."""
+
+    def run(self, stage: Stage, model: PreTrainedModel) -> PreTrainedModel:
+        """Train, or read what was trained."""
+        there = stage.has(self.folder)
+        if not there:
+            self._train(stage, model)
+        stage.result = stage.work / self.folder
+        if there or self.reloads or is_in_parts(model):
+            return load_model(stage.work / self.folder / "model", stage.recipe.objective)
+        return model
+
+    def curve(self, stage: Stage) -> PhaseCurve | None:
+        """Log and counters of the phase."""
+        path = stage.work / self.folder / CURVE
+        return PhaseCurve.from_json(read_json(path)) if path.exists() else None
+
+    def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
+        """Training with its teachers, and the probes on the way."""
+        if (curve := self.curve(stage)) is None:
+            return
+        length, objective = stage.recipe.sequence_length, stage.recipe.objective
+        seconds = read_json(stage.work / self._seconds)
+        flops = curve.tokens * training_flops_per_token(model, length, objective) + curve.teacher_flops
+        yield self.name, Cost(curve.tokens, flops, curve.teacher_flops, seconds["seconds"])
+        if curve.probe_tokens:
+            probed = curve.probe_tokens * forward_flops_per_token(model, length, objective)
+            yield "probe", Cost(flops=probed, seconds=seconds["probe_seconds"])
+
+    @property
+    def _seconds(self) -> str:
+        return f"{self.name}-seconds.json"
+
+    def _train(self, stage: Stage, model: PreTrainedModel) -> None:
+        run, rows = stage.context, self.rows(stage, model)
+        plan = stage.plan(rows.tokens)
+        arguments = training_arguments(
+            stage.train_section,
+            output_dir=stage.work / f"{self.name}-checkpoints",
+            max_steps=plan.num_steps,
+            seed=rows.seed,
+        )
+        dataset = StageDataset(
+            rows.corpus,
+            rows.memory,
+            num_steps=plan.num_steps,
+            blocks_per_step=plan.blocks_per_step,
+            share=rows.share if rows.memory is not None else 0.0,
+            weights=rows.weights or {},
+            seed=rows.seed,
+            stage_index=stage.index,
+            domain_ids={name: column for column, name in enumerate(run.columns)},
+            domain=stage.domain.name,
+        )
+        fields = {"dataset": dataset, **self.inputs(stage, model, dataset, plan.num_steps)}
+        run.observer.phase_started(self.name, plan.num_steps * plan.tokens_per_step)
+        inputs = TrainingInputs(
+            self.name,
+            collator=stage_collator(run.collator(rows.seed), stage.recipe.inherit),
+            objective=stage.recipe.objective,
+            tokens_per_step=plan.tokens_per_step,
+            observer=run.observer,
+            stop=run.stop,
+            domains=run.columns,
+            tokens_before=sum(record.tokens for record in run.ledger.stages),
+            tracker_dir=run.out / "trackers" / f"{stage.name}-{self.name}",
+            **fields,
+        )
+        curve = train_phase(model, arguments, inputs)
+        self.finish(stage, inputs)
+        weights = whole_weights(model)
+        distributed.on_first(lambda: self._write(stage, model, weights, curve, inputs))
+        run.stop.obey()  # asked for in the last step, when there was nothing left to save
+
+    def _write(self, stage: Stage, model: PreTrainedModel, weights: Any, curve: PhaseCurve, inputs: Any) -> None:
+        # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
+        times = {"seconds": curve.seconds, "probe_seconds": curve.probe_seconds}
+        write_json(stage.work / self._seconds, times)
+        with whole_folder(stage.work / self.folder) as partial:
+            _take_along(stage.result, partial)
+            stage.context.save_model(model, partial / "model", weights)
+            write_json(partial / CURVE, curve.to_json() | dict.fromkeys(times, 0.0))
+            self.write(stage, inputs, partial)
+
+
+def _take_along(earlier: Path | None, folder: Path) -> None:
+    """Copy what an earlier training phase left beside its model."""
+    for path in sorted(earlier.iterdir()) if earlier is not None else ():
+        if path.name not in OWN_FILES:
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / path.name)
