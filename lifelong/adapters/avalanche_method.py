@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lifelong.errors import InputError, UnknownNameError, did_you_mean
+from lifelong.lm.objective import objective_of
 from lifelong.lm.packed import packed_inputs
 from lifelong.methods._method import Batch, Method, StageContext
 
@@ -131,15 +132,13 @@ class TokenClassifier(nn.Module):
         """Logits of the predicted tokens, in the order of their rows."""
         batch = dict(zip(CHANNELS, x_BCT.unbind(1), strict=True))
         logits_BTV = self.language_model(**packed_inputs(self.language_model, batch, self.objective)).logits
-        labels_BT = batch["labels"]
-        if self.objective == "clm":
-            logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
-        chosen: Tensor = logits_BTV[labels_BT != -100]
+        kind = objective_of(self.objective)
+        chosen: Tensor = kind.predicting(logits_BTV)[kind.predicted(batch["labels"]) != -100]
         return chosen
 
     def criterion(self, logits_NV: Tensor, labels_BT: Tensor) -> Tensor:
         """Mean cross-entropy of the predicted tokens."""
-        labels_BT = labels_BT[:, 1:] if self.objective == "clm" else labels_BT
+        labels_BT = objective_of(self.objective).predicted(labels_BT)
         return nn.functional.cross_entropy(logits_NV.float(), labels_BT[labels_BT != -100])
 
 

@@ -9,6 +9,7 @@ from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.ledger.ledger import model_of
 from lifelong.lm.checkpoint import load_model
+from lifelong.lm.objective import OBJECTIVES
 from lifelong.records import DomainLoss
 from lifelong.schema import parse_count
 from lifelong.stream.cards.domain import load_domain
@@ -35,7 +36,7 @@ def evaluate_cards(
 
     count = parse_count(tokens)
     if (
-        objective not in ("clm", "mlm")
+        objective not in OBJECTIVES
         or split not in ("valid", "test")
         or not isinstance(count, int)
         or sequence_length < 8
@@ -47,7 +48,7 @@ def evaluate_cards(
     source, _ = model_of(model)
     domains = [load_domain(card) for card in cards]
     loaded, tokenizer = load_model(source, objective), load_tokenizer(source)
-    collator = Collator.for_tokenizer(tokenizer, objective, sequence_length)  # type: ignore[arg-type]
+    collator = Collator.for_tokenizer(tokenizer, OBJECTIVES[objective].name, sequence_length)
     losses = []
     with TemporaryDirectory() as folder:
         for domain in domains:

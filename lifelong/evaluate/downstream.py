@@ -30,6 +30,8 @@ from lifelong.evaluate.task import Examples, Task, read_examples
 from lifelong.files import write_json
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import model_of, record_hash
+from lifelong.lm.objective import objective_of, pad_id
+from lifelong.lm.packed import position_offset
 from lifelong.records import TaskRun, TaskScores
 from lifelong.stream.tokenizers.encoding import Encoder
 from lifelong.stream.tokenizers.load import load_tokenizer
@@ -180,7 +182,8 @@ class PromptedClassifier(nn.Module):
             rows = self.prompt_PD.repeat(len(input_ids), 1).to(embeddings_BTD.dtype)
             embeddings_BTD = embeddings_BTD.masked_scatter(is_prompt_BT[..., None], rows)
         extra = {}
-        if self.objective == "clm" and self.takes_positions:  # texts stand at the right: their positions begin at 0
+        # a causal model has its padding in front: positions begin at 0 behind it
+        if objective_of(self.objective).is_causal and self.takes_positions:
             extra["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
         return self.model(inputs_embeds=embeddings_BTD, attention_mask=attention_mask, labels=labels, **extra)
 
@@ -205,7 +208,7 @@ def _collate(rows: Sequence[Mapping[str, Any]], objective: str) -> dict[str, Ten
     mask_BT = torch.zeros(len(rows), length, dtype=torch.long)
     for b, row in enumerate(rows):
         n = len(row["ids"])
-        place = slice(length - n, length) if objective == "clm" else slice(0, n)
+        place = slice(length - n, length) if objective_of(objective).is_causal else slice(0, n)
         ids_BT[b, place] = torch.tensor(row["ids"])
         mask_BT[b, place] = 1
     return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": torch.tensor([row["label"] for row in rows])}
@@ -224,7 +227,7 @@ def _fine_tuned(
 ) -> TaskRun:
     transformers.set_seed(seed)
     classifier = PromptedClassifier(_classifier(source, len(classes), tokenizer), prompt_PD, objective)
-    length = _room(classifier.model.config, settings.length)
+    length = _room(classifier.model, settings.length)
     prompt_tokens = 0 if prompt_PD is None else len(prompt_PD)
     data = {
         name: _Rows(
@@ -306,18 +309,15 @@ def _classifier(source: str | Path, num_classes: int, tokenizer: PreTrainedToken
         raise InputError(f"{str(source)!r}: transformers cannot classify sequences with it: {reason}") from None
     finally:
         logging.getLogger("transformers.modeling_utils").setLevel(level)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    model.config.pad_token_id = pad or 0
+    model.config.pad_token_id = pad_id(tokenizer)
     model.config.use_cache = False
     return model
 
 
-def _room(config: Any, length: int) -> int:
-    """Tokens that fit the positions of a model; RoBERTa counts from behind its padding token."""
-    positions = getattr(config, "max_position_embeddings", None) or length
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1
-    return int(min(length, positions))
+def _room(model: Any, length: int) -> int:
+    """Tokens that fit the positions of a model."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return length if not positions else int(min(length, positions - position_offset(model)))
 
 
 def _encoded(

@@ -23,6 +23,7 @@ from lifelong import distributed
 from lifelong.errors import InputError
 from lifelong.lm.head import predicted_nats
 from lifelong.lm.loss import IGNORED
+from lifelong.lm.objective import objective_of
 from lifelong.records import DomainLoss
 from lifelong.stream.heldout import Heldout
 from lifelong.stream.masking import evaluation_mask
@@ -58,6 +59,16 @@ def masked_windows(
         yield Window(document, np.where(hidden, mask_id, part), np.where(hidden, part, IGNORED))
 
 
+def document_windows(
+    ids: NDArray[np.integer], document: int, sequence_length: int, *, objective: str, key: str, mask_id: int | None
+) -> Iterator[Window]:
+    """Windows of one document for a model of this objective; for mlm, `key` decides what `mask_id` hides."""
+    if not objective_of(objective).masks_tokens:
+        return windows(ids, document, sequence_length)
+    assert mask_id is not None, "a masked model needs a mask token"
+    return masked_windows(ids, document, sequence_length, key, mask_id)
+
+
 def evaluate_domain(
     model: Any,
     heldout: Heldout,
@@ -87,12 +98,9 @@ def evaluate_domain(
     started = time.monotonic()
     parts: list[Window] = []
     for index in range(len(heldout)):
-        ids = heldout.ids(index)
-        if objective == "clm":
-            parts += windows(ids, index, sequence_length)
-        else:
-            assert mask_id is not None, "a masked model needs a mask token"
-            parts += masked_windows(ids, index, sequence_length, heldout.key(index), mask_id)
+        parts += document_windows(
+            heldout.ids(index), index, sequence_length, objective=objective, key=heldout.key(index), mask_id=mask_id
+        )
     order = sorted(range(len(parts)), key=lambda number: (len(parts[number].ids), number))
     nats = np.zeros(len(parts))
     training = model.training

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lifelong.lm.objective import objective_of
 from lifelong.records import Sample
 from lifelong.stream.heldout import Heldout
 
@@ -19,7 +20,7 @@ def sample_texts(
     model: Any, tokenizer: Any, heldouts: Sequence[Heldout], *, stage: int, objective: str, num_samples: int
 ) -> list[Sample]:
     """Greedy continuations of the opening of each domain's first held-out documents; none for masked models."""
-    if objective != "clm":
+    if not objective_of(objective).is_causal:
         return []
     training = model.training
     model.eval()

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lifelong.evaluate.perplexity import Window, masked_windows, window_batches, window_tensors, windows
+from lifelong.evaluate.perplexity import Window, document_windows, window_batches, window_tensors
 from lifelong.lm.head import head_settings, hidden_states, predicted_nats, predicted_rows
 from lifelong.lm.loss import IGNORED, default_chunk_tokens, token_nats
+from lifelong.lm.objective import pad_id
 from lifelong.stream.blocks import Block
 from lifelong.stream.cards.document import Document
 from lifelong.stream.collator import Collator, PackedRow
@@ -40,8 +41,7 @@ class DocumentScorer:
         self.model, self.encoder, self.objective = model.eval(), Encoder(tokenizer), objective
         self.sequence_length, self.batch_tokens = sequence_length, batch_tokens
         self.mask_id = tokenizer.mask_token_id
-        pad = tokenizer.pad_token_id
-        self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
+        self.pad_id = pad_id(tokenizer)
         self.tokens = 0
 
     def nats(self, documents: Sequence[Document]) -> NDArray[np.float64]:
@@ -58,7 +58,10 @@ class DocumentScorer:
         parts: list[Window] = []
         encoded = self.encoder.encode_batch([document.text for document in documents])
         for number, (document, ids) in enumerate(zip(documents, encoded, strict=True)):
-            parts += self._windows(np.concatenate([[self.encoder.first_id], ids]), number, document.key)
+            whole = np.concatenate([[self.encoder.first_id], ids])
+            parts += document_windows(
+                whole, number, self.sequence_length, objective=self.objective, key=document.key, mask_id=self.mask_id
+            )
         order = sorted(range(len(parts)), key=lambda place: (len(parts[place].ids), place))
         found: list[Any] = [None] * len(parts)
         for batch in window_batches(order, parts, self.batch_tokens):
@@ -71,11 +74,6 @@ class DocumentScorer:
             (np.concatenate([nats for nats, _ in pieces]), np.concatenate([places for _, places in pieces]))
             for pieces in own
         ]
-
-    def _windows(self, ids: NDArray[np.integer], number: int, key: str) -> list[Window]:
-        if self.objective == "clm":
-            return list(windows(ids, number, self.sequence_length))
-        return list(masked_windows(ids, number, self.sequence_length, key, self.mask_id))
 
     @torch.no_grad()
     def _batch(self, batch: Sequence[Window], ranks: bool) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:

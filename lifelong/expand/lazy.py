@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lifelong.errors import ExpansionError
 from lifelong.expand.float64 import usual_float32
+from lifelong.lm.objective import objective_of
 
 Fetch = Callable[[str], Tensor]
 KEEP_BYTES = 1 << 30
@@ -64,11 +65,8 @@ def model_class_of(config: Any, objective: str) -> Any:
     Raises:
         ExpansionError: there is none.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-    mapping = MODEL_FOR_CAUSAL_LM_MAPPING if objective == "clm" else MODEL_FOR_MASKED_LM_MAPPING
     try:
-        return mapping[type(config)]
+        return objective_of(objective).model_classes[type(config)]
     except KeyError:
         raise ExpansionError(f"{config.model_type}: transformers has no {objective} head for it") from None
 

@@ -18,6 +18,7 @@ from lifelong.expand.lazy import Fetch, empty_model, filled_model, is_held, para
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan
 from lifelong.lm.compat import cache_argument
+from lifelong.lm.objective import objective_of
 from lifelong.records import ExpansionReport
 
 TOLERANCE = 1e-10
@@ -84,7 +85,7 @@ def _continued(model: Any, ids_BT: Tensor, ends: Sequence[int]) -> Tensor:
 
 def runs_of(plan: ExpansionPlan, *, held: bool) -> dict[str, Run]:
     """What a model is run on; an encoder has no cache. One that is not held is read anew in every pass: the fewest."""
-    if plan.family.objective != "clm":
+    if not objective_of(plan.family.objective).is_causal:
         return {"tokens": plain, "padding": padded}
     if held:
         return {"tokens": plain, "padding": padded, "cache": cached}

@@ -24,6 +24,7 @@ from torch import Tensor
 from lifelong.expand.axes import MEAN, NEW, AxisMap, axis_map
 from lifelong.expand.family import Family
 from lifelong.expand.heads import HeadPlacement, by_channel, place_heads
+from lifelong.lm.objective import objective_of
 
 Strategy = Literal["pad", "clone", "pairs"]
 NEW_TOKEN_NOISE = 0.1
@@ -98,7 +99,7 @@ def _stream_sides(growth: Growth, index: Tensor, written: Tensor) -> dict[str, A
     read_index = torch.where(index == MEAN, NEW, index)
     split = bool((many > 1).any())
     # norms see c x and hand on x; a tied output embedding is c E, so that the last gain also undoes sum c^2
-    tied = growth.tied and family.objective == "clm"
+    tied = growth.tied and objective_of(family.objective).is_causal
     total = float((written * written)[read_index >= 0].sum() / old)
     gain_read = AxisMap(
         read_index, old, 1 / written, written / many, torch.zeros_like(many), torch.ones_like(many)

@@ -33,7 +33,8 @@ from lifelong.federation.flower import DisagreementError, Figures, Settings, Wei
 from lifelong.files import read_json, remove_tree, whole_folder, write_json, write_text
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.lock import hold
-from lifelong.lm.checkpoint import load_config, pad_id, save_model
+from lifelong.lm.checkpoint import load_config, save_model
+from lifelong.lm.objective import objective_of, pad_id
 from lifelong.methods._method import Method
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
@@ -160,7 +161,7 @@ class FederatedSilo:
                 objective=self.recipe.objective,
                 sequence_length=self.recipe.sequence_length,
                 pad_id=pad_id(self.tokenizer),
-                mask_id=self.tokenizer.mask_token_id if self.recipe.objective == "mlm" else None,
+                mask_id=objective_of(self.recipe.objective).mask_id(self.tokenizer),
             )
             figures = {"nats": loss.nats, "tokens": loss.tokens, "bytes": loss.bytes, "seconds": loss.seconds}
             self._note("evaluate", order, figures)
@@ -240,8 +241,7 @@ class FederatedSilo:
             if recipe.model.checkpoint is not None
             else fresh_config(recipe, len(self.tokenizer), self.tokenizer)
         )
-        auto = transformers.AutoModelForCausalLM if recipe.objective == "clm" else transformers.AutoModelForMaskedLM
-        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = objective_of(recipe.objective).auto_class.from_config(config, dtype=torch.float32)
         put_weights(model, weights)
         return model
 

@@ -11,6 +11,7 @@ from lifelong.inherit.inheritor import Inheritor, Surpassed
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.settings import InheritSection
 from lifelong.inherit.teachers._teacher import Teacher, TeacherInputs
+from lifelong.lm.objective import objective_of
 from lifelong.stream.collator import Collator
 
 
@@ -54,7 +55,7 @@ def stage_collator(collator: Collator, inherit: InheritSection | None) -> Collat
         InputError: the caches know different masks.
     """
     caches = inherit.teacher.caches() if inherit is not None and inherit.alpha else []
-    if collator.objective != "mlm" or not caches:
+    if not objective_of(collator.objective).masks_tokens or not caches:
         return collator
     settings = [TargetCache(Path(cache)).settings for cache in caches]
     masks = {(there.mask_seed, there.mask_patterns) for there in settings}

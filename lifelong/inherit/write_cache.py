@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from lifelong.ledger.ledger import model_of
 from lifelong.lm.checkpoint import load_model, weights_fingerprint
 from lifelong.lm.head import predicted_rows
 from lifelong.lm.loss import OnlineTarget, default_chunk_tokens
+from lifelong.lm.objective import OBJECTIVES, objective_of
 from lifelong.lm.targets import project
 from lifelong.stream.blocks import BlockStore
 from lifelong.stream.cards.domain import load_domain
@@ -124,9 +125,9 @@ def write_cache(request: CacheRequest, out: Path, progress: Progress = lambda *_
     source, _ = model_of(request.model)
     domains = [load_domain(card) for card in request.cards]
     tokenizer = _tokenizer(request, source, [domain.name for domain in domains])
-    objective: Literal["clm", "mlm"] = "clm" if request.objective == "clm" else "mlm"
-    collator = Collator.for_tokenizer(tokenizer, objective, request.sequence_length, request.mask_seed)
-    model = load_model(source, objective)
+    objective = objective_of(request.objective)
+    collator = Collator.for_tokenizer(tokenizer, objective.name, request.sequence_length, request.mask_seed)
+    model = load_model(source, objective.name)
     vocab_size = min(len(tokenizer), model.config.vocab_size)
     if model.config.vocab_size < len(tokenizer):
         raise InputError(
@@ -138,30 +139,29 @@ def write_cache(request: CacheRequest, out: Path, progress: Progress = lambda *_
         domain.name: tokenize_domain(domain, "train", tokenizer, sequence_length=request.sequence_length)
         for domain in domains
     }
-    masked = objective == "mlm"
     settings = CacheSettings(
         scheme=scheme_to_json(request.scheme),
         temperature=request.temperature,
         vocab_size=vocab_size,
         tokenizer=tokenizer_fingerprint(tokenizer),
         teacher=weights_fingerprint(model),
-        objective=objective,
+        objective=objective.name,
         sequence_length=request.sequence_length,
-        mask_seed=request.mask_seed if masked else 0,
-        mask_patterns=request.mask_patterns if masked else 0,
+        mask_seed=request.mask_seed if objective.masks_tokens else 0,
+        mask_patterns=request.mask_patterns if objective.masks_tokens else 0,
         corpora={name: store.fingerprint for name, store in stores.items()},
         tokens=request.tokens,
     )
     writer = CacheWriter(out, settings)
     if not writer.complete:
-        patterns = request.mask_patterns if masked else 1
+        patterns = request.mask_patterns if objective.masks_tokens else 1
         rows = [_Part(store, _num_blocks(store, request.tokens), patterns) for store in stores.values()]
         total = sum(part.num_rows for part in rows)
-        teacher = OnlineTeacher(model.to(request.device), objective, vocab_size=vocab_size)
+        teacher = OnlineTeacher(model.to(request.device), objective.name, vocab_size=vocab_size)
         with torch.inference_mode():
             fill_cache(
                 writer,
-                _batches(rows, collator, patterns if masked else 0, request),
+                _batches(rows, collator, patterns if objective.masks_tokens else 0, request),
                 lambda batch: block_probabilities(teacher, batch, request.temperature),
                 lambda blocks, tokens: progress(blocks, tokens, total),
             )
@@ -189,7 +189,7 @@ def block_probabilities(teacher: OnlineTeacher, batch: Batch, temperature: float
 
 
 def _check(request: CacheRequest) -> None:
-    if request.objective not in ("clm", "mlm"):
+    if request.objective not in OBJECTIVES:
         raise InputError(f"cache --objective: clm or mlm, not {request.objective!r}")
     if not request.temperature > 0:
         raise InputError(f"cache --temperature: is greater than 0, not {request.temperature:g}")

@@ -12,6 +12,7 @@ from lifelong.files import write_json
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import record_hash
 from lifelong.lineage.merge import check_weight, stage_ends
+from lifelong.lm.objective import objective_of, pad_id
 from lifelong.records import Front, FrontPoint
 from lifelong.stream.heldout import Heldout
 
@@ -40,15 +41,14 @@ def interpolation_front(
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder.model(ends.record.name))
-    objective = str(recipe.get("objective", "clm"))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    objective = objective_of(str(recipe.get("objective", "clm")))
     points = []
     for weight in sorted(set(weights)):
         model = ends.at(weight)
         losses = [
             evaluate_domain(
-                model, heldout, objective=objective, sequence_length=int(recipe["sequence_length"]), pad_id=pad,
-                mask_id=tokenizer.mask_token_id if objective == "mlm" else None,
+                model, heldout, objective=objective.name, sequence_length=int(recipe["sequence_length"]),
+                pad_id=pad_id(tokenizer), mask_id=objective.mask_id(tokenizer),
             )
             for heldout in heldouts
         ]  # fmt: skip

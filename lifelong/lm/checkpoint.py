@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong.errors import InputError
+from lifelong.lm.objective import objective_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,15 +80,15 @@ def load_model(source: str | Path, objective: str, revision: str | None = None) 
     Raises:
         InputError: no such checkpoint, or one that transformers cannot load.
     """
-    import transformers
     from safetensors import SafetensorError
 
-    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
+    auto_class = objective_of(objective).auto_class
     try:
         with _in_every_process():
-            return auto.from_pretrained(
+            model: PreTrainedModel = auto_class.from_pretrained(
                 str(source), revision=revision or "main", dtype="float32", trust_remote_code=False
             )
+            return model
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"checkpoint {str(source)!r}: transformers cannot load it as {objective}: {reason}") from None
@@ -147,16 +148,10 @@ def to_accelerator(model: PreTrainedModel) -> None:
             model.to(torch.accelerator.current_accelerator())
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token, or any other where there is none: padding is never attended to nor predicted."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
-
-
 def meta_model(config: Any, objective: str) -> PreTrainedModel:
     """The shapes of a model without its weights."""
     import torch
-    import transformers
 
-    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
     with torch.device("meta"):
-        return auto.from_config(config)
+        model: PreTrainedModel = objective_of(objective).auto_class.from_config(config)
+    return model

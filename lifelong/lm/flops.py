@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lifelong.lm.objective import objective_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -39,7 +41,7 @@ def forward_flops_per_token(model: PreTrainedModel, sequence_length: int, object
     head = model.get_output_embeddings()
     if head is not None and id(head.weight) in tables:
         matrices += head.weight.numel()
-    attended = sequence_length / 2 if objective == "clm" else sequence_length
+    attended = objective_of(objective).attended_share * sequence_length
     channels = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from lifelong.lm.loss import IGNORED, Target, ki_loss_parts, token_nats
+from lifelong.lm.objective import objective_of
 from lifelong.lm.packed import packed_inputs, packing_of
 
 T = TypeVar("T")
@@ -59,8 +60,8 @@ def head_settings(model: Any) -> dict[str, Any]:
 
 def predicted_rows(hidden_BTD: Tensor, labels_BT: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states and labels of the predicted tokens, `[N, D]` and `[N]`, and the sequence of each, `[N]`."""
-    if objective == "clm":
-        hidden_BTD, labels_BT = hidden_BTD[:, :-1], labels_BT[:, 1:]
+    kind = objective_of(objective)
+    hidden_BTD, labels_BT = kind.predicting(hidden_BTD), kind.predicted(labels_BT)
     rows = labels_BT != IGNORED
     return hidden_BTD[rows], labels_BT[rows], rows.nonzero()[:, 0]
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.errors import InputError
+from lifelong.lm.objective import objective_of
 
 Packing = Literal["positions", "mask"]
 _LEAST_SEPARATION = 0.1  # of what would pass from document to document if nothing separated them
@@ -47,7 +48,7 @@ def packing_of(model: Any, objective: str) -> Packing:
             into the next.
     """
     if model not in _found:
-        ways: tuple[Packing, ...] = ("positions", "mask") if objective == "clm" else ("mask",)
+        ways: tuple[Packing, ...] = ("positions", "mask") if objective_of(objective).is_causal else ("mask",)
         faults = []
         for way in ways:
             fault = _fault(model, objective, way)
@@ -65,10 +66,13 @@ def packing_of(model: Any, objective: str) -> Packing:
 
 
 def position_offset(model: Any) -> int:
-    """RoBERTa's first position is `pad_token_id + 1`; every other family counts from zero."""
-    if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        return int(model.config.pad_token_id) + 1
-    return 0
+    """The first position of a model: RoBERTa and its kin count on from the padding token, all others from zero.
+
+    Their position embedding tells: it has a row for padding.
+    """
+    embeddings = getattr(model.base_model, "embeddings", None)
+    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
 
 
 def block_mask(
@@ -94,10 +98,11 @@ def block_mask(
 
 
 def _inputs(model: Any, batch: Mapping[str, Any], objective: str, way: Packing) -> dict[str, Any]:
+    kind = objective_of(objective)
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"] + position_offset(model)}
     if way == "mask":
-        inputs["attention_mask"] = _masks(model, batch["segment_ids"], causal=objective == "clm")
-    return inputs | ({"use_cache": False} if objective == "clm" else {})
+        inputs["attention_mask"] = _masks(model, batch["segment_ids"], causal=kind.is_causal)
+    return {**inputs, **kind.forward_arguments}
 
 
 def _masks(model: Any, segment_ids_BT: Tensor, *, causal: bool) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lifelong.errors import InputError
+from lifelong.lm.objective import objective_of
 from lifelong.methods._method import Batch, Method, StageContext, stock_parameters
 
 Tensors = dict[str, Tensor]
@@ -146,8 +147,7 @@ def fisher_information(context: StageContext, samples: int) -> Tensors:
 
 def predicted_tokens(batch: Batch, objective: str) -> int:
     """Tokens of a batch that are predicted."""
-    labels = batch["labels"][:, 1:] if objective == "clm" else batch["labels"]
-    return int((labels != -100).sum())
+    return int((objective_of(objective).predicted(batch["labels"]) != -100).sum())
 
 
 def total(tensors: Mapping[str, Tensor]) -> float:

@@ -21,6 +21,7 @@ from lifelong.ledger.history import read_losses, write_losses
 from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import load_model, weights_fingerprint
 from lifelong.lm.flops import num_parameters
+from lifelong.lm.objective import objective_of
 from lifelong.pipeline.commit import loss_row
 from lifelong.pipeline.environment import package_versions
 from lifelong.pipeline.run import RunContext
@@ -187,9 +188,8 @@ def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         return model
     transformers.set_seed(recipe.seed)
     config = fresh_config(recipe, len(tokenizer), tokenizer)
-    auto = transformers.AutoModelForCausalLM if recipe.objective == "clm" else transformers.AutoModelForMaskedLM
     try:
-        return auto.from_config(config)
+        return objective_of(recipe.objective).auto_class.from_config(config)
     except (ValueError, KeyError) as error:
         raise InputError(
             f"model.family: {recipe.model.family!r} has no head for objective {recipe.objective!r}: "
@@ -211,7 +211,7 @@ def check_fits(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
             f"sequence_length: {recipe.sequence_length} is longer than the {positions} positions of "
             f"{recipe.model.checkpoint!r}"
         )
-    if recipe.objective == "mlm" and tokenizer.mask_token_id is None:
+    if objective_of(recipe.objective).masks_tokens and tokenizer.mask_token_id is None:
         raise InputError("objective: mlm needs a tokenizer with a mask token, this one has none")
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.ledger.ledger import Ledger
-from lifelong.lm.checkpoint import pad_id, save_model, to_accelerator
+from lifelong.lm.checkpoint import save_model, to_accelerator
+from lifelong.lm.objective import objective_of, pad_id
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import DomainLoss, RunObserver
 from lifelong.stream.collator import Collator
@@ -64,7 +65,7 @@ class RunContext:
     @property
     def mask_id(self) -> int | None:
         """Token that hides what a masked model must predict."""
-        return self.tokenizer.mask_token_id if self.recipe.objective == "mlm" else None
+        return objective_of(self.recipe.objective).mask_id(self.tokenizer)
 
     def collator(self, seed: int) -> Collator:
         """Packed rows to batches, with the masks of `seed`."""

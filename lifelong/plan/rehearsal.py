@@ -22,6 +22,7 @@ from lifelong.inherit.inheritor import Inheritor
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers._teacher import Teacher
 from lifelong.inherit.teachers.model import OnlineTeacher
+from lifelong.lm.objective import objective_of
 from lifelong.records import ProbePoint
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator, PackedRow
@@ -115,8 +116,7 @@ def rehearse(rehearsal: Rehearsal, teacher: Teacher | None = None) -> RehearsalR
 
 def random_model(config: Any, objective: str) -> Any:
     """A model with random weights in float32."""
-    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
-    return auto.from_config(config, dtype=torch.float32)
+    return objective_of(objective).auto_class.from_config(config, dtype=torch.float32)
 
 
 def made_up_collator(rehearsal: Rehearsal) -> Collator:

@@ -36,7 +36,7 @@ from lifelong.errors import InputError
 from lifelong.lm import chunk as head_tiles
 from lifelong.lm.head import head_settings, instance_forward
 from lifelong.lm.loss import CHUNK_ELEMENTS, OnlineTarget, ki_loss_parts
-from lifelong.stream.masking import MASK_RATE
+from lifelong.lm.objective import objective_of
 
 ACTIVATIONS, HEAD = "activations", "head"
 
@@ -68,7 +68,7 @@ class StepSettings:
     @property
     def predicted(self) -> int:
         """N, tokens that a micro-batch predicts."""
-        return self.rows * (self.length - 1) if self.objective == "clm" else int(self.rows * self.length * MASK_RATE)
+        return objective_of(self.objective).num_predicted(self.rows, self.length)
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,10 @@ def _traced(config_json: str, attention: str | None, settings: StepSettings) -> 
 
 
 def _trace(config: Any, settings: StepSettings) -> StepMemory:
-    auto = transformers.AutoModelForCausalLM if settings.objective == "clm" else transformers.AutoModelForMaskedLM
     with FakeTensorMode(allow_non_fake_inputs=True), contextlib.ExitStack() as modes, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         modes.enter_context(no_init_weights())
-        model = auto.from_config(copy.deepcopy(config)).train()
+        model = objective_of(settings.objective).auto_class.from_config(copy.deepcopy(config)).train()
         if settings.checkpointing:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs=dict(settings.checkpointing_kwargs) or None
@@ -174,13 +173,14 @@ def _tile_elements(device: str) -> int:
 def _batch(config: Any, settings: StepSettings) -> dict[str, Any]:
     shape = (settings.rows, settings.length)
     ids_BT = torch.zeros(shape, dtype=torch.long)
-    kind = torch.bool if settings.objective == "clm" and config._attn_implementation != "eager" else torch.float32
-    batch: dict[str, Any] = {
+    objective = objective_of(settings.objective)
+    kind = torch.bool if objective.is_causal and config._attn_implementation != "eager" else torch.float32
+    return {
         "input_ids": ids_BT,
         "position_ids": torch.arange(settings.length).repeat(settings.rows, 1),
         "attention_mask": torch.zeros((shape[0], 1, shape[1], shape[1]), dtype=kind),
+        **objective.forward_arguments,
     }
-    return batch | ({"use_cache": False} if settings.objective == "clm" else {})
 
 
 def _teacher(model: Any, settings: StepSettings) -> OnlineTarget | None:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifelong.errors import InputError
+from lifelong.lm.objective import MASK_RATE, objective_of, pad_id
 from lifelong.stream.blocks import Block
-from lifelong.stream.masking import MASK_RATE, training_mask
+from lifelong.stream.masking import training_mask
 from lifelong.stream.ordering import key_of
 
 if TYPE_CHECKING:
@@ -65,9 +66,7 @@ class Collator:
     mask_patterns: int = 0
 
     def __post_init__(self) -> None:
-        if self.objective not in ("clm", "mlm"):
-            raise InputError(f"objective: {self.objective!r} is not clm or mlm")
-        if self.objective == "mlm" and self.mask_id is None:
+        if objective_of(self.objective).masks_tokens and self.mask_id is None:
             raise InputError("objective mlm needs a tokenizer with a mask token; this one has none")
 
     @classmethod
@@ -75,11 +74,10 @@ class Collator:
         cls, tokenizer: Any, objective: Literal["clm", "mlm"], sequence_length: int, seed: int = 0
     ) -> Collator:
         """A collator with the special tokens of `tokenizer`; a missing pad token is replaced by its EOS."""
-        pad = tokenizer.pad_token_id
         return cls(
             objective,
             sequence_length,
-            pad_id=pad if pad is not None else (tokenizer.eos_token_id or 0),
+            pad_id=pad_id(tokenizer),
             mask_id=tokenizer.mask_token_id,
             vocab_size=len(tokenizer),
             special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
@@ -113,7 +111,7 @@ class Collator:
     def _inputs_and_labels(self, row: PackedRow) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         block, mask_key = row["block"], row["mask_key"]
         ids = block.ids.astype(np.int64)
-        if self.objective == "clm":
+        if not objective_of(self.objective).masks_tokens:
             labels = ids.copy()
             labels[block.starts] = IGNORED
             return ids, labels

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lifelong.lm.objective import MASK_RATE
 from lifelong.stream.ordering import key_of, uniforms
 
-MASK_RATE = 0.15
 _MASKED_SHARE = 0.8
 _RANDOM_SHARE = 0.1
 

@@ -15,6 +15,7 @@ from lifelong.evaluate.facts.injection import Fact
 from lifelong.evaluate.probes import probe_steps
 from lifelong.lm.head import predicted_nats
 from lifelong.lm.loss import IGNORED
+from lifelong.lm.objective import objective_of
 from lifelong.stream.tokenizers.encoding import Encoder
 
 
@@ -43,7 +44,7 @@ class FactProbe:
             ids_FT[f, : len(whole)] = whole
             labels_FT[f, shared : len(whole)] = whole[shared:]
             segments_FT[f, : len(whole)] = 1
-            if objective == "mlm":
+            if objective_of(objective).masks_tokens:
                 assert mask_id is not None, "a masked model needs a mask token"
                 ids_FT[f, shared : len(whole)] = mask_id
         self.batch = {

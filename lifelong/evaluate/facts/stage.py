@@ -17,7 +17,7 @@ from lifelong.evaluate.facts.injection import (
 )
 from lifelong.evaluate.facts.probe import FactProbe, fact_steps
 from lifelong.files import read_json
-from lifelong.lm.checkpoint import pad_id
+from lifelong.lm.objective import pad_id
 from lifelong.pipeline.run import RunContext
 from lifelong.records import FactPoint
 from lifelong.stream.cards.domain import load_domain

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lifelong.lm.objective import objective_of
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import IGNORED, Collator, PackedRow
 from lifelong.stream.tokenizers.merged import DomainTokenizer
@@ -37,7 +38,7 @@ class DomainCollator(Collator):
 
     def _inputs_and_labels(self, row: PackedRow) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         domain = self.own.get(row["domain_id"])
-        if domain is None or self.objective == "clm":
+        if domain is None or not objective_of(self.objective).masks_tokens:
             return super()._inputs_and_labels(row)
         settings = {item.name: getattr(self, item.name) for item in fields(Collator)}
         never = (*domain.special_ids, *np.flatnonzero(domain.ids_V < 0).tolist())  # nor what has no place
