@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lifelong.expand.attached import train_only_new
     from lifelong.expand.checkpoint import expand_checkpoint, explain_expansion
     from lifelong.expand.mapping import ExpansionMap
+    from lifelong.ledger.folder import RunFolder
     from lifelong.ledger.history import read_run
     from lifelong.ledger.ledger import check_run
     from lifelong.lm.loss import ki_loss
@@ -32,8 +33,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CachedTarget", "Domain", "DomainLoss", "ExpansionMap", "ExpansionReport", "InputError", "LifelongError",
-    "LossMatrix", "Method", "OnlineTarget", "Recipe", "RunHistory", "RunObserver", "RunPlan", "RunResult",
-    "StageContext", "__version__", "check_run", "evaluate", "expand_checkpoint", "expand_model",
+    "LossMatrix", "Method", "OnlineTarget", "Recipe", "RunFolder", "RunHistory", "RunObserver", "RunPlan",
+    "RunResult", "StageContext", "__version__", "check_run", "evaluate", "expand_checkpoint", "expand_model",
     "explain_expansion", "extend_run", "ki_loss", "load_domain", "load_recipe", "parse_recipe", "plan_recipe",
     "read_run", "run_recipe", "train_only_new",
 ]  # fmt: skip
@@ -45,6 +46,7 @@ _NAMES = {
     "expand.attached": ("train_only_new",),
     "expand.checkpoint": ("expand_checkpoint", "explain_expansion"),
     "expand.mapping": ("ExpansionMap",),
+    "ledger.folder": ("RunFolder",),
     "ledger.history": ("read_run",),
     "ledger.ledger": ("check_run",),
     "lm.loss": ("ki_loss",),

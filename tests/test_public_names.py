@@ -16,8 +16,8 @@ from tests.pipeline_runs import recipe_data, write_domain
 
 NAMES = [
     "CachedTarget", "Domain", "DomainLoss", "ExpansionMap", "ExpansionReport", "InputError", "LifelongError",
-    "LossMatrix", "Method", "OnlineTarget", "Recipe", "RunHistory", "RunObserver", "RunPlan", "RunResult",
-    "StageContext", "__version__", "check_run", "evaluate", "expand_checkpoint", "expand_model",
+    "LossMatrix", "Method", "OnlineTarget", "Recipe", "RunFolder", "RunHistory", "RunObserver", "RunPlan",
+    "RunResult", "StageContext", "__version__", "check_run", "evaluate", "expand_checkpoint", "expand_model",
     "explain_expansion", "extend_run", "ki_loss", "load_domain", "load_recipe", "parse_recipe", "plan_recipe",
     "read_run", "run_recipe", "train_only_new",
 ]  # fmt: skip
