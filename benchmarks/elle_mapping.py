@@ -24,10 +24,10 @@ from lifelong.ledger.ledger import read_records
 from lifelong.lm.checkpoint import load_model
 from lifelong.recipe import load_recipe
 from lifelong.recipe.files import read_recipe_file
+from lifelong.replay.dataset import StageDataset
 from lifelong.replay.memory import ReplayMemory
 from lifelong.stream.collator import Collator
 from lifelong.stream.heldout import Heldout
-from lifelong.stream.mixing import StageDataset
 from lifelong.stream.tokenizers.load import load_tokenizer
 from lifelong.train.arguments import training_arguments
 from lifelong.train.phase import Phase

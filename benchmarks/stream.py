@@ -97,9 +97,9 @@ def _clocks() -> tuple[float, float]:
 
 
 def measure_memory(card: Path, tokenizer_dir: Path) -> dict[str, float]:
+    from lifelong.replay.dataset import StageDataset
     from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.collator import Collator
-    from lifelong.stream.mixing import StageDataset
     from lifelong.stream.tokenize import tokenize_domain
     from lifelong.stream.tokenizers.load import load_tokenizer
 

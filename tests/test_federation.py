@@ -40,8 +40,8 @@ from lifelong.ledger.ledger import check_run
 from lifelong.pipeline import extend_run, run_recipe
 from lifelong.pipeline.begin import initial_model
 from lifelong.recipe import Recipe, parse_recipe
+from lifelong.replay.dataset import StageDataset
 from lifelong.stream.cards.domain import load_domain
-from lifelong.stream.mixing import StageDataset
 from lifelong.stream.tokenize import tokenize_domain, train_tokenizer
 from lifelong.stream.tokenizers.load import tokenizer_fingerprint
 from lifelong.train.arguments import training_arguments

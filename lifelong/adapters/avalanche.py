@@ -26,8 +26,8 @@ from avalanche.training.utils import ParamData
 
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.records import LossMatrix
+from lifelong.stream.blocks import Blocks
 from lifelong.stream.collator import Collator, PackedRow
-from lifelong.stream.mixing import Blocks
 from lifelong.stream.ordering import key_of
 
 if TYPE_CHECKING:

@@ -38,10 +38,10 @@ from lifelong.lm.objective import objective_of, pad_id
 from lifelong.methods._method import Method
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
+from lifelong.replay.dataset import StageDataset
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.collator import Collator, PackedRow
 from lifelong.stream.heldout import Heldout, write_heldout
-from lifelong.stream.mixing import StageDataset
 from lifelong.stream.tokenize import tokenize_domain
 from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
 from lifelong.train.arguments import blocks_per_step, training_arguments

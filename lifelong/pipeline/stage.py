@@ -12,14 +12,16 @@ from typing import Any
 
 from lifelong import distributed
 from lifelong.ledger.folder import StageFolder, WorkFolder, stage_name
+from lifelong.ledger.history import read_losses
 from lifelong.methods._make import make_methods
 from lifelong.methods._method import Method, StageContext
 from lifelong.pipeline.run import RunContext
 from lifelong.recipe.recipe import Recipe, StageSection
 from lifelong.records import DomainLoss, StageRecord
 from lifelong.replay.memory import ReplayMemory
+from lifelong.replay.steering import ReplayInputs
 from lifelong.stream.cards.domain import Domain
-from lifelong.stream.mixing import StagePlan, stage_plan
+from lifelong.stream.steps import StagePlan, stage_plan
 from lifelong.train.arguments import blocks_per_step, training_arguments
 
 
@@ -93,6 +95,26 @@ class Stage:
         """Of earlier domains, as the last committed stage left it."""
         folder = self.context.ledger.folder.memory_before(self.index)
         return ReplayMemory.open(folder) if folder is not None and self.recipe.replay is not None else None
+
+    @cached_property
+    def earlier_losses(self) -> list[tuple[DomainLoss, ...]]:
+        """Held-out losses after each committed stage, oldest first."""
+        folder = self.context.ledger.folder
+        return [read_losses(folder.stage(record.name).losses) for record in self.context.ledger.stages]
+
+    @property
+    def replay(self) -> ReplayInputs | None:
+        """What replay depends on; None without a `replay:` section."""
+        if self.recipe.replay is None:
+            return None
+        return ReplayInputs(
+            section=self.recipe.replay,
+            mix=self.recipe.replay_mix,
+            budget=self.recipe.budget,
+            losses=self.earlier_losses,
+            heldouts={self.context.columns[column]: self.context.heldouts[column] for column in self.seen_columns()},
+            probe_tokens=self.recipe.evaluate.probe_tokens,
+        )
 
     def seen_columns(self) -> list[int]:
         """Columns of the domains of earlier stages."""

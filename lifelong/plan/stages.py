@@ -26,9 +26,9 @@ from lifelong.plan.text import TextLook, look_at_text
 from lifelong.recipe.check import check_recipe
 from lifelong.recipe.files import load_recipe, parse_recipe
 from lifelong.recipe.recipe import Recipe
-from lifelong.replay.steering import MOST_PROBES, PROBING_COST, STEERED
+from lifelong.replay.steering import STEERED, affordable_probes
 from lifelong.stream.cards.domain import load_domain
-from lifelong.stream.mixing import stage_plan
+from lifelong.stream.steps import stage_plan
 from lifelong.train.arguments import blocks_per_step, micro_batches, training_arguments
 from lifelong.train.learning_rates import lr_policy, stage_curve
 from lifelong.train.schedule import trunk_step
@@ -255,8 +255,7 @@ def _steering_tokens(recipe: Recipe, index: int, trained: int) -> float:
     if replay is None or not seen or not replay.share or recipe.replay_mix not in STEERED:
         return 0.0
     probed = recipe.evaluate.probe_tokens * seen
-    wanted = min(MOST_PROBES, int(3 * PROBING_COST * trained / probed)) if replay.probes is None else replay.probes
-    return float(wanted * probed)
+    return float(probed * (affordable_probes(trained, probed) if replay.probes is None else replay.probes))
 
 
 def _checkpoints_kept(recipe: Recipe, index: int) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.errors import InputError, LifelongError
+from lifelong.errors import InputError, LifelongError, UnknownNameError
 from lifelong.evaluate.facts.injection import read_facts
 from lifelong.expand import plan_expansion
 from lifelong.inherit.teachers._teacher import Given
@@ -49,7 +49,7 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
         with collecting(lines):
             names.append(load_domain(card).name)
     with collecting(lines):
-        check_steering(recipe, names if start == 0 and not lines else ())
+        _check_replay(recipe, names if start == 0 and not lines else ())
     if recipe.inherit is not None and recipe.inherit.alpha:
         given = Given(recipe.inherit, _stream_names(recipe), recipe.objective, recipe.sequence_length)
         lines += recipe.inherit.teacher.check(given)
@@ -60,6 +60,15 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
             read_facts(Path(recipe.facts.file))
     if lines:
         raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
+
+
+def _check_replay(recipe: Recipe, names: Sequence[str]) -> None:
+    """Steering, and the budget's domains where all cards have been read."""
+    if recipe.replay is not None:
+        check_steering(recipe.replay_mix, [recipe.train, *(stage.train for stage in recipe.stages)])
+    for domain in recipe.budget if names else ():
+        if domain not in names:
+            raise UnknownNameError("stage with domain", domain, names, "budget")
 
 
 def _stream_names(recipe: Recipe) -> list[str] | None:

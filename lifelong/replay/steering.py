@@ -7,21 +7,22 @@ into every checkpoint, so that a stage that is resumed makes the same choices ag
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lifelong.errors import InputError, UnknownNameError
+from lifelong.errors import InputError
 from lifelong.evaluate.scores import block_losses
-from lifelong.ledger.history import read_losses
-from lifelong.pipeline.run import RunContext
-from lifelong.recipe.recipe import Recipe
 from lifelong.records import DomainLoss, ProbePoint
 from lifelong.replay.controllers import AdaptiveController, BudgetController, Controller, replay_weights
+from lifelong.replay.dataset import StageDataset
 from lifelong.replay.memory import ReplayMemory
+from lifelong.replay.settings import ReplaySection
 from lifelong.stream.blocks import BlockStore
-from lifelong.stream.mixing import StageDataset
+from lifelong.stream.collator import Collator
+from lifelong.stream.heldout import Heldout
 from lifelong.stream.ordering import key_of, uniforms
 
 STEERED = ("adaptive", "budget")
@@ -33,29 +34,43 @@ PROBING_COST = 0.05  # of the arithmetic of a stage; a token that is only evalua
 Adjustment = Callable[[Mapping[str, float]], Mapping[str, float]]
 
 
-def losses_so_far(context: RunContext) -> list[tuple[DomainLoss, ...]]:
-    """Held-out losses after each committed stage."""
-    ledger = context.ledger
-    return [read_losses(ledger.stage_folder(record) / "losses.json") for record in ledger.stages]
+@dataclass(frozen=True)
+class ReplayInputs:
+    """What the replay of a stage depends on beside its memory.
+
+    Args:
+        section: of the recipe.
+        mix: how replay is divided among earlier domains.
+        budget: allowed rise of the perplexity by domain.
+        losses: held-out losses after each committed stage, oldest first.
+        heldouts: held-out documents of the earlier domains, by name.
+        probe_tokens: of a probe of one domain.
+    """
+
+    section: ReplaySection
+    mix: str
+    budget: Mapping[str, float]
+    losses: Sequence[Sequence[DomainLoss]]
+    heldouts: Mapping[str, Heldout]
+    probe_tokens: int
 
 
-def first_weights(context: RunContext, memory: ReplayMemory) -> dict[str, float]:
+def first_weights(inputs: ReplayInputs, memory: ReplayMemory) -> dict[str, float]:
     """How a stage begins to divide replay."""
-    rows = losses_so_far(context)
     history = {
-        domain: [loss.nats_per_token for row in rows for loss in row if loss.domain == domain]
+        domain: [loss.nats_per_token for row in inputs.losses for loss in row if loss.domain == domain]
         for domain in memory.domains
     }
-    return replay_weights(context.recipe.replay_mix, memory, history)
+    return replay_weights(inputs.mix, memory, history)
 
 
-def budget_reference(context: RunContext, domain: str, tokens: int) -> float:
-    """Nats per token of a domain at its best so far, on the documents that a probe of `tokens` reads."""
+def budget_reference(inputs: ReplayInputs, domain: str) -> float:
+    """Nats per token of a domain at its best so far, on the documents that a probe reads."""
     best = min(
-        (loss for row in losses_so_far(context) for loss in row if loss.domain == domain),
+        (loss for row in inputs.losses for loss in row if loss.domain == domain),
         key=lambda loss: loss.nats_per_token,
     )
-    count = len(context.heldouts[context.columns.index(domain)].head(tokens))
+    count = len(inputs.heldouts[domain].head(inputs.probe_tokens))
     return sum(best.document_nats[:count]) / sum(best.document_tokens[:count])
 
 
@@ -102,83 +117,73 @@ class ReplaySteering:
         self.dataset.load_state_dict(state["dataset"])
 
 
-def make_steering(context: RunContext, dataset: StageDataset, adjust: Adjustment) -> ReplaySteering | None:
+def make_steering(inputs: ReplayInputs, dataset: StageDataset, adjust: Adjustment) -> ReplaySteering | None:
     """Who steers the replay of a stage; None where nothing is replayed or the mix is fixed.
 
     Raises:
         InputError: the bounds of the share are none.
     """
-    recipe, domains = context.recipe, dataset.replay_domains
-    if recipe.replay is None or not domains or not recipe.replay.share or recipe.replay_mix not in STEERED:
+    section, domains = inputs.section, dataset.replay_domains
+    if not domains or not section.share or inputs.mix not in STEERED:
         return None
-    steps = steering_steps(context, dataset, recipe)
+    steps = steering_steps(inputs, dataset)
     if not steps:
         return None
-    controller: Controller = AdaptiveController(recipe.replay.share, dataset.weights)
-    if recipe.replay_mix == "budget":
-        seen = {record.domain for record in context.ledger.stages}
-        budget = {name: allowed for name, allowed in recipe.budget.items() if name in seen}
+    controller: Controller = AdaptiveController(section.share, dataset.weights)
+    if inputs.mix == "budget":
+        budget = {name: allowed for name, allowed in inputs.budget.items() if name in inputs.heldouts}
         controller = BudgetController(
             budget,
-            {name: budget_reference(context, name, recipe.evaluate.probe_tokens) for name in budget},
+            {name: budget_reference(inputs, name) for name in budget},
             domains=domains,
-            share=recipe.replay.share,
-            lowest=recipe.replay.min_share,
-            highest=recipe.replay.max_share,
+            share=section.share,
+            lowest=section.min_share,
+            highest=section.max_share,
         )
     return ReplaySteering(controller, dataset, steps, adjust)
 
 
-def steering_steps(context: RunContext, dataset: StageDataset, recipe: Recipe) -> list[int]:
+def steering_steps(inputs: ReplayInputs, dataset: StageDataset) -> list[int]:
     """Steps of a stage after which earlier domains are probed, evenly spaced."""
-    assert recipe.replay is not None, "only replay is steered"
-    wanted = recipe.replay.probes
+    wanted = inputs.section.probes
     if wanted is None:
-        seen = {record.domain for record in context.ledger.stages}
-        probed = sum(
-            context.heldouts[column].head(recipe.evaluate.probe_tokens).num_tokens
-            for column, name in enumerate(context.columns)
-            if name in seen
-        )
-        trained = dataset.num_steps * dataset.tokens_per_step
-        wanted = min(MOST_PROBES, int(3 * PROBING_COST * trained / max(probed, 1)))
+        probed = sum(heldout.head(inputs.probe_tokens).num_tokens for heldout in inputs.heldouts.values())
+        wanted = affordable_probes(dataset.num_steps * dataset.tokens_per_step, probed)
     return sorted({round(number * dataset.num_steps / (wanted + 1)) for number in range(1, wanted + 1)} - {0})
 
 
-def check_steering(recipe: Recipe, names: Sequence[str] = ()) -> None:
-    """What a recipe with a steered mix or a budget must fulfil.
+def affordable_probes(trained: int, probed: int) -> int:
+    """Probes of `probed` tokens each that cost at most a twentieth of a stage of `trained` tokens."""
+    return min(MOST_PROBES, int(3 * PROBING_COST * trained / max(probed, 1)))
 
-    Args:
-        recipe: to check.
-        names: of all domains, where their cards have been read.
+
+def check_steering(mix: str, sections: Sequence[Mapping[str, Any]]) -> None:
+    """What a steered mix asks of the `train:` sections of a recipe.
 
     Raises:
-        InputError: rows would be fetched before they are chosen, or a budget is of no domain.
+        InputError: rows would be fetched before they are chosen.
     """
-    sections = [recipe.train, *(stage.train for stage in recipe.stages)]
     workers = max((section.get("dataloader_num_workers", 0) for section in sections), default=0)
-    if recipe.replay is not None and recipe.replay_mix in STEERED and workers:
+    if mix in STEERED and workers:
         raise InputError(
-            f"train.dataloader_num_workers: {workers}, but `replay.mix: {recipe.replay_mix}` chooses rows while it "
+            f"train.dataloader_num_workers: {workers}, but `replay.mix: {mix}` chooses rows while it "
             "trains; set 0, or take `replay.mix: uniform` or `proportional`"
         )
-    for domain in recipe.budget if names else ():
-        if domain not in names:
-            raise UnknownNameError("stage with domain", domain, names, "budget")
 
 
-def memory_scores(context: RunContext, model: Any, corpus: BlockStore, stage: int) -> NDArray[np.float64] | None:
+def memory_scores(
+    section: ReplaySection, model: Any, corpus: BlockStore, collator: Collator, *, seed: int, stage: int
+) -> NDArray[np.float64] | None:
     """What a loss-ranked memory keeps blocks by: their loss under the model that has just learned them.
 
     Only blocks that random draws would offer are scored, several for each place in the memory; the others
     rank behind them.
     """
-    replay = context.recipe.replay
-    if replay is None or replay.policy != "loss-ranked":
+    if section.policy != "loss-ranked":
         return None
-    places = replay.memory_tokens // context.recipe.sequence_length + 1
-    chance = uniforms(key_of(context.recipe.seed, "scored", stage), len(corpus))
+    places = section.memory_tokens // collator.sequence_length + 1
+    chance = uniforms(key_of(seed, "scored", stage), len(corpus))
     drawn = np.sort(np.argsort(chance, kind="stable")[: SCORED_PER_PLACE * places])
     scores = np.full(len(corpus), NEVER_SCORED)
-    scores[drawn] = block_losses(model, [corpus[int(row)] for row in drawn], context.collator(context.recipe.seed))
+    scores[drawn] = block_losses(model, [corpus[int(row)] for row in drawn], collator)
     return scores

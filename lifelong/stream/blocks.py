@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -176,3 +176,10 @@ class BlockStore(Sequence[Block]):
 
     def __reduce__(self) -> tuple[type[BlockStore], tuple[Path]]:
         return BlockStore, (self.path,)
+
+
+class Blocks(Protocol):
+    """Anything with a length whose items are blocks."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Block: ...

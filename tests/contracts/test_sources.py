@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lifelong.cli.main import main
+from lifelong.cli import main
 from lifelong.errors import InputError
 from lifelong.stream.cards import sources
 from lifelong.stream.cards.documents import read_documents, source_fingerprint

@@ -18,9 +18,9 @@ from lifelong.lm.head import loss_head
 from lifelong.methods._context import MemoryRows
 from lifelong.methods._make import make_methods
 from lifelong.methods._method import StageContext
+from lifelong.replay.dataset import StageDataset
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator
-from lifelong.stream.mixing import StageDataset
 from lifelong.train.arguments import training_arguments
 from lifelong.train.phase import Phase, StopRequest
 from lifelong.train.resume import load_methods, save_methods

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifelong.errors import InputError
+from lifelong.replay.dataset import StageDataset
 from lifelong.replay.memory import ReplayMemory, write_generation
 from lifelong.stream.collator import PackedRow
-from lifelong.stream.mixing import StageDataset, stage_plan
 from lifelong.stream.ordering import key_of, permuted, uniforms
 from lifelong.stream.packing import BlockStore, pack, write_blocks
+from lifelong.stream.steps import stage_plan
 
 T = 8
 

@@ -80,11 +80,12 @@ def _check_budget(stage: Stage) -> None:
     recipe, ledger = stage.recipe, stage.context.ledger
     if not recipe.budget:
         return
-    earlier = [read_losses(ledger.folder.stage(record.name).losses) for record in ledger.stages]
     broken = []
     for loss in stage.losses:
         allowed = recipe.budget.get(loss.domain)
-        best = min((old.perplexity for row in earlier for old in row if old.domain == loss.domain), default=None)
+        best = min(
+            (old.perplexity for row in stage.earlier_losses for old in row if old.domain == loss.domain), default=None
+        )
         seen = any(record.domain == loss.domain for record in ledger.stages)
         if allowed is None or best is None or not seen:
             continue

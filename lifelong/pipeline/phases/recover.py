@@ -27,9 +27,9 @@ class Recover(TrainingPhase):
     def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:
         """The memory alone."""
         del model
-        memory = stage.memory()
-        assert memory is not None, "applies only where there is one"
-        weights = first_weights(stage.context, memory)
+        memory, replay = stage.memory(), stage.replay
+        assert memory is not None and replay is not None, "applies only where there is a memory"
+        weights = first_weights(replay, memory)
         tokens = self.planned(stage.recipe, stage.index).trained
         return Rows(tokens, stage.seed + 1, memory=memory, share=1.0, weights=weights)
 

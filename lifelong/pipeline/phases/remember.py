@@ -36,7 +36,7 @@ def memory_folder(stage: Stage) -> Path | None:
 
 
 def _write(stage: Stage, model: PreTrainedModel, folder: Path) -> None:
-    context, replay = stage.context, stage.recipe.replay
+    context, replay, seed = stage.context, stage.recipe.replay, stage.recipe.seed
     assert replay is not None, "asked for only where there is a memory"
     if not folder.exists():
         with whole_folder(folder) as partial:
@@ -46,8 +46,8 @@ def _write(stage: Stage, model: PreTrainedModel, folder: Path) -> None:
                 stage.corpus,
                 capacity_tokens=replay.memory_tokens,
                 policy=replay.policy,
-                seed=stage.recipe.seed,
+                seed=seed,
                 out=partial,
                 stage=stage.index,
-                scores=memory_scores(context, model, stage.corpus, stage.index),
+                scores=memory_scores(replay, model, stage.corpus, context.collator(seed), seed=seed, stage=stage.index),
             )

@@ -37,7 +37,7 @@ class Train(TrainingPhase):
 
     def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:
         """The stage's corpus, and the memory by the methods' weights; begins the methods."""
-        memory, replay = stage.memory(), stage.recipe.replay
+        memory, replay = stage.memory(), stage.replay
         stage.hooks = stage_context(
             stage.context, stage.index, stage.domain.name, model, stage.corpus, memory, stage.work.path, stage.seed
         )
@@ -47,14 +47,14 @@ class Train(TrainingPhase):
             method.begin_stage(stage.hooks)
         weights: Mapping[str, float] = {}
         if memory is not None and replay is not None:
-            weights = _adjustment(stage)(first_weights(stage.context, memory))
-        share = replay.share if replay else 0.0
+            weights = _adjustment(stage)(first_weights(replay, memory))
+        share = replay.section.share if replay else 0.0
         return Rows(stage.section.tokens, stage.seed + 2, stage.corpus, memory, share, dict(weights))
 
     def inputs(self, stage: Stage, model: PreTrainedModel, dataset: Any, num_steps: int) -> dict[str, Any]:
         """All that a recipe can switch on."""
         run, recipe = stage.context, stage.recipe
-        steering = make_steering(run, dataset, _adjustment(stage))
+        steering = None if stage.replay is None else make_steering(stage.replay, dataset, _adjustment(stage))
         facts = stage_facts(run, stage.index)
         return {
             "dataset": dataset if facts is None else facts.injected(dataset),

@@ -18,8 +18,8 @@ from lifelong.lm.flops import forward_flops_per_token, training_flops_per_token
 from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
 from lifelong.records import Cost
+from lifelong.replay.dataset import StageDataset
 from lifelong.replay.memory import ReplayMemory
-from lifelong.stream.mixing import StageDataset
 from lifelong.train.arguments import training_arguments
 from lifelong.train.phase import Phase as TrainingInputs
 from lifelong.train.phase import PhaseCurve

@@ -10,52 +10,17 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lifelong.errors import InputError
-from lifelong.replay.controllers import BudgetController, Mix, adaptive_weights, replay_weights
 from lifelong.replay.memory import ReplayMemory
-from lifelong.stream.blocks import Block
+from lifelong.stream.blocks import Blocks
 from lifelong.stream.collator import PackedRow
 from lifelong.stream.joint import domain_of
 from lifelong.stream.ordering import key_of, permuted, uniforms
-
-__all__ = [
-    "BudgetController",
-    "Mix",
-    "StageDataset",
-    "StagePlan",
-    "adaptive_weights",
-    "replay_weights",
-    "stage_plan",
-]
-
-
-class Blocks(Protocol):
-    """Anything with a length whose items are blocks."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Block: ...
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """Optimizer steps of a stage. `tokens` is what they train on, at least what was asked for."""
-
-    num_steps: int
-    blocks_per_step: int
-    tokens_per_step: int
-    tokens: int
-
-
-def stage_plan(tokens: int, sequence_length: int, blocks_per_step: int) -> StagePlan:
-    """Steps that a token budget needs, in whole steps: rounded up, at least one."""
-    per_step = sequence_length * blocks_per_step
-    num_steps = max(1, math.ceil(tokens / per_step))
-    return StagePlan(num_steps, blocks_per_step, per_step, num_steps * per_step)
 
 
 @dataclass(frozen=True)
