@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lifelong.evaluate.facts.stage import stage_facts_json
 from lifelong.expand import model_shape
 from lifelong.files import json_fingerprint, read_json, write_json
 from lifelong.ledger.folder import StageFolder
@@ -28,10 +27,11 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
     context, folder = stage.context, stage.result
     assert folder is not None, "committed after training"
     curves = [curve for phase in PHASES if (curve := phase.curve(stage)) is not None]
+    asked = next((curve for curve in curves if curve.facts), curves[-1])
     history = {
         "train": [asdict(point) for curve in curves for point in curve.train],
         "probes": [asdict(point) for curve in curves for point in curve.probes],
-        "facts": stage_facts_json(context, stage.index, curves),
+        "facts": None if stage.facts is None else stage.facts.to_json(asked.facts, asked.tokens),
         **unmapped_json(curves),
     }
     write_json(folder.history, history)

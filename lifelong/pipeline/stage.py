@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lifelong import distributed
+from lifelong.evaluate.facts.injection import Fact
+from lifelong.evaluate.facts.stage import StageFacts, facts_of
+from lifelong.files import read_json
 from lifelong.ledger.folder import StageFolder, WorkFolder, stage_name
 from lifelong.ledger.history import read_losses
+from lifelong.lm.objective import pad_id
 from lifelong.methods._make import make_methods
 from lifelong.methods._method import Method, StageContext
 from lifelong.pipeline.run import RunContext
@@ -114,6 +118,31 @@ class Stage:
             losses=self.earlier_losses,
             heldouts={self.context.columns[column]: self.context.heldouts[column] for column in self.seen_columns()},
             probe_tokens=self.recipe.evaluate.probe_tokens,
+        )
+
+    @cached_property
+    def facts(self) -> StageFacts | None:
+        """The facts of the stage; None before they are put in, and in a run without any."""
+        section, context = self.recipe.facts, self.context
+        if section is None or self.index < section.stage:
+            return None
+        if injects := self.index == section.stage:
+            found, domain = facts_of(section, self.recipe.seed), self.domain.name
+        else:
+            first = context.ledger.stages[section.stage]
+            kept = read_json(context.ledger.folder.stage(first.name).history).get("facts")
+            if not kept:  # the recipe was given facts after that stage: they were never put in
+                return None
+            found, domain = [Fact(**fact) for fact in kept["facts"]], first.domain
+        return StageFacts(
+            section=section,
+            facts=found,
+            injects=injects,
+            tokenizer=context.tokenizer_of(domain),
+            objective=self.recipe.objective,
+            sequence_length=self.recipe.sequence_length,
+            pad_id=pad_id(context.tokenizer),
+            mask_id=context.mask_id,
         )
 
     def seen_columns(self) -> list[int]:

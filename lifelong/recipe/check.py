@@ -43,7 +43,10 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
         if recipe.model.checkpoint is not None and start == 0:
             config = load_config(recipe.model.checkpoint, recipe.model.revision)
         check_growth(recipe, start, config)
-    lines += check_selection(recipe, start)
+    for index, stage in enumerate(recipe.stages[start:], start):
+        if stage.select is not None:
+            learned = index > 0 or recipe.model.checkpoint is not None
+            lines += check_selection(stage.select, f"stages[{index}].select", has_learned=learned)
     names = []
     for card in dict.fromkeys(name for stage in recipe.stages[start:] for name in (stage.domain, *stage.together_with)):
         with collecting(lines):

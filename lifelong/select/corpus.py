@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from lifelong.errors import InputError
 from lifelong.evaluate.scores import DocumentScorer
 from lifelong.files import write_json
 from lifelong.lm.checkpoint import load_config, load_model
 from lifelong.lm.flops import forward_flops_per_token
-from lifelong.pipeline.run import RunContext
-from lifelong.recipe.recipe import Recipe
 from lifelong.select.scores import challenge_scores, difference_scores, select_rows
 from lifelong.select.settings import SelectSection
 from lifelong.stream.blocks import BlockStore
@@ -43,32 +42,50 @@ SHOWN_DOCUMENTS, SHOWN_CHARACTERS = 5, 200
 Score = Callable[[DocumentScorer, Sequence[Document]], NDArray[np.float64]]
 
 
-@dataclass
-class Selection:
-    """A selection that is under way: what is drawn from, who scores it, and where the scores lie.
+@dataclass(frozen=True)
+class SelectionInputs:
+    """What a selection depends on.
 
     Args:
-        context: of the run.
-        domain: of the stage.
         section: of the recipe.
-        previous: model of the stage before; what the name `previous` stands for.
+        domain: of the stage.
+        tokenizer: what reads the domain.
+        previous: the previous stage's model; what the name `previous` stands for.
+        objective: clm or mlm.
+        sequence_length: of the run.
+        seed: of the run.
+        cache_dir: of tokenised corpora.
+    """
+
+    section: SelectSection
+    domain: Domain
+    tokenizer: PreTrainedTokenizerBase
+    previous: Any
+    objective: str
+    sequence_length: int
+    seed: int
+    cache_dir: Path
+
+
+@dataclass
+class Selection:
+    """A selection that is under way.
+
+    Args:
+        inputs: what it depends on.
         folder: for scores that are done.
         share: of the documents that are considered at all, drawn by hash.
     """
 
-    context: RunContext
-    domain: Domain
-    section: SelectSection
-    previous: Any
+    inputs: SelectionInputs
     folder: Path
     share: float
     flops: float = 0.0
 
     def considered(self) -> Iterator[tuple[int, Document]]:
         """Documents that may be chosen, with their place in the split; the same ones every time."""
-        seed = self.context.recipe.seed
-        for place, document in enumerate(read_documents(self.domain, "train")):
-            if key_of(seed, "considered", document.key) < self.share * 2.0**64:
+        for place, document in enumerate(read_documents(self.inputs.domain, "train")):
+            if key_of(self.inputs.seed, "considered", document.key) < self.share * 2.0**64:
                 yield place, document
 
     def scores(self, role: str, source: str, score: Score) -> NDArray[np.float64]:
@@ -89,25 +106,15 @@ class Selection:
         return np.concatenate(chunks) if chunks else np.zeros(0)
 
     def _scorer(self, source: str) -> DocumentScorer:
-        recipe = self.context.recipe
-        own = source == "previous"
-        model = self.previous if own else load_model(source, recipe.objective)
-        tokenizer = self.context.tokenizer_of(self.domain.name) if own else load_tokenizer(source, self.domain.name)
-        positions = getattr(model.config, "max_position_embeddings", None) or recipe.sequence_length
-        length = min(positions, max(recipe.sequence_length, self.section.sequence_length or 0))
-        return DocumentScorer(model, tokenizer, objective=recipe.objective, sequence_length=length)
+        inputs, own = self.inputs, source == "previous"
+        model = inputs.previous if own else load_model(source, inputs.objective)
+        tokenizer = inputs.tokenizer if own else load_tokenizer(source, inputs.domain.name)
+        positions = getattr(model.config, "max_position_embeddings", None) or inputs.sequence_length
+        length = min(positions, max(inputs.sequence_length, inputs.section.sequence_length or 0))
+        return DocumentScorer(model, tokenizer, objective=inputs.objective, sequence_length=length)
 
 
-def select_corpus(
-    context: RunContext,
-    domain: Domain,
-    section: SelectSection,
-    corpus: BlockStore,
-    *,
-    tokens: int,
-    previous: Any,
-    folder: Path,
-) -> BlockStore:
+def select_corpus(inputs: SelectionInputs, corpus: BlockStore, *, tokens: int, folder: Path) -> BlockStore:
     """The blocks of the chosen documents; what was chosen is told in `folder/selection.json`.
 
     No more documents are scored than the stage can use: `tokens / keep` tokens of them, drawn by hash.
@@ -115,20 +122,20 @@ def select_corpus(
     Raises:
         InputError: a model or tokenizer cannot be loaded, or the teacher knows the corpus no better than the reference.
     """
-    started = monotonic()
+    started, section = monotonic(), inputs.section
     facts = manifest_of(corpus)
     done = folder / f"chosen-{corpus.fingerprint[:12]}.npz"
     if done.exists() and (folder / "selection.json").exists():
-        return _chosen_store(context, domain, np.load(done)["chosen"])
+        return _chosen_store(inputs, np.load(done)["chosen"])
     share = min(1.0, tokens / section.keep / max(facts["tokens"], 1))
-    selection = Selection(context, domain, section, previous, folder / f"scores-{corpus.fingerprint[:12]}", share)
+    selection = Selection(inputs, folder / f"scores-{corpus.fingerprint[:12]}", share)
     places, sizes = (np.array(column, dtype=np.int64) for column in _places_and_sizes(selection))
     scores = _difference(selection, sizes) if section.by == "difference" else _challenge(selection)
-    rows = select_rows(scores, section.keep, sizes=sizes, seed=context.recipe.seed, temperature=section.temperature)
+    rows = select_rows(scores, section.keep, sizes=sizes, seed=inputs.seed, temperature=section.temperature)
     chosen = np.zeros(int(facts["documents"]), dtype=bool)
     chosen[places[rows]] = True
     write_arrays(done, chosen=chosen)
-    store = _chosen_store(context, domain, chosen)
+    store = _chosen_store(inputs, chosen)
     write_json(
         folder / "selection.json",
         {
@@ -150,10 +157,11 @@ def select_corpus(
     return store
 
 
-def _chosen_store(context: RunContext, domain: Domain, chosen: NDArray[np.bool_]) -> BlockStore:
-    length, cache = context.recipe.sequence_length, context.out / ".cache"
-    tokenizer = context.tokenizer_of(domain.name)
-    return tokenize_domain(domain, "train", tokenizer, sequence_length=length, cache_dir=cache, chosen=chosen)
+def _chosen_store(inputs: SelectionInputs, chosen: NDArray[np.bool_]) -> BlockStore:
+    length, cache = inputs.sequence_length, inputs.cache_dir
+    return tokenize_domain(
+        inputs.domain, "train", inputs.tokenizer, sequence_length=length, cache_dir=cache, chosen=chosen
+    )
 
 
 def _places_and_sizes(selection: Selection) -> tuple[list[int], list[int]]:
@@ -162,12 +170,12 @@ def _places_and_sizes(selection: Selection) -> tuple[list[int], list[int]]:
         places.append(place)
         sizes.append(document.num_bytes)
     if not places:
-        raise InputError(f"domain {selection.domain.name}: select: too few documents to choose from; leave it out")
+        raise InputError(f"domain {selection.inputs.domain.name}: select: too few documents to choose from; leave it out")
     return places, sizes
 
 
 def _difference(selection: Selection, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    section = selection.section
+    section = selection.inputs.section
     teacher, reference = (
         selection.scores(role, str(source), DocumentScorer.nats)
         for role, source in (("teacher", section.teacher), ("reference", section.reference))
@@ -175,7 +183,7 @@ def _difference(selection: Selection, sizes: NDArray[np.int64]) -> NDArray[np.fl
     if teacher.sum() >= reference.sum():
         bits = [float(nats.sum() / np.log(2) / sizes.sum()) for nats in (teacher, reference)]
         raise InputError(
-            f"domain {selection.domain.name}: select.teacher {section.teacher!r} reads it with {bits[0]:.3f} bits per "
+            f"domain {selection.inputs.domain.name}: select.teacher {section.teacher!r} reads it with {bits[0]:.3f} bits per "
             f"byte, no better than select.reference {section.reference!r} with {bits[1]:.3f}; are they swapped? "
             "Difference sampling needs a teacher that knows the corpus better"
         )
@@ -183,17 +191,17 @@ def _difference(selection: Selection, sizes: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def _challenge(selection: Selection) -> NDArray[np.float64]:
-    top_k = selection.section.top_k
+    top_k = selection.inputs.section.top_k
 
     def score(scorer: DocumentScorer, documents: Sequence[Document]) -> NDArray[np.float64]:
         losses = scorer.token_losses(documents)
         return challenge_scores([nats for nats, _ in losses], [ranks for _, ranks in losses], top_k=top_k)
 
-    scores = selection.scores("challenge", str(selection.section.model), score)
+    scores = selection.scores("challenge", str(selection.inputs.section.model), score)
     unknown = float((scores == 0).mean())
     if unknown > MOST_UNKNOWN:
         raise InputError(
-            f"domain {selection.domain.name}: select.model {selection.section.model!r} has the right token among its "
+            f"domain {selection.inputs.domain.name}: select.model {selection.inputs.section.model!r} has the right token among its "
             f"{top_k} best guesses for less than half of the tokens in {unknown:.0%} of the documents, which all score "
             "0: there is nothing to choose by. Raise select.top_k, or take a model that knows more"
         )
@@ -228,18 +236,23 @@ def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     temporary.replace(path)
 
 
-def check_selection(recipe: Recipe, start: int = 0) -> list[str]:
-    """A line for every model of a `select:` section that cannot be read; configurations alone."""
+def check_selection(section: SelectSection, where: str, *, has_learned: bool) -> list[str]:
+    """A line for every model of a `select:` section that cannot be read; configurations alone.
+
+    Args:
+        section: to check.
+        where: its path in the recipe.
+        has_learned: there is a previous model that knows something.
+    """
     lines = []
-    for index, stage in enumerate(recipe.stages[start:], start):
-        for role, source in stage.select.models() if stage.select else ():
-            if source == "previous":
-                if index == 0 and recipe.model.checkpoint is None:
-                    lines.append(f"stages[{index}].select.{role}: before the first stage nothing has been learned")
-                continue
-            try:
-                load_config(source)
-                load_tokenizer(source)
-            except InputError as error:
-                lines.append(f"stages[{index}].select.{role}: {error}")
+    for role, source in section.models():
+        if source == "previous":
+            if not has_learned:
+                lines.append(f"{where}.{role}: before the first stage nothing has been learned")
+            continue
+        try:
+            load_config(source)
+            load_tokenizer(source)
+        except InputError as error:
+            lines.append(f"{where}.{role}: {error}")
     return lines

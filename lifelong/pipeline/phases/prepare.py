@@ -14,7 +14,7 @@ from lifelong.ledger.history import read_losses, write_losses
 from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
 from lifelong.records import Cost
-from lifelong.select.corpus import select_corpus
+from lifelong.select.corpus import SelectionInputs, select_corpus
 from lifelong.stream.blocks import BlockStore
 from lifelong.stream.cards.domain import Domain, load_domain
 from lifelong.stream.joint import JointBlocks
@@ -70,10 +70,17 @@ def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
         return corpus
 
     def selected() -> Path:
-        tokens, folder = stage.section.tokens, stage.work.selected.path
-        return select_corpus(
-            stage.context, stage.domain, select, corpus, tokens=tokens, previous=previous, folder=folder
-        ).path
+        inputs = SelectionInputs(
+            section=select,
+            domain=stage.domain,
+            tokenizer=stage.context.tokenizer_of(stage.domain.name),
+            previous=previous,
+            objective=stage.recipe.objective,
+            sequence_length=stage.recipe.sequence_length,
+            seed=stage.recipe.seed,
+            cache_dir=stage.context.ledger.folder.cache,
+        )
+        return select_corpus(inputs, corpus, tokens=stage.section.tokens, folder=stage.work.selected.path).path
 
     return BlockStore(distributed.on_first(selected))
 

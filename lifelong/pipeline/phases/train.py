@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lifelong.evaluate.facts.stage import stage_facts
 from lifelong.evaluate.probes import probe_steps
 from lifelong.files import write_json
 from lifelong.inherit.build import stage_inheritor
@@ -55,7 +54,7 @@ class Train(TrainingPhase):
         """All that a recipe can switch on."""
         run, recipe = stage.context, stage.recipe
         steering = None if stage.replay is None else make_steering(stage.replay, dataset, _adjustment(stage))
-        facts = stage_facts(run, stage.index)
+        facts = stage.facts
         return {
             "dataset": dataset if facts is None else facts.injected(dataset),
             "inheritor": _inheritor(stage, model, num_steps),
