@@ -155,7 +155,7 @@ def forgetting_since_learned(matrix: LossMatrix) -> dict[str, float]:
     return {matrix.domains[k]: float(value) for k, value in zip(columns, found, strict=True)}
 
 
-# --- plugins: see avalanche_method.py -----------------------------------------------------------------------
+# --- plugins: see methods/_avalanche.py -----------------------------------------------------------------------
 
 SKELETON = "skeleton"
 _REBUILT = ("buffer_dataloader", "buffer_dliter")

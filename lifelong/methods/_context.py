@@ -17,8 +17,7 @@ from lifelong.files import read_json
 from lifelong.lm.head import loss_head
 from lifelong.methods._make import check_method, make_methods
 from lifelong.methods._method import Batch, Method, StageContext
-from lifelong.pipeline.run import RunContext
-from lifelong.recipe.recipe import Recipe
+from lifelong.methods._settings import MethodSection
 from lifelong.replay.memory import ReplayMemory
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator, PackedRow
@@ -26,18 +25,24 @@ from lifelong.stream.joint import domain_of
 from lifelong.stream.ordering import key_of, permuted
 
 
-def check_methods(recipe: Recipe) -> None:
+def check_methods(
+    methods: Sequence[MethodSection], train: Mapping[str, Any], *, has_memory: bool, keeps_pre_decay: bool
+) -> None:
     """What can be judged about the methods before a run begins.
+
+    Args:
+        methods: of the recipe.
+        train: TrainingArguments of the recipe.
+        has_memory: earlier text is kept.
+        keeps_pre_decay: the learning rate keeps whole weights in the middle of a stage.
 
     Raises:
         InputError: an unknown method or setting, or one that cannot be right in this run.
     """
-    sections: list[tuple[str, Mapping[str, Any]]] = [(method.name, method.settings()) for method in recipe.methods]
-    memory = bool(recipe.replay and recipe.replay.memory_tokens)
-    trunk = recipe.lr is not None and recipe.lr.policy == "infinite"
+    sections: list[tuple[str, Mapping[str, Any]]] = [(method.name, method.settings()) for method in methods]
     for section in sections:
         for method in make_methods([section]):
-            check_method(method, section[0], memory=memory, sharded=is_sharded(recipe.train), trunk=trunk)
+            check_method(method, section[0], memory=has_memory, sharded=is_sharded(train), trunk=keeps_pre_decay)
     make_methods(sections)
 
 
@@ -76,30 +81,32 @@ class MemoryRows:
 
 
 def stage_context(
-    run: RunContext,
+    *,
     index: int,
     domain: str,
+    columns: Sequence[str],
     model: PreTrainedModel,
+    has_learned: bool,
     corpus: Any,
     memory: ReplayMemory | None,
-    work: Path,
+    collator: Collator,
+    expansion: Path,
     seed: int,
 ) -> StageContext:
     """Everything that the hooks may ask for.
 
     Args:
-        run: the run.
         index: of the stage.
         domain: its domain.
+        columns: domains of the loss matrix.
         model: as training begins.
+        has_learned: it knows something from before.
         corpus: blocks of the domain.
         memory: of earlier stages.
-        work: folder of the stage's phases; holds the growth.
+        collator: with the masks of the stage.
+        expansion: file of the growth's map, which is there if the stage has grown.
         seed: of the stage.
     """
-    recipe = run.recipe
-    collator = run.collator(seed)
-    growth = work / "grown" / "expansion.json"
 
     def own_batches(count: int) -> Iterator[Batch]:
         for place in range(count):
@@ -107,11 +114,11 @@ def stage_context(
             row = permuted(turn, len(corpus), key_of(seed, "rows of a method", epoch))
             key = key_of(seed, "mask of a method", epoch, row)
             owner = domain_of(corpus, row, domain)
-            column = run.columns.index(owner if owner in run.columns else domain)
+            column = columns.index(owner if owner in columns else domain)
             yield _on(model, collator([_row(corpus[row], column, key)]))
 
     def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-        with loss_head(model, recipe.objective):
+        with loss_head(model, collator.objective):
             value: Tensor = model(**_on(model, batch)).loss
         return value
 
@@ -120,12 +127,12 @@ def stage_context(
         domain=domain,
         model=model,
         seed=seed,
-        objective=recipe.objective,
-        has_learned=index > 0 or recipe.model.checkpoint is not None,
-        columns=run.columns,
-        mapping=ExpansionMap.from_json(read_json(growth)["map"]) if growth.exists() else None,
-        sequence_length=recipe.sequence_length,
-        memory=None if memory is None else MemoryRows(memory, collator, run.columns, seed),
+        objective=collator.objective,
+        has_learned=has_learned,
+        columns=columns,
+        mapping=ExpansionMap.from_json(read_json(expansion)["map"]) if expansion.exists() else None,
+        sequence_length=collator.sequence_length,
+        memory=None if memory is None else MemoryRows(memory, collator, columns, seed),
         own_batches=own_batches,
         loss=loss,
     )

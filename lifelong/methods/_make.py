@@ -30,15 +30,14 @@ def make_methods(sections: list[tuple[str, Mapping[str, Any]]]) -> list[Method]:
 
 def _make_method(name: str, settings: Mapping[str, Any]) -> Method:
     import dataclasses
-    import importlib
 
     from lifelong.errors import InputError, did_you_mean
     from lifelong.plugins import load_plugin
 
     if name.startswith(AVALANCHE):
-        bridge = importlib.import_module("lifelong.adapters.avalanche_method")
-        method: Method = bridge.make(name[len(AVALANCHE) :], settings)
-        return method
+        from lifelong.methods import _avalanche
+
+        return _avalanche.make(name[len(AVALANCHE) :], settings)
     plugin = load_plugin("lifelong.methods", name, kind="method", where="methods").Plugin
     fields = {item.name: item for item in dataclasses.fields(plugin) if item.init}
     for key, value in settings.items():

@@ -82,6 +82,11 @@ class Stage:
         """TrainingArguments of the recipe with those of the stage."""
         return {**self.recipe.train, **self.section.train}
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether the previous stage's model knows something: random weights do not."""
+        return self.index > 0 or self.recipe.model.checkpoint is not None
+
     def has(self, path: Path) -> bool:
         """Whether an earlier call has got so far; all processes hear the same."""
         return distributed.on_first(path.exists)

@@ -38,7 +38,7 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
     for index, stage in enumerate(recipe.stages):
         lines += check_train_section(stage.train, f"stages[{index}].train")
     with collecting(lines):
-        check_methods(recipe)
+        _check_methods(recipe)
     with collecting(lines):
         if recipe.model.checkpoint is not None and start == 0:
             config = load_config(recipe.model.checkpoint, recipe.model.revision)
@@ -63,6 +63,15 @@ def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
             read_facts(Path(recipe.facts.file))
     if lines:
         raise InputError(f"recipe {recipe.name}: {len(lines)} error{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
+
+
+def _check_methods(recipe: Recipe) -> None:
+    check_methods(
+        recipe.methods,
+        recipe.train,
+        has_memory=bool(recipe.replay and recipe.replay.memory_tokens),
+        keeps_pre_decay=recipe.lr is not None and recipe.lr.policy == "infinite",
+    )
 
 
 def _check_replay(recipe: Recipe, names: Sequence[str]) -> None:
@@ -107,7 +116,7 @@ def check_launch(recipe: Recipe) -> None:
             check_processes({**recipe.train, **stage.train})
     if is_sharded(recipe.train):
         with collecting(lines):
-            check_methods(recipe)
+            _check_methods(recipe)
         if recipe.lr is not None and recipe.lr.policy == "infinite":
             lines.append(
                 "lr.policy: infinite keeps whole weights in the middle of a stage, but this launch shards them (FSDP); "

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lifelong.adapters import avalanche as library
-from lifelong.adapters.avalanche_method import BROKEN, AvalancheMethod
 from lifelong.errors import InputError
+from lifelong.methods._avalanche import BROKEN, AvalancheMethod
 from lifelong.methods._make import make_methods
 from tests.laws.stages import LENGTH, Run, same
 

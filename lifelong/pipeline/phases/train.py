@@ -38,7 +38,16 @@ class Train(TrainingPhase):
         """The stage's corpus, and the memory by the methods' weights; begins the methods."""
         memory, replay = stage.memory(), stage.replay
         stage.hooks = stage_context(
-            stage.context, stage.index, stage.domain.name, model, stage.corpus, memory, stage.work.path, stage.seed
+            index=stage.index,
+            domain=stage.domain.name,
+            columns=stage.context.columns,
+            model=model,
+            has_learned=stage.has_learned,
+            corpus=stage.corpus,
+            memory=memory,
+            collator=stage.context.collator(stage.seed),
+            expansion=stage.work.grown.expansion,
+            seed=stage.seed,
         )
         load_methods(stage.methods, stage.context.ledger.folder.stage(stage.previous.name).methods)
         for method in stage.methods:
@@ -117,7 +126,6 @@ def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Inheri
         heldout = context.heldouts[context.columns.index(domain)]
         return context.evaluate_one(model, heldout, recipe.evaluate.probe_tokens).nats_per_token
 
-    learned = stage.index > 0 or recipe.model.checkpoint is not None
     source: str | Path = str(recipe.model.checkpoint)
     if stage.index > 0:
         source = context.ledger.folder.model(stage.previous.name)
@@ -126,8 +134,8 @@ def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Inheri
             inherit=recipe.inherit,
             domain=stage.domain.name,
             student=student,
-            previous=source if learned else None,
-            previous_fingerprint=stage.previous.fingerprints.get("model") if learned else None,
+            previous=source if stage.has_learned else None,
+            previous_fingerprint=stage.previous.fingerprints.get("model") if stage.has_learned else None,
             objective=recipe.objective,
             sequence_length=recipe.sequence_length,
             columns=context.columns,
