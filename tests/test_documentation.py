@@ -7,7 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    [*ROOT.glob("docs/design/*.md"), *ROOT.glob("docs/how_to/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    [
+        *ROOT.glob("docs/design/*.md"),
+        *ROOT.glob("docs/how_to/*.md"),
+        ROOT / "docs/papers.md",
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+    ]
 )
 FILES = {
     path.relative_to(ROOT).as_posix()

@@ -94,7 +94,7 @@ def add_ons(install):
 def test_plugins_of_other_distributions_are_listed(add_ons, monkeypatch, capsys, what, name):
     monkeypatch.setattr(sys, "argv", ["lifelong", "list", what])
     with pytest.raises(SystemExit) as end:
-        main.main()
+        main()
     assert not end.value.code
     listed = capsys.readouterr().out.split()
     assert name in listed

@@ -45,7 +45,7 @@ from lifelong.stream.heldout import Heldout, write_heldout
 from lifelong.stream.tokenize import tokenize_domain
 from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
 from lifelong.train.arguments import blocks_per_step, training_arguments
-from lifelong.train.learning_rates import stage_level
+from lifelong.train.learning_rates import stage_level, stage_span
 from lifelong.train.phase import Phase
 from lifelong.train.stage_trainer import train_phase
 
@@ -306,7 +306,7 @@ def round_level(recipe: Recipe, arguments: transformers.TrainingArguments, order
         InputError: a schedule that depends on more than the step.
     """
     first, total = (order.number - 1) * order.local_steps, order.rounds * order.local_steps
-    policy = stage_level(recipe, 0)
+    policy = stage_level(recipe.lr, stage_span([stage.tokens for stage in recipe.stages], 0))
     if policy is None:
         scheduler: Any = transformers.get_scheduler(
             arguments.lr_scheduler_type,

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from lifelong.plan.memory import DeviceMemory, parts_of
 from lifelong.plan.stages import RunPlan
-from lifelong.train.schedule import sparkline
 
 LEFT = ("stage", "domain", "curve", "fullest at", "what")
 
@@ -59,6 +58,13 @@ def rates_table(plan: RunPlan) -> Table:
         shown = [f"{max(rates):.1e}", f"{rates[0]:.1e}", f"{rates[-1]:.1e}"] if rates else ["", "", ""]
         table.add_row(str(stage.index), *shown, str(stage.warmup_steps), sparkline(rates, top))
     return table
+
+
+def sparkline(values: list[float], largest: float) -> str:
+    """A curve in one character a value."""
+    bars = "▁▂▃▄▅▆▇█"
+    top = max(largest, 1e-30)
+    return "".join(bars[min(len(bars) - 1, int(len(bars) * max(0.0, value) / top))] for value in values)
 
 
 def memory_table(plan: RunPlan) -> Table:

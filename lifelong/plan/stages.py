@@ -30,8 +30,8 @@ from lifelong.replay.steering import STEERED, affordable_probes
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.steps import stage_plan
 from lifelong.train.arguments import blocks_per_step, micro_batches, training_arguments
-from lifelong.train.learning_rates import lr_policy, stage_curve
-from lifelong.train.schedule import trunk_step
+from lifelong.train.learning_rates import stage_curve, stage_span, warmup_steps
+from lifelong.train.policies._policy import make_policy
 
 OF_THE_DEVICE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile")
 """TrainingArguments asks for the device that these need; a plan is made on any machine."""
@@ -203,7 +203,7 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
     trained = sum(stage_plan(part.trained, length, plan.blocks_per_step).tokens for part in phases if part.trained)
     evaluated = sum(part.evaluated for part in phases) + _steering_tokens(recipe, index, plan.tokens)
     forward = forward_flops_per_token(model, length, objective)
-    trunk = (policy := lr_policy(recipe)) is not None and trunk_step(policy, plan.num_steps) is not None
+    lr, span = recipe.lr, stage_span([stage.tokens for stage in recipe.stages], index)
     low = any(_train(recipe, index).get(name) for name in ("bf16", "fp16"))
     return PlannedStage(
         index=index,
@@ -214,8 +214,8 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         steps=trained // plan.tokens_per_step,
         replay_share=recipe.replay.share if recipe.replay and index else 0.0,
         peak_learning_rate=float(arguments.learning_rate),
-        warmup_steps=_warmup_steps(recipe, index, arguments, plan.num_steps),
-        learning_rates=tuple(stage_curve(recipe, index, arguments, plan.num_steps)),
+        warmup_steps=warmup_steps(lr, span, arguments, plan.num_steps),
+        learning_rates=tuple(stage_curve(lr, span, arguments, plan.num_steps)),
         flops=(trained + _method_tokens(recipe, index, plan.num_steps))
         * training_flops_per_token(model, length, objective)
         + teacher_flops,
@@ -223,7 +223,7 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         evaluation_flops=evaluated * forward,
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
         checkpoint_bytes=parameters * FLOAT32,
-        trunk_bytes=parameters * FLOAT32 if trunk else 0,
+        trunk_bytes=parameters * FLOAT32 if lr is not None and make_policy(lr).keeps_trunk else 0,
         resumable_bytes=int(parameters * (FLOAT32 + moment_bytes(arguments))),
         memory=device_memory(
             config,
@@ -268,13 +268,6 @@ def _method_tokens(recipe: Recipe, index: int, num_steps: int) -> float:
     earlier = len({section.domain for section in recipe.stages[:index]})
     methods = make_methods([(method.name, method.settings()) for method in recipe.methods])
     return sum(method.planned_tokens(num_steps, recipe.sequence_length, earlier) for method in methods)
-
-
-def _warmup_steps(recipe: Recipe, index: int, arguments: Any, num_steps: int) -> int:
-    if recipe.lr is None:
-        return int(arguments.get_warmup_steps(num_steps))
-    warms = recipe.lr.policy not in ("continue", "infinite") or index == 0
-    return round(recipe.lr.warmup * num_steps) if warms else 0
 
 
 def taught_share(inherit: InheritSection) -> float:

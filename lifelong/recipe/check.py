@@ -21,6 +21,7 @@ from lifelong.select.corpus import check_selection
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenizers.check import check_merge
 from lifelong.train.arguments import check_processes, check_train_section
+from lifelong.train.policies._policy import make_policy
 
 
 def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
@@ -70,8 +71,13 @@ def _check_methods(recipe: Recipe) -> None:
         recipe.methods,
         recipe.train,
         has_memory=bool(recipe.replay and recipe.replay.memory_tokens),
-        keeps_pre_decay=recipe.lr is not None and recipe.lr.policy == "infinite",
+        keeps_pre_decay=_keeps_pre_decay(recipe),
     )
+
+
+def _keeps_pre_decay(recipe: Recipe) -> bool:
+    """Whether the learning-rate policy keeps weights in the middle of a stage."""
+    return recipe.lr is not None and make_policy(recipe.lr).keeps_trunk
 
 
 def _check_replay(recipe: Recipe, names: Sequence[str]) -> None:
@@ -117,9 +123,9 @@ def check_launch(recipe: Recipe) -> None:
     if is_sharded(recipe.train):
         with collecting(lines):
             _check_methods(recipe)
-        if recipe.lr is not None and recipe.lr.policy == "infinite":
+        if recipe.lr is not None and _keeps_pre_decay(recipe):
             lines.append(
-                "lr.policy: infinite keeps whole weights in the middle of a stage, but this launch shards them (FSDP); "
+                f"lr.policy: {recipe.lr.policy} keeps whole weights in the middle of a stage, but this launch shards them (FSDP); "
                 "choose another policy, for example wsd, or launch without FSDP"
             )
     if lines:

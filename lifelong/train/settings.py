@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from lifelong.errors import UnknownNameError
+from lifelong.plugins import load_plugin, plugin_names
 from lifelong.schema import Section, parse_fraction
+
+POLICIES = "lifelong.train.policies"
+
+
+def _list_policies(schema: dict[str, Any]) -> None:
+    schema["enum"] = plugin_names(POLICIES)
 
 
 class LrSection(Section):
-    """The learning rate over the whole stream; without it every stage follows `train.lr_scheduler_type`."""
+    """The learning rate over the whole stream; without it every stage follows `train.lr_scheduler_type`.
 
-    policy: Literal["rewarm", "continue", "wsd", "infinite", "autoregressive"] = "rewarm"
+    Attributes:
+        policy: a file in `train/policies/`.
+        warmup: share of a stage in which it rises.
+        decay: share of a stage in which wsd and infinite fall to the floor.
+        floor: factor of the peak at the end.
+        constant: factor at which infinite stays, after a cosine over `cooldown` of the first stage.
+        cooldown: see `constant`.
+    """
+
+    policy: Annotated[str, Field(json_schema_extra=_list_policies)] = "rewarm"
     warmup: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.05
     decay: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)] = 0.2
     floor: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.0
     constant: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1)] = 1.0
     cooldown: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.0
 
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in (known := plugin_names(POLICIES)):
+            raise ValueError(str(UnknownNameError("policy", value, known)))
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> LrSection:
-        if self.policy == "infinite" and self.warmup + self.cooldown + self.decay > 1:
-            raise ValueError("warmup, cooldown and decay are parts of the first stage: together at most 1")
-        if self.policy == "wsd" and self.warmup + self.decay > 1:
-            raise ValueError("warmup and decay are parts of a stage: together at most 1")
+        load_plugin(POLICIES, self.policy, kind="policy").Plugin(self).check()
         return self

@@ -22,7 +22,7 @@ from lifelong.pipeline.stage import Stage
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import Cost, ProbePoint
 from lifelong.replay.steering import Adjustment, ReplaySteering, first_weights, make_steering
-from lifelong.train.learning_rates import keep_trunk, stage_level, stage_trunk
+from lifelong.train.learning_rates import keep_trunk, stage_level, stage_span, stage_trunk
 from lifelong.train.phase import Phase as TrainingInputs
 from lifelong.train.resume import load_methods, save_methods
 
@@ -69,8 +69,8 @@ class Train(TrainingPhase):
             "inheritor": _inheritor(stage, model, num_steps),
             "methods": stage.methods,
             "probe": _probe(stage, model, num_steps, steering),
-            "lr_level": stage_level(recipe, stage.index),
-            "trunk": stage_trunk(recipe, num_steps, model, run.tokenizer, stage.work.path),
+            "lr_level": stage_level(recipe.lr, stage_span([section.tokens for section in recipe.stages], stage.index)),
+            "trunk": stage_trunk(recipe.lr, num_steps, model, run.tokenizer, stage.work.path),
             "fact_probe": None if facts is None else facts.probe(model, num_steps),
             "steering": steering,
         }

@@ -1,0 +1,1 @@
+"""One learning-rate policy per file; the folder is the registry."""

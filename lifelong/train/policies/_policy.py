@@ -1,0 +1,94 @@
+"""What a learning-rate policy says about each stage of a stream.
+
+A policy file defines one subclass of `LrPolicy` named `Plugin`. Shares are of one stage, factors of the peak
+learning rate, `train.learning_rate`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lifelong.plugins import load_plugin
+from lifelong.train.settings import POLICIES, LrSection
+
+
+@dataclass(frozen=True)
+class StageSpan:
+    """Where a stage lies in its stream, in tokens."""
+
+    before: int
+    own: int
+    total: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing comes before it."""
+        return self.before == 0
+
+
+@dataclass(frozen=True)
+class LrPolicy(ABC):
+    """Base of all policies; `keeps_trunk` says that the next stage goes on from before the decay of this one."""
+
+    lr: LrSection
+
+    keeps_trunk: ClassVar[bool] = False
+
+    @abstractmethod
+    def shape(self, span: StageSpan, progress: float) -> float:
+        """Factor at `progress` in [0, 1] of a stage, the warm-up aside."""
+
+    def peak(self, span: StageSpan) -> float:
+        """Highest factor of a stage."""
+        del span
+        return 1.0
+
+    def warmup(self, span: StageSpan) -> float:
+        """Share of a stage in which the learning rate rises."""
+        del span
+        return self.lr.warmup
+
+    def check(self) -> None:
+        """Refuse settings that do not fit together.
+
+        Raises:
+            ValueError: says which.
+        """
+
+    def factor(self, span: StageSpan, progress: float) -> float:
+        """Learning rate over the peak at `progress` in [0, 1] of a stage."""
+        warmup = self.warmup(span)
+        rise = min(1.0, progress / warmup) if warmup > 0 else 1.0
+        return max(0.0, rise * self.shape(span, progress))  # the last fall may round to just below zero
+
+    @property
+    def decay_start(self) -> float:
+        """Progress at which the last `decay` begins."""
+        return 1.0 - self.lr.decay
+
+    def trunk_step(self, num_steps: int) -> int | None:
+        """Steps after which the weights are kept for the next stage; None where it goes on from the end."""
+        return max(1, round(self.decay_start * num_steps)) if self.keeps_trunk else None
+
+    def decayed(self, top: float, progress: float) -> float:
+        """`top`, and over the last `decay` a straight line from there to the floor."""
+        done = progress - self.decay_start
+        return top if done <= 0 else top + (self.lr.floor - top) * done / self.lr.decay
+
+    def after_warmup(self, progress: float) -> float:
+        """Part of what follows the warm-up that is done."""
+        return max(0.0, progress - self.lr.warmup) / (1 - self.lr.warmup)
+
+
+def cosine(floor: float, progress: float) -> float:
+    """From 1 to `floor` along half a cosine."""
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def make_policy(lr: LrSection) -> LrPolicy:
+    """The policy that a recipe names, with its settings."""
+    policy: LrPolicy = load_plugin(POLICIES, lr.policy, kind="policy", where="lr.policy").Plugin(lr)
+    return policy

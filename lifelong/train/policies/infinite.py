@@ -1,0 +1,35 @@
+"""A stage stays at a constant; only the first warms up and cools down to it.
+
+The end of a stage is annealed for its released model; the next stage goes on from the weights before that.
+
+Source: Ibrahim et al. 2024 (arXiv 2403.08763), section 7.
+"""
+
+from __future__ import annotations
+
+from lifelong.train.policies._policy import LrPolicy, StageSpan, cosine
+
+
+class Plugin(LrPolicy):
+    """Infinite schedule."""
+
+    keeps_trunk = True
+
+    def shape(self, span: StageSpan, progress: float) -> float:
+        """The constant, then a straight line to the floor."""
+        return self.decayed(self._constant(span, progress), progress)
+
+    def _constant(self, span: StageSpan, progress: float) -> float:
+        lr = self.lr
+        if not span.is_first or lr.cooldown == 0:
+            return lr.constant
+        return cosine(lr.constant, min(1.0, max(0.0, progress - lr.warmup) / lr.cooldown))
+
+    def warmup(self, span: StageSpan) -> float:
+        """Of the first stage alone."""
+        return self.lr.warmup if span.is_first else 0.0
+
+    def check(self) -> None:
+        """The first stage has room for its parts."""
+        if self.lr.warmup + self.lr.cooldown + self.lr.decay > 1:
+            raise ValueError("warmup, cooldown and decay are parts of the first stage: together at most 1")

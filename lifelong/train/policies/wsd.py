@@ -1,0 +1,22 @@
+"""Every stage warms up, stays, and decays in a straight line over its last part.
+
+Source: Hu et al. 2024, MiniCPM (arXiv 2404.06395).
+"""
+
+from __future__ import annotations
+
+from lifelong.train.policies._policy import LrPolicy, StageSpan
+
+
+class Plugin(LrPolicy):
+    """Warm-up, stable, decay."""
+
+    def shape(self, span: StageSpan, progress: float) -> float:
+        """The peak, then a straight line to the floor."""
+        del span
+        return self.decayed(1.0, progress)
+
+    def check(self) -> None:
+        """A stage has room for its parts."""
+        if self.lr.warmup + self.lr.decay > 1:
+            raise ValueError("warmup and decay are parts of a stage: together at most 1")
