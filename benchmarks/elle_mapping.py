@@ -30,8 +30,8 @@ from lifelong.stream.collator import Collator
 from lifelong.stream.heldout import Heldout
 from lifelong.stream.tokenizers.load import load_tokenizer
 from lifelong.train.arguments import training_arguments
-from lifelong.train.phase import Phase
-from lifelong.train.stage_trainer import train_phase
+from lifelong.train.phase import TrainingInputs
+from lifelong.train.stage_trainer import run_training_phase
 
 ROWS = 16
 
@@ -100,8 +100,10 @@ def recovery(options: Any, mode: str, seed: int) -> dict[str, float]:
     section = {**recipe.train, "per_device_train_batch_size": ROWS, "use_cpu": True}
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(section, output_dir=Path(scratch), max_steps=options.steps, seed=seed)
-        phase = Phase("recover", dataset, collator, recipe.objective, ROWS * recipe.sequence_length, probe=probe)
-        train_phase(grown, arguments, phase)
+        phase = TrainingInputs(
+            "recover", dataset, collator, recipe.objective, ROWS * recipe.sequence_length, probe=probe
+        )
+        run_training_phase(grown, arguments, phase)
     steps = [step for step, value in sorted(curve.items()) if value <= start + 1e-6]
     per_step = ROWS * recipe.sequence_length
     return {

@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss, loss_head
 from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, block_keys, fill_cache
-from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.sparse import RandomSampling, TauSampler, TopK, scheme_to_json
 from lifelong.inherit.teachers.cache import CachedTeacher
@@ -304,7 +304,7 @@ def bench_step(options: argparse.Namespace, objective: str) -> dict[str, float]:
         cache = {"use_cache": False} if objective == "clm" else {}
         return model(input_ids=batch["input_ids"], labels=batch["labels"], **cache).loss
 
-    def ours(inheritor: Inheritor | None) -> Form:
+    def ours(inheritor: Distiller | None) -> Form:
         def loss() -> Tensor:
             with loss_head(model, objective):
                 inheritance = inheritor.for_batch(batch, progress=0.0, step=next(steps)) if inheritor else None
@@ -313,7 +313,7 @@ def bench_step(options: argparse.Namespace, objective: str) -> dict[str, float]:
         return loss
 
     def taught(teacher: Any, alpha: float = ALPHA, tau: float = 2.0, **settings: Any) -> Form:
-        return ours(Inheritor(teacher, make_schedule("constant", alpha=alpha), temperature=tau, **settings))
+        return ours(Distiller(teacher, make_schedule("constant", alpha=alpha), temperature=tau, **settings))
 
     def online() -> OnlineTeacher:
         return OnlineTeacher(step_model(options, objective), objective)

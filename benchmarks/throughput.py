@@ -36,7 +36,7 @@ from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.plan import Devices
 from lifelong.plan.memory import device_memory
-from lifelong.plan.rehearsal import Rehearsal, made_up_collator, made_up_rows, random_model, rehearse
+from lifelong.plan.rehearsal import Rehearsal, dummy_collator, random_model, random_rows, rehearse
 from lifelong.train.arguments import training_arguments
 
 # layers, width, feed-forward, heads, vocabulary; the teacher is of the same family
@@ -72,7 +72,7 @@ def cached(rehearsal: Rehearsal, count: int, folder: Path) -> CachedTeacher:
         corpora={},
     )
     teacher = OnlineTeacher(random_model(rehearsal.teacher, rehearsal.objective).to(DEVICE), rehearsal.objective)
-    collate, rows = made_up_collator(rehearsal), made_up_rows(rehearsal, count)
+    collate, rows = dummy_collator(rehearsal), random_rows(rehearsal, count)
     batches = ({name: value.to(DEVICE) for name, value in collate([row]).items()} for row in rows)
     with torch.inference_mode():
         fill_cache(

@@ -1,7 +1,7 @@
 """Several processes that are one run, as `torchrun` and `accelerate launch` start them.
 
-Everything that is written is written by the first process. What it alone can do, it does inside `on_first` while the
-others wait; what fails there fails in all of them, and is told once. Waiting goes over a group of its own, on the CPU
+Everything that is written is written by the first process. What it alone can do, it does inside
+`run_on_main_process` while the others wait; what fails there fails in all of them, and is told once. Waiting goes over a group of its own, on the CPU
 and almost without a limit in time: tokenising a corpus may take longer than the time after which a collective
 operation of the training counts as lost.
 
@@ -71,7 +71,10 @@ def disconnect() -> None:
 
 
 def world_size() -> int:
-    """Processes that take part in what is done now: 1 without a launcher, before `connect` and inside `on_first`."""
+    """Processes that take part in what is done now.
+
+    1 without a launcher, before `connect` and inside `run_on_main_process`.
+    """
     if _waiting is None or _alone:
         return 1
     import torch.distributed as dist
@@ -88,7 +91,7 @@ def rank() -> int:
     return dist.get_rank()
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes."""
     return rank() == 0
 
@@ -101,7 +104,7 @@ def barrier() -> None:
         dist.barrier(group=_waiting)
 
 
-def on_first(work: Callable[[], T]) -> T:
+def run_on_main_process(work: Callable[[], T]) -> T:
     """What `work` gives, which only the first process does; the others wait for it.
 
     Inside, there is only one process: collective operations are none there. Every process has to come here.
@@ -185,7 +188,7 @@ def turns(count: int) -> list[tuple[int, bool]]:
     return [(min(place, count - 1), place < count) for place in places]
 
 
-def announce(exit_code: int) -> tuple[bool, int]:
+def agree_on_exit_code(exit_code: int) -> tuple[bool, int]:
     """Say that the run ends. The first process to say so gives the reason; the others hear its exit code.
 
     Returns:

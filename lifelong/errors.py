@@ -6,7 +6,9 @@ LifelongError                 ends a verb with exit code 2 and one message
 ├── ExpansionError            a growth target that cannot be reached exactly
 ├── CorruptionError           a committed file is not what the ledger says
 ├── StorageError              the disk is full, read-only or failing
-└── BrokenPromiseError        exit code 3: a verification or a forgetting budget failed
+└── VerificationError         exit code 3: something that was promised does not hold
+    ├── InexactGrowthError        a grown model does not compute the same function
+    └── ForgettingBudgetExceeded  a domain was forgotten by more than its budget
 Interrupted                   exit code 130: stopped on request, resumable
 """
 
@@ -47,10 +49,22 @@ class StorageError(LifelongError):
     """The disk refused: full, read-only, not permitted, or failing; what is committed stays as it is."""
 
 
-class BrokenPromiseError(LifelongError):
-    """A verification or a forgetting budget failed."""
+class VerificationError(LifelongError):
+    """Something that was promised does not hold; nothing is committed."""
 
     exit_code = 3
+
+
+class InexactGrowthError(VerificationError):
+    """A grown model does not compute the same function."""
+
+
+class ForgettingBudgetExceeded(VerificationError):  # noqa: N818 - says what happened
+    """A domain was forgotten by more than its budget allows."""
+
+
+BrokenPromiseError = VerificationError
+"""The name of earlier versions."""
 
 
 class Interrupted(BaseException):

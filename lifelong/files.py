@@ -140,7 +140,7 @@ def tree_hashes(folders: Iterable[Path], root: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_directory(folder: Path) -> Iterator[Path]:
     """A folder that appears complete or not at all: fill the yielded one, it is made durable and renamed."""
     partial = folder.with_name(f".{folder.name}.partial")
     remove_tree(partial)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from lifelong.errors import BrokenPromiseError, InputError, Interrupted
+from lifelong.errors import ForgettingBudgetExceeded, InputError, Interrupted
 from lifelong.evaluate.cards import evaluate_cards
 from lifelong.ledger.history import read_history
 from lifelong.ledger.ledger import check_run, read_records
@@ -271,7 +271,7 @@ def test_a_broken_budget_rejects_the_stage(cards, tmp_path):
 
     os.environ["LIFELONG_DOMAINS"] = str(cards)
     try:
-        with pytest.raises(BrokenPromiseError, match="sea: perplexity rose by"):
+        with pytest.raises(ForgettingBudgetExceeded, match="sea: perplexity rose by"):
             run_recipe(parse_recipe(data), tmp_path / "run")
     finally:
         del os.environ["LIFELONG_DOMAINS"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lifelong.errors import BrokenPromiseError, InputError, UnknownNameError
+from lifelong.errors import ForgettingBudgetExceeded, InputError, UnknownNameError
 from lifelong.ledger.ledger import check_run, read_records
 from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import parse_recipe
@@ -121,7 +121,7 @@ def test_a_budget_that_a_fixed_share_breaks_is_kept_when_it_steers(cards, tmp_pa
     budget = {"sea": "10%"}
     data = three_domains(cards, budget=budget, replay={"memory_tokens": 2000, "share": 0.02, "mix": "uniform"})
     data["stages"] = [{**stage, "tokens": 12_000} for stage in data["stages"][:2]]
-    with pytest.raises(BrokenPromiseError, match=r"sea: perplexity rose by .*, the budget is 10.0%"):
+    with pytest.raises(ForgettingBudgetExceeded, match=r"sea: perplexity rose by .*, the budget is 10.0%"):
         run_recipe(parse_recipe(data), tmp_path / "run")
     assert [record.name for record in read_records(tmp_path / "run")] == ["initial", "00-sea"]
     assert list((tmp_path / "run/rejected").glob("01-farm-*/model/model.safetensors"))
@@ -142,7 +142,7 @@ def test_an_extension_that_broke_its_budget_is_mended_too(steered, cards, tmp_pa
     out = shutil.copytree(steered[0], tmp_path / "run")
     town = str(cards / "town.yaml")
     broken = ["budget.law=0.1%", "replay.mix=uniform", "replay.share=0.02"]
-    with pytest.raises(BrokenPromiseError, match="law: perplexity rose by"):
+    with pytest.raises(ForgettingBudgetExceeded, match="law: perplexity rose by"):
         extend_run(out, town, tokens=8000, overrides=broken)
     with pytest.raises(InputError, match=r"belongs to another recipe; different: sequence_length"):
         extend_run(out, town, tokens=8000, overrides=["sequence_length=64"])

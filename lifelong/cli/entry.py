@@ -95,7 +95,7 @@ def main() -> None:
             _end(f"error: another process of this run is gone ({reason}); {CONTINUE}", distributed.LOST_PEER)
         message = _storage_message(error)
         if state.verbose or message is None:
-            if not distributed.announce(1)[0]:
+            if not distributed.agree_on_exit_code(1)[0]:
                 sys.exit(1)
             raise
         _end(f"error: {message}", LifelongError.exit_code)
@@ -116,7 +116,7 @@ def _end(message: str, exit_code: int) -> NoReturn:
     """Tell the reason and end; of several processes only the first that has one tells it."""
     if distributed.launched() > 1:  # the launcher ends the others as soon as one has ended
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    told, exit_code = distributed.announce(exit_code)
+    told, exit_code = distributed.agree_on_exit_code(exit_code)
     if told:
         print(message, file=sys.stderr, flush=True)  # noqa: T201
     sys.exit(exit_code)

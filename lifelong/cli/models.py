@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from lifelong.cli.terminal import CardsOption, JsonOption, quiet_libraries, show
-from lifelong.errors import BrokenPromiseError, InputError
+from lifelong.errors import InexactGrowthError, InputError
 
 
 def expand(
@@ -73,7 +73,7 @@ def expand(
     else:
         show(expansion_table(report))
     if not report.passed:
-        raise BrokenPromiseError(
+        raise InexactGrowthError(
             f"the grown model is not exact: logits differ by {report.max_logit_difference_float64:.1e} in float64 "
             f"(allowed {report.tolerance:.0e}); nothing was written"
         )

@@ -84,7 +84,7 @@ def plan(
 
 def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None:
     """Show the matrix and the metrics of a run, and whether it met its recipe's expectations."""
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return
     from lifelong.ledger.folder import ReportFolder, RunFolder
     from lifelong.ledger.history import read_history

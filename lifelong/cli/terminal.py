@@ -68,7 +68,7 @@ def display(as_json: bool) -> Iterator[RunObserver | None]:
     from lifelong.pipeline.environment import untested_note
     from lifelong.report.progress import RichObserver
 
-    if as_json or not distributed.is_first():
+    if as_json or not distributed.is_main_process():
         yield None
         return
     with contextlib.closing(RichObserver()) as observer:

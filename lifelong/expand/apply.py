@@ -14,7 +14,7 @@ from lifelong.expand.depth import Placement
 from lifelong.expand.lazy import empty_model, model_class_of, parameter_names, tied_names
 from lifelong.expand.mapping import ExpansionMap, build_map
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
-from lifelong.expand.verify import Contender, from_weights, verify
+from lifelong.expand.verify import ModelUnderTest, from_weights, verify
 from lifelong.expand.width import Strategy
 from lifelong.records import ExpansionReport
 
@@ -69,8 +69,8 @@ def grow(
     report = verify(
         plan,
         mapping,
-        Contender(type(model), model.config, from_weights(weights)),
-        Contender(type(grown), grown.config, from_weights(made)),
+        ModelUnderTest(type(model), model.config, from_weights(weights)),
+        ModelUnderTest(type(grown), grown.config, from_weights(made)),
     )
     grown = grown.to(next(model.parameters()).device).train(model.training)
     if optimizer is not None:

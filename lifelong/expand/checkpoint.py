@@ -34,9 +34,9 @@ from lifelong.expand.shards import (
     slots_of,
     write_index,
 )
-from lifelong.expand.verify import Contender, from_weights, verify
+from lifelong.expand.verify import ModelUnderTest, from_weights, verify
 from lifelong.expand.width import Strategy
-from lifelong.files import remove_tree, whole_folder, write_json
+from lifelong.files import atomic_directory, remove_tree, write_json
 from lifelong.lm.checkpoint import load_config
 from lifelong.records import ExpansionReport
 from lifelong.stream.tokenizers.load import copy_domain_tokenizers
@@ -149,7 +149,7 @@ def expand_checkpoint(
     report = None
     partial = out.with_name(f".{out.name}.partial")
     try:
-        with whole_folder(out) as partial:
+        with atomic_directory(out) as partial:
             _write_model(plan, mapping, old, partial, max_shard_bytes, tell)
             _write_companions(folder, partial)
             report = _verify_written(plan, mapping, old, partial, tell)
@@ -279,7 +279,7 @@ def _verify_written(
     return verify(
         plan,
         mapping,
-        Contender(old.model_class, plan.source_config, old.fetch),
-        Contender(large, config, reader.fetch),
+        ModelUnderTest(old.model_class, plan.source_config, old.fetch),
+        ModelUnderTest(large, config, reader.fetch),
         progress=lambda text: tell(text, 1.0),
     )

@@ -28,7 +28,7 @@ NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED, FEW_TOKENS = 2, 24, 4, 8
 
 
 @dataclass(frozen=True)
-class Contender:
+class ModelUnderTest:
     """A model to compare: its class, configuration and a function that gives its parameters."""
 
     model_class: Any
@@ -95,8 +95,8 @@ def runs_of(plan: ExpansionPlan, *, held: bool) -> dict[str, Run]:
 def verify(
     plan: ExpansionPlan,
     mapping: ExpansionMap,
-    small: Contender,
-    grown: Contender,
+    small: ModelUnderTest,
+    grown: ModelUnderTest,
     *,
     progress: Callable[[str], None] | None = None,
 ) -> ExpansionReport:
@@ -107,7 +107,7 @@ def verify(
     divergence counts the probability that new tokens take.
     """
     tell = progress or (lambda _text: None)
-    exact = Contender(grown.model_class, grown.config, doubled(mapping, small.fetch))
+    exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
     ids_BT = random_tokens(plan)
     difference: dict[torch.dtype, float] = {}
     tell("verify float64")
@@ -183,12 +183,12 @@ def doubled(mapping: ExpansionMap, fetch: Fetch) -> Fetch:
     return grown
 
 
-def count_parameters(contender: Contender) -> int:
+def count_parameters(contender: ModelUnderTest) -> int:
     """Parameters, counting shared ones once."""
     return sum(numel for numel in _sizes(contender))
 
 
-def _sizes(contender: Contender) -> Iterator[int]:
+def _sizes(contender: ModelUnderTest) -> Iterator[int]:
     for shape in parameter_shapes(empty_model(contender.model_class, contender.config)).values():
         yield int(torch.Size(shape).numel())
 

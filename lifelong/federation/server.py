@@ -25,14 +25,14 @@ from lifelong.expand import model_shape
 from lifelong.federation import flower
 from lifelong.federation.flower import Federation, Figures, Round, Terms, Weights
 from lifelong.federation.silo import FederatedSilo, check_federated, put_weights, silo_domains, weights_of
-from lifelong.files import read_json, remove_tree, whole_folder, write_json, write_text
+from lifelong.files import atomic_directory, read_json, remove_tree, write_json, write_text
 from lifelong.ledger.folder import INITIAL, stage_name
 from lifelong.ledger.history import write_losses
 from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import save_model, weights_fingerprint
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.pipeline.begin import initial_model, initial_record, prepare_tokenizer
-from lifelong.pipeline.claim import claim
+from lifelong.pipeline.binding import bind_recipe
 from lifelong.pipeline.commit import loss_row
 from lifelong.pipeline.environment import package_versions
 from lifelong.recipe.files import load_recipe
@@ -127,11 +127,11 @@ def lead_federation(
     """
     plan.check(recipe)
     with Ledger.open(Path(out)) as ledger:
-        claim(ledger, recipe)
+        bind_recipe(ledger, recipe)
         if not ledger.stages:
             ServerRun(ledger, recipe, plan, federate(plan.terms(len(silo_domains(recipe))))).run()
         result = summarise(ledger.out)
-        ledger.forget_work()
+        ledger.clear_work_dir()
         return result
 
 
@@ -180,7 +180,7 @@ class ServerRun:
         """Keep a round: average, memories of the strategy, figures."""
         self.history.append({"round": done.number, "trained": done.trained, "evaluated": done.evaluated})
         folder = self.work.path / "rounds"
-        with whole_folder(folder / f"{done.number:06d}") as partial:
+        with atomic_directory(folder / f"{done.number:06d}") as partial:
             save_file(done.weights, partial / "weights.safetensors")
             if done.memories:
                 save_file(done.memories, partial / "memories.safetensors")

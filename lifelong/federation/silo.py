@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.federation.flower import DisagreementError, Figures, Settings, Weights
-from lifelong.files import read_json, remove_tree, whole_folder, write_json, write_text
+from lifelong.files import atomic_directory, read_json, remove_tree, write_json, write_text
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.lock import hold
 from lifelong.lm.checkpoint import load_config, save_model
@@ -46,8 +46,8 @@ from lifelong.stream.tokenize import tokenize_domain
 from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
 from lifelong.train.arguments import blocks_per_step, training_arguments
 from lifelong.train.learning_rates import stage_level, stage_span
-from lifelong.train.phase import Phase
-from lifelong.train.stage_trainer import train_phase
+from lifelong.train.phase import TrainingInputs
+from lifelong.train.stage_trainer import run_training_phase
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class FederatedSilo:
             seed=self._seed,
             domain=self.domain,
         )
-        phase = Phase(
+        phase = TrainingInputs(
             "train",
             RowsFrom(rows, position * per_step),
             self.collator,
@@ -218,7 +218,7 @@ class FederatedSilo:
             lr_level=round_level(recipe, arguments, order),
             domains=[self.domain],
         )
-        curve = train_phase(model, arguments, phase)
+        curve = run_training_phase(model, arguments, phase)
         remove_tree(work)
         last = curve.train[-1]
         return {
@@ -262,7 +262,7 @@ class FederatedSilo:
     def _heldout(self) -> Heldout:
         folder, evaluate = self.folder.heldout(self.domain), self.recipe.evaluate
         if not folder.exists():
-            with whole_folder(folder) as partial:
+            with atomic_directory(folder) as partial:
                 write_heldout(self.card, evaluate.split, self.tokenizer, evaluate.tokens, partial)
         return Heldout.open(folder)
 
@@ -281,7 +281,7 @@ class FederatedSilo:
     def _commit(self, position: int, model: PreTrainedModel, order: Order, moments: LocalMoments) -> None:
         """The next state, whole or not at all; those before it go."""
         older = self._states()
-        with whole_folder(self.out / "state" / f"{position:08d}") as partial:
+        with atomic_directory(self.out / "state" / f"{position:08d}") as partial:
             write_json(partial / "state.json", {"position": position, "round": order.number})
             save_model(model, self.tokenizer, partial / "model")
             if order.keep_moments:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lifelong.errors import InputError
 from lifelong.inherit.cache import TargetCache
-from lifelong.inherit.inheritor import Inheritor, Surpassed
+from lifelong.inherit.distiller import Distiller, TeacherEarlyStop
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.settings import InheritSection
 from lifelong.inherit.teachers._teacher import Teacher, TeacherInputs
@@ -15,7 +15,7 @@ from lifelong.lm.objective import objective_of
 from lifelong.stream.collator import Collator
 
 
-def stage_inheritor(inputs: TeacherInputs) -> Inheritor | None:
+def stage_distiller(inputs: TeacherInputs) -> Distiller | None:
     """Teacher and schedule of a stage; None where nobody teaches.
 
     Raises:
@@ -24,7 +24,7 @@ def stage_inheritor(inputs: TeacherInputs) -> Inheritor | None:
     inherit = inputs.inherit
     if inherit.alpha == 0 or (teacher := inherit.teacher.build(inputs, inputs.columns)) is None:
         return None
-    return Inheritor(
+    return Distiller(
         teacher,
         make_schedule(inherit.schedule, alpha=inherit.alpha, until=inherit.last_progress),
         on=inherit.on,
@@ -35,7 +35,7 @@ def stage_inheritor(inputs: TeacherInputs) -> Inheritor | None:
     )
 
 
-def _surpassed(teacher: Teacher, inputs: TeacherInputs) -> Surpassed:
+def _surpassed(teacher: Teacher, inputs: TeacherInputs) -> TeacherEarlyStop:
     """Looks at the student on held-out text of its own domain, and how good the teacher is there."""
     domain, nats = inputs.domain, inputs.heldout_nats
     model = teacher.model_for(inputs.columns.index(domain))
@@ -45,7 +45,7 @@ def _surpassed(teacher: Teacher, inputs: TeacherInputs) -> Surpassed:
             "single model here (a cache or a mixture). Give a share of the stage instead"
         )
     every = max(1, inputs.num_steps // inputs.inherit.looks)
-    return Surpassed(nats(model, domain), lambda: nats(inputs.student, domain), every)
+    return TeacherEarlyStop(nats(model, domain), lambda: nats(inputs.student, domain), every)
 
 
 def stage_collator(collator: Collator, inherit: InheritSection | None) -> Collator:

@@ -198,7 +198,7 @@ class Ledger:
         """The path of `work`."""
         return self.work(name).path
 
-    def generation(self, before: int) -> Path | None:
+    def memory_snapshot(self, before: int) -> Path | None:
         """The newest replay memory that a stage before stage `before` left behind."""
         return self.folder.memory_before(before)
 
@@ -288,7 +288,7 @@ class Ledger:
                 return
             self._append(following[0])
 
-    def forget_work(self) -> None:
+    def clear_work_dir(self) -> None:
         """Remove what was only needed while a stage was being prepared."""
         remove_tree(self.folder.work_root)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
 from lifelong.expand.lazy import tied_names
 from lifelong.expand.mapping import ExpansionMap
-from lifelong.files import file_hash, read_json, whole_folder, write_json
+from lifelong.files import atomic_directory, file_hash, read_json, write_json
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import committed_stages, record_hash
 from lifelong.lm.checkpoint import load_model, save_model
@@ -124,7 +124,7 @@ def merge_stage(
     model = ends.at(weight)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole_folder(out) as partial:
+        with atomic_directory(out) as partial:
             save_model(model, tokenizer, partial)
             copy_domain_tokenizers(source, partial)
             origin = {"run": recipe["name"], "stage": ends.record.name, "record": record_hash(ends.record)}

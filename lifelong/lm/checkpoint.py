@@ -31,7 +31,7 @@ def save_model(
         model: to save.
         tokenizer: its own.
         folder: to write.
-        weights: what `whole_weights` gave, where the model itself holds only a part of them.
+        weights: what `full_state_dict` gave, where the model itself holds only a part of them.
     """
     if weights is not None:
         model = _with_weights(model, weights)
@@ -46,7 +46,7 @@ def is_in_parts(model: PreTrainedModel) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def whole_weights(model: PreTrainedModel) -> Mapping[str, Tensor] | None:
+def full_state_dict(model: PreTrainedModel) -> Mapping[str, Tensor] | None:
     """All weights of a model that lies in parts on several processes, on the CPU of the first one; every one calls.
 
     Returns:

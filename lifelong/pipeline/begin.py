@@ -15,7 +15,7 @@ from lifelong import distributed
 from lifelong.errors import InputError
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import model_shape
-from lifelong.files import whole_folder, write_json
+from lifelong.files import atomic_directory, write_json
 from lifelong.ledger.folder import INITIAL
 from lifelong.ledger.history import read_losses, write_losses
 from lifelong.ledger.ledger import Ledger
@@ -50,15 +50,15 @@ def begin(
     merged = load_merged(tokenizer_folder(ledger))
     same_merge(recipe.tokenizer, merged)
     context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
-    distributed.on_first(lambda: prepare_heldouts(context, by_name))
+    distributed.run_on_main_process(lambda: prepare_heldouts(context, by_name))
     if ledger.records:
         return context, None
     model = initial_model(recipe, tokenizer)
     observer.phase_started("evaluate", 0)
     losses = context.evaluate(model)
     observer.evaluated(-1, losses)
-    distributed.on_first(lambda: commit_initial(context, model, losses))
-    if not distributed.is_first():
+    distributed.run_on_main_process(lambda: commit_initial(context, model, losses))
+    if not distributed.is_main_process():
         ledger.refresh()
     return context, model
 
@@ -69,7 +69,7 @@ def prepare_heldouts(context: RunContext, by_name: Mapping[str, Domain]) -> None
     for name in context.columns:
         folder = context.ledger.folder.heldout(name)
         if not folder.exists():
-            with whole_folder(folder) as partial:
+            with atomic_directory(folder) as partial:
                 write_heldout(by_name[name], section.split, context.tokenizer_of(name), section.tokens, partial)
 
 
@@ -144,7 +144,7 @@ def prepare_tokenizer(
         if folder.exists():
             return
         observer.phase_started("prepare", 0)
-        with whole_folder(folder) as partial:
+        with atomic_directory(folder) as partial:
             if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
                 merged = merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint)
                 merged.save(partial)
@@ -152,7 +152,7 @@ def prepare_tokenizer(
             else:
                 make_tokenizer(recipe, domains).save_pretrained(partial)
 
-    distributed.on_first(prepare)
+    distributed.run_on_main_process(prepare)
     return load_tokenizer(folder)
 
 

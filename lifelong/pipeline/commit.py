@@ -19,7 +19,7 @@ from lifelong.pipeline.phases import PHASES
 from lifelong.pipeline.phases.remember import memory_folder
 from lifelong.pipeline.stage import Stage
 from lifelong.records import ComputeLedger, DomainLoss, ExpansionReport, StageRecord
-from lifelong.train.phase import PhaseCurve
+from lifelong.train.phase import PhaseLog
 
 
 def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
@@ -96,7 +96,7 @@ def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:
     }
 
 
-def replay_counts(curves: Sequence[PhaseCurve]) -> dict[str, int]:
+def replay_counts(curves: Sequence[PhaseLog]) -> dict[str, int]:
     """Replayed tokens by domain, over all phases of a stage."""
     counts: dict[str, int] = {}
     for curve in curves:
@@ -105,7 +105,7 @@ def replay_counts(curves: Sequence[PhaseCurve]) -> dict[str, int]:
     return counts
 
 
-def unmapped_json(curves: Sequence[PhaseCurve]) -> dict[str, Any]:
+def unmapped_json(curves: Sequence[PhaseLog]) -> dict[str, Any]:
     """What a stage keeps of teachers with other vocabularies: the share of their probability without a place."""
     mapped = [curve.mapped for curve in curves if curve.mapped]
     if not mapped:
@@ -114,7 +114,7 @@ def unmapped_json(curves: Sequence[PhaseCurve]) -> dict[str, Any]:
     return {"unmapped_mass": shares}
 
 
-def unmapped_notes(curves: Sequence[PhaseCurve]) -> tuple[str, ...]:
+def unmapped_notes(curves: Sequence[PhaseLog]) -> tuple[str, ...]:
     """The same for whoever reads the ledger, where there is any."""
     shares = unmapped_json(curves).get("unmapped_mass", {})
     return tuple(

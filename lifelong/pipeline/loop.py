@@ -21,7 +21,7 @@ from lifelong.ledger.ledger import Ledger
 from lifelong.ledger.storage import storage_faults
 from lifelong.lm.checkpoint import load_model
 from lifelong.pipeline.begin import begin, last_model, require_heldouts
-from lifelong.pipeline.claim import claim, extended_recipe
+from lifelong.pipeline.binding import bind_recipe, extended_recipe
 from lifelong.pipeline.commit import commit_stage
 from lifelong.pipeline.phases import PHASES
 from lifelong.pipeline.signals import stop_on_signals
@@ -49,7 +49,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
 
     Raises:
         InputError: recipe, cards or corpora are wrong, or the folder belongs to another recipe.
-        BrokenPromiseError: a growth or a forgetting budget failed its check.
+        VerificationError: a growth or a forgetting budget failed its check.
         Interrupted: a signal asked to stop; everything is saved.
     """
     with stop_on_signals() as stop:
@@ -59,7 +59,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
         if not RunFolder(out).exists:
             check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
         with open_together(Path(out)) as ledger:
-            distributed.on_first(lambda: claim(ledger, recipe))
+            distributed.run_on_main_process(lambda: bind_recipe(ledger, recipe))
             return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
@@ -72,7 +72,7 @@ def open_together(out: Path) -> Iterator[Ledger]:
     """
     with contextlib.ExitStack() as held:
         opened: list[Ledger] = []
-        token = distributed.on_first(lambda: _opened(out, held, opened))
+        token = distributed.run_on_main_process(lambda: _opened(out, held, opened))
         if not opened:
             held.enter_context(storage_faults(out, f"run folder {str(out)!r}", "then run the same command again"))
             lock = RunFolder(out).lock
@@ -98,15 +98,15 @@ def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: Stop
     observer.run_started(recipe.name, names, [section.tokens for section in recipe.stages])
     for record in ledger.stages:
         observer.stage_skipped(record)
-    distributed.on_first(lambda: forget_generations(ledger))
+    distributed.run_on_main_process(lambda: prune_memory_snapshots(ledger))
     context, model = begin(ledger, recipe, domains, observer, stop)
     for index, domain in enumerate(domains, start=done):
         if model is None:
             model = last_model(ledger, recipe)
         record, model = run_stage(Stage(context, index, recipe.stages[index], domain), model)
-        distributed.on_first(lambda: forget_generations(ledger))
+        distributed.run_on_main_process(lambda: prune_memory_snapshots(ledger))
         observer.stage_committed(record)
-    result = distributed.on_first(lambda: _finished(ledger))
+    result = distributed.run_on_main_process(lambda: _finished(ledger))
     observer.run_finished(result)
     return result
 
@@ -116,9 +116,9 @@ def run_stage(stage: Stage, model: PreTrainedModel) -> tuple[StageRecord, PreTra
     for phase in PHASES:
         if phase.applies(stage):
             model = phase.run(stage, model)
-    record = distributed.on_first(lambda: commit_stage(stage, model))
+    record = distributed.run_on_main_process(lambda: commit_stage(stage, model))
     ledger = stage.context.ledger
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         ledger.refresh()
     trunk = ledger.stage_folder(record) / TRUNK
     return record, load_model(trunk, stage.recipe.objective) if trunk.is_dir() else model
@@ -126,7 +126,7 @@ def run_stage(stage: Stage, model: PreTrainedModel) -> tuple[StageRecord, PreTra
 
 def _finished(ledger: Ledger) -> RunResult:
     result = summarise(ledger.out)
-    ledger.forget_work()
+    ledger.clear_work_dir()
     return result
 
 
@@ -158,15 +158,17 @@ def extend_run(
             require_heldouts(ledger)
             ledger.replace_recipe(extended_recipe(ledger, str(domain), tokens, overrides).to_yaml())
 
-        distributed.on_first(extend)
+        distributed.run_on_main_process(extend)
         recipe = read_recipe_file(out)
         check_launch(recipe)
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
-def forget_generations(ledger: Ledger) -> None:
+def prune_memory_snapshots(ledger: Ledger) -> None:
     """Remove generations of the memory that the newest committed one has replaced."""
-    while (newest := ledger.generation(len(ledger.stages))) and (older := ledger.generation(int(newest.name))):
+    while (newest := ledger.memory_snapshot(len(ledger.stages))) and (
+        older := ledger.memory_snapshot(int(newest.name))
+    ):
         remove_tree(older)
 
 

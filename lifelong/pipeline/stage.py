@@ -89,7 +89,7 @@ class Stage:
 
     def has(self, path: Path) -> bool:
         """Whether an earlier call has got so far; all processes hear the same."""
-        return distributed.on_first(path.exists)
+        return distributed.run_on_main_process(path.exists)
 
     def plan(self, tokens: int) -> StagePlan:
         """Steps and blocks of a budget."""

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lifelong.plan.text import TextFacts
+from lifelong.plan.text import CorpusStats
 from lifelong.recipe.recipe import Recipe
 
 ID_BYTES, SMALL_ID_BYTES, SEGMENT_BYTES = 4, 2, 8
@@ -66,7 +66,9 @@ class StageFiles:
     checkpoints: int
 
 
-def disk_plan(recipe: Recipe, files: Sequence[StageFiles], texts: Mapping[str, TextFacts], vocab_size: int) -> DiskPlan:
+def disk_plan(
+    recipe: Recipe, files: Sequence[StageFiles], texts: Mapping[str, CorpusStats], vocab_size: int
+) -> DiskPlan:
     """Disk of a run.
 
     Args:
@@ -106,7 +108,7 @@ def disk_plan(recipe: Recipe, files: Sequence[StageFiles], texts: Mapping[str, T
     )
 
 
-def _heldout_bytes(recipe: Recipe, facts: TextFacts | None) -> float:
+def _heldout_bytes(recipe: Recipe, facts: CorpusStats | None) -> float:
     """Of one domain: whole documents until there are enough tokens."""
     held = float(recipe.evaluate.tokens)
     per_token, documents = USUAL_BYTES_PER_TOKEN, 0.0

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers._teacher import Teacher
 from lifelong.inherit.teachers.model import OnlineTeacher
@@ -27,8 +27,8 @@ from lifelong.records import ProbePoint
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator, PackedRow
 from lifelong.train.arguments import blocks_per_step, training_arguments
-from lifelong.train.phase import Phase
-from lifelong.train.stage_trainer import train_phase
+from lifelong.train.phase import TrainingInputs
+from lifelong.train.stage_trainer import run_training_phase
 
 SEGMENTS = 3
 """Documents in a made-up row: packed rows take the path with a mask."""
@@ -101,16 +101,16 @@ def rehearse(rehearsal: Rehearsal, teacher: Teacher | None = None) -> RehearsalR
         arguments = training_arguments(train, output_dir=Path(folder), max_steps=rehearsal.steps + 1, seed=0)
         blocks = blocks_per_step(arguments)
         clock = _Clock(arguments.device.type)
-        phase = Phase(
+        phase = TrainingInputs(
             "rehearsal",
-            made_up_rows(rehearsal, blocks * (rehearsal.steps + 1)),
-            made_up_collator(rehearsal),
+            random_rows(rehearsal, blocks * (rehearsal.steps + 1)),
+            dummy_collator(rehearsal),
             rehearsal.objective,
             blocks * rehearsal.length,
-            None if teacher is None else Inheritor(teacher, make_schedule("constant", alpha=0.5), temperature=2.0),
+            None if teacher is None else Distiller(teacher, make_schedule("constant", alpha=0.5), temperature=2.0),
             probe=clock,
         )
-        train_phase(model, arguments, phase)
+        run_training_phase(model, arguments, phase)
     return RehearsalResult(blocks * rehearsal.length, tuple(np.diff(clock.times)[1:].tolist()))
 
 
@@ -119,12 +119,12 @@ def random_model(config: Any, objective: str) -> Any:
     return objective_of(objective).auto_class.from_config(config, dtype=torch.float32)
 
 
-def made_up_collator(rehearsal: Rehearsal) -> Collator:
+def dummy_collator(rehearsal: Rehearsal) -> Collator:
     """The stream's collator for token ids without a tokenizer."""
     return Collator(rehearsal.objective, rehearsal.length, pad_id=0, mask_id=1, vocab_size=rehearsal.config.vocab_size)
 
 
-def made_up_rows(rehearsal: Rehearsal, count: int) -> list[PackedRow]:
+def random_rows(rehearsal: Rehearsal, count: int) -> list[PackedRow]:
     """Rows of random tokens, a few documents in each."""
     draw = np.random.default_rng(0)
     starts = np.linspace(0, rehearsal.length, SEGMENTS, endpoint=False).astype(np.int32)

@@ -22,7 +22,7 @@ from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
 from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
 from lifelong.plan.shapes import Shapes
 from lifelong.plan.speed import Speed
-from lifelong.plan.text import TextLook, look_at_text
+from lifelong.plan.text import CorpusSample, sample_corpora
 from lifelong.recipe.check import check_recipe
 from lifelong.recipe.files import load_recipe, parse_recipe
 from lifelong.recipe.recipe import Recipe
@@ -118,7 +118,7 @@ def plan_recipe(
     with runs_to_come(recipe, shapes) as there:
         check_recipe(there)
     first, configs = shapes.first(recipe), shapes.stages(recipe)
-    look = look_at_text(recipe) if text else TextLook({}, (), {})
+    look = sample_corpora(recipe) if text else CorpusSample({}, (), {})
     stages = [
         _planned(recipe, index, before, config, devices, shapes)
         for index, (before, config) in enumerate(zip([first, *configs[:-1]], configs, strict=True))
@@ -281,7 +281,7 @@ def taught_share(inherit: InheritSection) -> float:
     return span * mean * inherit.alpha
 
 
-def _notes(recipe: Recipe, shapes: Shapes, look: TextLook) -> list[str]:
+def _notes(recipe: Recipe, shapes: Shapes, look: CorpusSample) -> list[str]:
     """What was taken for granted."""
     notes = [f"{source} is not there yet: planned by recipe {writer}" for source, writer in shapes.coming.items()]
     hub = [card for card, reason in look.unread.items() if "hub" in reason and card != "tokenizer"]

@@ -29,7 +29,7 @@ FERTILITY_RISE = 1.3
 
 
 @dataclass(frozen=True)
-class TextFacts:
+class CorpusStats:
     """What was found about a domain; None where it could not be told.
 
     Args:
@@ -57,20 +57,20 @@ class TextFacts:
 
 
 @dataclass(frozen=True)
-class TextLook:
+class CorpusSample:
     """Facts by card, warnings, and the cards that could not be looked at with the reason."""
 
-    facts: Mapping[str, TextFacts]
+    facts: Mapping[str, CorpusStats]
     warnings: tuple[str, ...]
     unread: Mapping[str, str]
     vocab_size: int | None = None
 
 
-def look_at_text(recipe: Recipe) -> TextLook:
+def sample_corpora(recipe: Recipe) -> CorpusSample:
     """Read the beginning of every domain of a recipe that is here."""
     domains, unread = _readable(recipe)
     tokenizer, reason = _tokenizer(recipe, domains)
-    facts: dict[str, TextFacts] = {}
+    facts: dict[str, CorpusStats] = {}
     read: dict[str, list[Document]] = {}
     encoder = Encoder(tokenizer) if tokenizer is not None else None
     for card, domain in domains.items():
@@ -83,7 +83,7 @@ def look_at_text(recipe: Recipe) -> TextLook:
         unread["tokenizer"] = reason
     stages = list(dict.fromkeys(stage.domain for stage in recipe.stages))
     warnings = [*_fertility(stages, facts), *_overlaps(recipe, stages, domains, read)]
-    return TextLook(facts, tuple(warnings), unread, len(tokenizer) if tokenizer is not None else None)
+    return CorpusSample(facts, tuple(warnings), unread, len(tokenizer) if tokenizer is not None else None)
 
 
 def _readable(recipe: Recipe) -> tuple[dict[str, Domain], dict[str, str]]:
@@ -132,7 +132,7 @@ def _try_beginning(domain: Domain, split: str, unread: dict[str, str], card: str
         return []
 
 
-def _facts(domain: Domain, train: Sequence[Document], held: Sequence[Document], encoder: Encoder | None) -> TextFacts:
+def _facts(domain: Domain, train: Sequence[Document], held: Sequence[Document], encoder: Encoder | None) -> CorpusStats:
     size = sum(document.num_bytes for document in train)
     complete = size < READ_BYTES
     whole = float(size) if complete else max(size, domain.source.num_bytes(domain) or size)
@@ -146,7 +146,7 @@ def _facts(domain: Domain, train: Sequence[Document], held: Sequence[Document], 
         tokens_per_word = tokens / max(1, sum(len(text.split()) for text in texts))
     held_bytes = sum(document.num_bytes for document in held)
     heldout = held_bytes / bytes_per_token if bytes_per_token and held_bytes < READ_BYTES else None
-    return TextFacts(
+    return CorpusStats(
         domain.name, whole, len(train) * whole / max(1, size), bytes_per_token, tokens_per_word, heldout, complete
     )
 
@@ -156,7 +156,7 @@ def _texts(documents: Sequence[Document], limit: int) -> list[str]:
     return [document.text for document, before in zip(documents, reached, strict=False) if before < limit]
 
 
-def _fertility(stages: Sequence[str], facts: Mapping[str, TextFacts]) -> list[str]:
+def _fertility(stages: Sequence[str], facts: Mapping[str, CorpusStats]) -> list[str]:
     warnings = []
     for place, card in enumerate(stages):
         mine = facts.get(card)

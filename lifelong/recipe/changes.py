@@ -9,7 +9,7 @@ from typing import Any
 from lifelong.ledger.ledger import Ledger
 
 
-def may_be_mended(ledger: Ledger, different: Sequence[str]) -> bool:
+def can_amend(ledger: Ledger, different: Sequence[str]) -> bool:
     """Whether these keys may change: the next stage broke its budget, and they say how it is to be trained."""
     done = len(ledger.stages)
     if not done or not list(ledger.out.glob(f"rejected/{done:02d}-*")):

@@ -59,7 +59,7 @@ class ReplayMemory:
 
     @classmethod
     def open(cls, path: Path) -> ReplayMemory:
-        """The generation in a folder that `write_generation` wrote."""
+        """The generation in a folder that `write_memory_snapshot` wrote."""
         return cls(path)
 
     @property
@@ -105,7 +105,7 @@ class DomainBlocks(Sequence[Block]):
         return block
 
 
-def write_generation(
+def write_memory_snapshot(
     previous: Path | None,
     domain: str,
     blocks: BlockStore,
@@ -187,4 +187,4 @@ def composition(memory: ReplayMemory | None) -> Mapping[str, int]:
     return {} if memory is None else {name: memory.tokens_of(name) for name in memory.domains}
 
 
-__all__ = ["POLICIES", "DomainBlocks", "Experience", "ReplayMemory", "composition", "write_generation"]
+__all__ = ["POLICIES", "DomainBlocks", "Experience", "ReplayMemory", "composition", "write_memory_snapshot"]

@@ -151,7 +151,7 @@ def tokenize_domain(
         InputError: see `read_documents`.
     """
     cache = cache_dir if cache_dir is not None else default_cache_dir()
-    folder = distributed.on_first(
+    folder = distributed.run_on_main_process(
         lambda: _tokenized(domain, split, tokenizer, sequence_length, cache, num_proc, chosen)
     )
     return BlockStore(folder / "blocks.arrow")

@@ -66,7 +66,7 @@ class TokenCounter:
         self._inserted, replayed = counts[: len(self._inserted)], counts[len(self._inserted) :]
         self._replayed = {name: int(tokens) for name, tokens in zip(names, replayed, strict=True) if tokens}
         self.clear()
-        if distributed.is_first() and sums["tokens"]:
+        if distributed.is_main_process() and sums["tokens"]:
             kept = [name for name in SUMS if name != "kl" or taught]
             self.sums = {name: torch.tensor(sums[name], dtype=torch.float64) for name in kept}
             self.replay_tokens = int(replay_tokens)

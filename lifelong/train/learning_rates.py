@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lifelong.files import whole_folder
+from lifelong.files import atomic_directory
 from lifelong.lm.checkpoint import save_model
 from lifelong.train.phase import Trunk
 from lifelong.train.policies._policy import StageSpan, make_policy
@@ -71,7 +71,7 @@ def stage_trunk(
 
     def save() -> None:
         if not (work / TRUNK).exists():
-            with whole_folder(work / TRUNK) as partial_folder:
+            with atomic_directory(work / TRUNK) as partial_folder:
                 save_model(model, tokenizer, partial_folder)
 
     return Trunk(step, save)

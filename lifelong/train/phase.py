@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lifelong.errors import Interrupted
-from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.distiller import Distiller
 from lifelong.methods._method import Method
 from lifelong.records import FactPoint, ProbePoint, RunObserver, TrainPoint
 
@@ -33,7 +33,7 @@ class StopRequest:
 
 
 @dataclass
-class PhaseCurve:
+class PhaseLog:
     """What a phase leaves behind besides its weights.
 
     `replayed` counts replayed tokens by domain; `seconds` does not hold `probe_seconds`; `mapped` is as in
@@ -57,7 +57,7 @@ class PhaseCurve:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PhaseCurve:
+    def from_json(cls, data: Mapping[str, Any]) -> PhaseLog:
         """Inverse of `to_json`."""
         return cls(
             train=[TrainPoint(**point) for point in data["train"]],
@@ -88,7 +88,7 @@ class Steering(Protocol):
 
 
 @dataclass
-class Phase:
+class TrainingInputs:
     """Everything one phase of training needs besides the model.
 
     `probe(step, tokens)` gives held-out losses where a probe is due and nothing elsewhere; step 0 is before the
@@ -101,7 +101,7 @@ class Phase:
     collator: Callable[[Sequence[Any]], dict[str, Tensor]]
     objective: str
     tokens_per_step: int
-    inheritor: Inheritor | None = None
+    inheritor: Distiller | None = None
     methods: Sequence[Method] = ()
     probe: Callable[[int, int], Sequence[ProbePoint]] | None = None
     observer: RunObserver = field(default_factory=RunObserver)

@@ -29,7 +29,7 @@ from lifelong.inherit.teachers._teacher import TeacherCost
 from lifelong.lm.head import loss_head
 from lifelong.records import TrainPoint
 from lifelong.train.counters import TokenCounter
-from lifelong.train.phase import Phase, PhaseCurve
+from lifelong.train.phase import PhaseLog, TrainingInputs
 from lifelong.train.resume import last_complete_checkpoint, read_state, remove_outdated, write_state
 
 SECONDS_BETWEEN_SAVES = 120.0
@@ -40,11 +40,11 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, model: PreTrainedModel, args: transformers.TrainingArguments, phase: Phase) -> None:
+    def __init__(self, model: PreTrainedModel, args: transformers.TrainingArguments, phase: TrainingInputs) -> None:
         super().__init__(model=model, args=args, train_dataset=phase.dataset, data_collator=phase.collator)
         self.model_accepts_loss_kwargs = True
         self.phase = phase
-        self.curve = PhaseCurve()
+        self.curve = PhaseLog()
         self.started = time.monotonic()
         self.probed_before = 0.0
         # Trainer tells old checkpoints by their times, and would delete the newest after a clock was set back
@@ -202,9 +202,9 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def load_phase_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of `phase_state`."""
-        self.curve = PhaseCurve.from_json(state["curve"])
+        self.curve = PhaseLog.from_json(state["curve"])
         inherited = state["inheritor"]
-        if distributed.is_first():
+        if distributed.is_main_process():
             self.counter.load_state_dict(state)
         elif inherited is not None:
             # the first process has the sums
@@ -254,7 +254,7 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
             trainer.phase.trunk.save()
         trainer.run_probe()
         # what a clock or a signal says in one process has to happen in all of them, at the same step
-        late = distributed.is_first() and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES
+        late = distributed.is_main_process() and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES
         late, stopped = (bool(flag) for flag in distributed.summed([late, trainer.phase.stop.requested]))
         trainer.phase.stop.requested = stopped
         if state.global_step < state.max_steps and (late or stopped):
@@ -268,21 +268,21 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         trainer = self.trainer
         phase_state = trainer.phase_state()
         distributed.barrier()  # every process has written its part of the checkpoint
-        if not distributed.is_first():
+        if not distributed.is_main_process():
             return
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         write_state(folder, phase_state, trainer.phase.methods)
         remove_outdated(folder.parent, trainer.checkpoints_kept)
 
 
-def train_phase(model: PreTrainedModel, args: transformers.TrainingArguments, phase: Phase) -> PhaseCurve:
+def run_training_phase(model: PreTrainedModel, args: transformers.TrainingArguments, phase: TrainingInputs) -> PhaseLog:
     """Train `model` in place through one phase; continues from the last complete checkpoint in `output_dir`.
 
     Raises:
         Interrupted: a stop was requested; everything is saved, the same call continues.
     """
     folder = Path(args.output_dir)
-    checkpoint = distributed.on_first(lambda: last_complete_checkpoint(folder))
+    checkpoint = distributed.run_on_main_process(lambda: last_complete_checkpoint(folder))
     trainer = StageTrainer(model, args, phase)
     if checkpoint is not None:
         trainer.load_phase_state(read_state(checkpoint, trainer.sharding, phase.methods))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lifelong.errors import UnknownNameError
-from lifelong.replay.memory import write_generation
+from lifelong.replay.memory import write_memory_snapshot
 from lifelong.stream.packing import BlockStore, Collator, pack, write_blocks
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -57,7 +57,7 @@ def test_our_policies_divide_as_those_of_avalanche(
     for seed in range(20):
         previous = None
         for stage, ((name, _), store) in enumerate(zip(STAGES, stores, strict=True)):
-            memory = write_generation(
+            memory = write_memory_snapshot(
                 previous,
                 name,
                 store,

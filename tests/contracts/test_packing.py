@@ -7,13 +7,13 @@ import transformers
 from lifelong.errors import InputError
 from lifelong.expand.family import load_family
 from lifelong.inherit import loss_head, predicted_nats
-from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers.model import OnlineTeacher
 from lifelong.lm.packed import packing_of
 from lifelong.plugins import plugin_names
 from lifelong.train.arguments import training_arguments
-from lifelong.train.phase import Phase
+from lifelong.train.phase import TrainingInputs
 from lifelong.train.stage_trainer import StageTrainer
 from tests.expand.models import VOCAB, tiny
 
@@ -125,8 +125,10 @@ def test_the_trainer_keeps_them_apart_with_a_teacher_beside_it(case, tmp_path):
     arguments = training_arguments({"use_cpu": True}, output_dir=tmp_path, max_steps=1, seed=0)
     losses = []
     for shown in (batch, with_another_first_document(batch)):
-        inheritor = Inheritor(OnlineTeacher(tiny_like(model), objective), make_schedule("constant", alpha=0.5, until=1))
-        trainer = StageTrainer(model, arguments, Phase("train", [0], lambda rows: {}, objective, 48, inheritor))
+        inheritor = Distiller(OnlineTeacher(tiny_like(model), objective), make_schedule("constant", alpha=0.5, until=1))
+        trainer = StageTrainer(
+            model, arguments, TrainingInputs("train", [0], lambda rows: {}, objective, 48, inheritor)
+        )
         inputs = {**shown, "is_replay": torch.zeros(2, dtype=torch.bool), "domain_ids": torch.zeros(2).long()}
         with loss_head(model, objective), torch.no_grad():
             trainer.state.max_steps = 1

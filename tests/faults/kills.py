@@ -210,7 +210,7 @@ class Teller:
 
         places = [
             (begin, "train_tokenizer", "tokenising"), (prepare, "tokenize_domain", "tokenising"),
-            (begin, "write_heldout", "caching"), (remember, "write_generation", "caching"),
+            (begin, "write_heldout", "caching"), (remember, "write_memory_snapshot", "caching"),
             (write, "write_report", "reporting"), (stage_trainer.StageTrainer, "_save_checkpoint", "saving"),
         ]  # fmt: skip
         real = [(module, name, getattr(module, name)) for module, name, _ in places] + [(os, "fsync", os.fsync)]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lifelong.errors import InputError
 from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss
-from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.mapped import MappedTeacher
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers._teacher import TeacherCost
@@ -120,7 +120,7 @@ def test_a_renumbered_teacher_teaches_the_same(objective):
     for plain, mapped in (*pairs, tuple(MixtureTeacher(each, route, objective) for each in zip(*pairs, strict=True))):
         found = []
         for teacher in (plain, mapped):
-            inheritor = Inheritor(teacher, make_schedule("constant", alpha=0.7), temperature=2.0)
+            inheritor = Distiller(teacher, make_schedule("constant", alpha=0.7), temperature=2.0)
             with loss_head(student, objective):
                 inheritance = inheritor.for_batch(batch, progress=0.0, step=0)
                 found.append(student(**batch, inheritance=inheritance, num_items=None).loss)
@@ -132,8 +132,8 @@ def test_a_renumbered_teacher_teaches_the_same(objective):
 def test_the_sums_survive_a_resumption():
     mapped = renumbered("clm", 1)[1]
     mapped.mass.add(torch.tensor([0.25, 0.5]))
-    first = Inheritor(mapped, make_schedule("constant", alpha=1.0))
-    second = Inheritor(renumbered("clm", 1)[1], make_schedule("constant", alpha=1.0))
+    first = Distiller(mapped, make_schedule("constant", alpha=1.0))
+    second = Distiller(renumbered("clm", 1)[1], make_schedule("constant", alpha=1.0))
     second.load_state_dict(first.state_dict())
     second.teacher.mass.add(torch.tensor([0.25]))
     assert second.cost.mapped == {"teacher 1": (3, 1.0)}

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from lifelong.inherit import loss_head
-from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.inheritor import Distiller
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers.model import OnlineTeacher
 from tests.inherit.models import build, packed_batch
@@ -31,7 +31,7 @@ def gradients(objective, wrap, tied):
     items = int((batch["labels"] != -100).sum())
     rows = slice(0, 2) if rank == 0 else slice(2, 6)  # uneven on purpose
     mine = {name: tensor[rows] for name, tensor in batch.items()}
-    inheritor = Inheritor(OnlineTeacher(build(objective, 1), objective), make_schedule("constant", alpha=0.6), temperature=2.0)
+    inheritor = Distiller(OnlineTeacher(build(objective, 1), objective), make_schedule("constant", alpha=0.6), temperature=2.0)
     with loss_head(student, objective):
         if wrap == "ddp":
             model = DistributedDataParallel(student, find_unused_parameters=True)  # as Trainer does

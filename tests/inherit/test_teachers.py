@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from lifelong.errors import InputError
 from lifelong.inherit import OnlineTarget, loss_head
-from lifelong.inherit.inheritor import Inheritor, Surpassed
+from lifelong.inherit.distiller import Distiller, TeacherEarlyStop
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers._weighted import MixtureTeacher, weights_by_domain
 from lifelong.inherit.teachers.model import OnlineTeacher
@@ -55,7 +55,7 @@ def assert_same_gradients(one, other, tolerance):
 
 
 def inheritor_of(teacher, alpha=0.6, **settings):
-    return Inheritor(teacher, make_schedule("constant", alpha=alpha), temperature=TAU, **settings)
+    return Distiller(teacher, make_schedule("constant", alpha=alpha), temperature=TAU, **settings)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -138,12 +138,12 @@ class Counting:
 
 def test_a_teacher_whose_rate_is_zero_is_not_called_and_is_freed():
     teacher = Counting(OnlineTeacher(build("clm", 1), "clm"))
-    inheritor = Inheritor(teacher, make_schedule("linear", alpha=0.0))
+    inheritor = Distiller(teacher, make_schedule("linear", alpha=0.0))
     assert inheritor.for_batch(packed_batch("clm"), progress=0.0, step=0) is None
     assert teacher.shown == []
     assert teacher.closed
     teacher = Counting(OnlineTeacher(build("clm", 1), "clm"))
-    inheritor = Inheritor(teacher, make_schedule("linear", alpha=1.0, until=0.3))
+    inheritor = Distiller(teacher, make_schedule("linear", alpha=1.0, until=0.3))
     assert inheritor.for_batch(packed_batch("clm"), progress=0.29, step=0) is not None
     assert not teacher.closed
     assert inheritor.for_batch(packed_batch("clm"), progress=0.3, step=1) is None
@@ -221,10 +221,10 @@ def test_surpassed_ends_at_the_first_look_that_says_so_and_stays_so():
         return next(student_nats)
 
     def fresh():
-        return Inheritor(
+        return Distiller(
             Counting(OnlineTeacher(build("clm", 1), "clm")),
             make_schedule("constant", alpha=1.0, until=1.0),
-            surpassed=Surpassed(2.0, nats, 4),
+            surpassed=TeacherEarlyStop(2.0, nats, 4),
         )
 
     inheritor = fresh()

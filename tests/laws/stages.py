@@ -22,9 +22,9 @@ from lifelong.replay.dataset import StageDataset
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator
 from lifelong.train.arguments import training_arguments
-from lifelong.train.phase import Phase, StopRequest
+from lifelong.train.phase import StopRequest, TrainingInputs
 from lifelong.train.resume import load_methods, save_methods
-from lifelong.train.stage_trainer import train_phase
+from lifelong.train.stage_trainer import run_training_phase
 
 LENGTH, STEPS, ROWS = 12, 4, 4
 DOMAINS = ("next", "second")
@@ -132,13 +132,13 @@ class Run:
             request.requested = step == stop
             return ()
 
-        train_phase(
+        run_training_phase(
             self.model, arguments,
-            Phase("train", dataset, collator(), "clm", ROWS * LENGTH, methods=self.made, probe=probe, stop=request),
+            TrainingInputs("train", dataset, collator(), "clm", ROWS * LENGTH, methods=self.made, probe=probe, stop=request),
         )  # fmt: skip
         for method in reversed(self.made):
             method.end_stage(context)
-        distributed.on_first(lambda: save_methods(self.made, self.folder / f"{index}.safetensors"))
+        distributed.run_on_main_process(lambda: save_methods(self.made, self.folder / f"{index}.safetensors"))
 
     def _context(self, index: int, domain: str, mapping: Any) -> StageContext:
         rows = MemoryRows(Memory(), collator(), DOMAINS, self.seed)

@@ -17,7 +17,7 @@ def run_methods(folder: Path) -> None:
     """What each method leaves behind in this process, in a file of its own."""
     for name in METHODS:
         work = folder / name
-        distributed.on_first(lambda work=work: work.mkdir(parents=True))
+        distributed.run_on_main_process(lambda work=work: work.mkdir(parents=True))
         save_file(left_behind(work, name), work / f"rank{distributed.rank()}.safetensors")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
-from lifelong.replay.memory import ReplayMemory, composition, write_generation
+from lifelong.replay.memory import ReplayMemory, composition, write_memory_snapshot
 from lifelong.replay.policies import POLICIES, fair_shares
 from lifelong.stream.packing import BlockStore, pack, write_blocks
 
@@ -33,7 +33,7 @@ def _life(stores: list[BlockStore], folder: Path, policy: str, seed: int = 0) ->
     for stage, (name, store) in enumerate(zip(names, stores, strict=True)):
         previous = generations[-1].path if generations else None
         generations.append(
-            write_generation(
+            write_memory_snapshot(
                 previous,
                 name,
                 store,
@@ -92,7 +92,7 @@ def test_loss_ranked_keeps_the_highest_scores(stores: list[BlockStore], tmp_path
     memory = _life(stores[:1] + stores[1:], tmp_path, "loss-ranked")[0]
     assert sorted(_ids(memory, "wiki")) == [i * T for i in range(160, 200)]
     with pytest.raises(InputError, match="one score for each of the 201 blocks, got 0"):
-        write_generation(
+        write_memory_snapshot(
             None,
             "wiki",
             stores[0],
@@ -110,8 +110,8 @@ def test_diverse_covers_kinds_that_a_random_draw_misses(tmp_path: Path) -> None:
     documents = common[:150] + rare + common[150:]
     store = write_blocks(tmp_path / "b.arrow", pack(documents, 8), 1 << 20)
     settings = {"capacity_tokens": 10 * T, "seed": 0}
-    diverse = write_generation(None, "x", store, policy="diverse", out=tmp_path / "d", **settings)
-    random = write_generation(None, "x", store, policy="reservoir", out=tmp_path / "r", **settings)
+    diverse = write_memory_snapshot(None, "x", store, policy="diverse", out=tmp_path / "d", **settings)
+    random = write_memory_snapshot(None, "x", store, policy="reservoir", out=tmp_path / "r", **settings)
     found = [sum(first >= 1000 for first in _ids(memory, "x")) for memory in (diverse, random)]
     assert found[0] >= 3 > found[1]
 
@@ -125,12 +125,12 @@ def test_same_seed_same_memory(stores: list[BlockStore], tmp_path: Path) -> None
 def test_wrong_use_is_refused(stores: list[BlockStore], tmp_path: Path) -> None:
     settings = {"capacity_tokens": CAPACITY, "seed": 0}
     with pytest.raises(UnknownNameError, match="did you mean 'reservoir'"):
-        write_generation(None, "w", stores[0], policy="resevoir", out=tmp_path / "x", **settings)
-    memory = write_generation(None, "w", stores[0], policy="reservoir", out=tmp_path / "0", **settings)
+        write_memory_snapshot(None, "w", stores[0], policy="resevoir", out=tmp_path / "x", **settings)
+    memory = write_memory_snapshot(None, "w", stores[0], policy="reservoir", out=tmp_path / "0", **settings)
     with pytest.raises(InputError, match="already holds stage 0"):
-        write_generation(memory.path, "w", stores[0], policy="reservoir", stage=0, out=tmp_path / "1", **settings)
+        write_memory_snapshot(memory.path, "w", stores[0], policy="reservoir", stage=0, out=tmp_path / "1", **settings)
     with pytest.raises(InputError, match="not empty"):
-        write_generation(None, "w", stores[0], policy="reservoir", out=tmp_path / "0", **settings)
+        write_memory_snapshot(None, "w", stores[0], policy="reservoir", out=tmp_path / "0", **settings)
     (tmp_path / "0" / "memory.json").write_text("{", encoding="utf-8")
     with pytest.raises(CorruptionError, match="no readable replay memory"):
         ReplayMemory.open(tmp_path / "0")

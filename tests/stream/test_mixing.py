@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lifelong.errors import InputError
 from lifelong.replay.dataset import StageDataset
-from lifelong.replay.memory import ReplayMemory, write_generation
+from lifelong.replay.memory import ReplayMemory, write_memory_snapshot
 from lifelong.stream.collator import PackedRow
 from lifelong.stream.ordering import key_of, permuted, uniforms
 from lifelong.stream.packing import BlockStore, pack, write_blocks
@@ -28,8 +28,8 @@ def _store(folder: Path, first: int, blocks: int, remainder: int = 0) -> BlockSt
 def memory(tmp_path_factory: pytest.TempPathFactory) -> ReplayMemory:
     folder = tmp_path_factory.mktemp("memory")
     settings = {"capacity_tokens": 64 * T, "policy": "experience-balanced", "seed": 0}
-    write_generation(None, "old", _store(folder, 0, 40), out=folder / "0", **settings)
-    return write_generation(folder / "0", "older", _store(folder, 1000, 50), out=folder / "1", **settings)
+    write_memory_snapshot(None, "old", _store(folder, 0, 40), out=folder / "0", **settings)
+    return write_memory_snapshot(folder / "0", "older", _store(folder, 1000, 50), out=folder / "1", **settings)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.replay.controllers import AdaptiveController, BudgetController, Mix, adaptive_weights, replay_weights
-from lifelong.replay.memory import ReplayMemory, write_generation
+from lifelong.replay.memory import ReplayMemory, write_memory_snapshot
 from lifelong.select.scores import challenge_scores, difference_scores, select_rows
 from lifelong.stream.packing import pack, write_blocks
 
@@ -19,7 +19,7 @@ def memory(tmp_path: Path) -> ReplayMemory:
     previous = None
     for i, (name, blocks) in enumerate((("wiki", 30), ("news", 10))):
         store = write_blocks(tmp_path / f"{i}.arrow", pack([np.arange(blocks * 4)], 4), 1000)
-        previous = write_generation(
+        previous = write_memory_snapshot(
             previous, name, store, capacity_tokens=80, policy="domain-balanced", seed=0, out=tmp_path / str(i)
         ).path
     assert previous is not None
@@ -37,7 +37,7 @@ def test_replay_weights(memory: ReplayMemory) -> None:
 
 def test_the_domain_learned_last_begins_with_the_most_that_another_one_lost(memory, tmp_path: Path) -> None:
     store = write_blocks(tmp_path / "2.arrow", pack([np.arange(40)], 4), 1000)
-    memory = write_generation(
+    memory = write_memory_snapshot(
         memory.path, "bio", store, capacity_tokens=80, policy="domain-balanced", seed=0, out=tmp_path / "third"
     )
     # wiki lost 0.6 right after its own stage and got 0.5 of it back; news lost 0.2; bio cannot have lost yet

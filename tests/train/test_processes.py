@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lifelong import distributed
 from lifelong.cli import main
-from lifelong.errors import BrokenPromiseError, InputError, UnknownNameError
+from lifelong.errors import InputError, UnknownNameError, VerificationError
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.recipe.check import check_launch
@@ -54,13 +54,13 @@ def test_pieces_of_work_are_done_once_and_by_equally_many_calls(count, processes
 
 
 def test_a_single_process_asks_nobody():
-    assert distributed.on_first(lambda: 7) == 7
-    assert (distributed.world_size(), distributed.rank(), distributed.is_first()) == (1, 0, True)
+    assert distributed.run_on_main_process(lambda: 7) == 7
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main_process()) == (1, 0, True)
     assert distributed.summed([1.5, 2.0]).tolist() == [1.5, 2.0]
 
 
 @pytest.mark.parametrize(
-    "error", [BrokenPromiseError("budget"), InputError("card"), UnknownNameError("domain", "x", [])]
+    "error", [VerificationError("budget"), InputError("card"), UnknownNameError("domain", "x", [])]
 )
 def test_an_error_of_the_first_process_is_the_same_in_the_others(error):
     same = distributed._same_error(type(error).__name__, str(error))

@@ -1,6 +1,6 @@
 """Losses and hashes of two small runs, with the versions and the processor that the hashes hold for.
 
-    python -m tests.trajectories.golden        # after a change that is meant to change figures: say so in CHANGELOG.md
+python -m tests.trajectories.golden        # after a change that is meant to change figures: say so in CHANGELOG.md
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from time import monotonic
 from transformers import PreTrainedModel
 
 from lifelong import distributed
-from lifelong.errors import BrokenPromiseError
+from lifelong.errors import ForgettingBudgetExceeded
 from lifelong.evaluate.samples import sample_texts
 from lifelong.files import free_name, read_json, write_json
 from lifelong.ledger.folder import StageFolder
@@ -35,7 +35,7 @@ class Evaluate(Phase):
             _measure(stage, model, stage.result)
         stage.losses = list(read_losses(stage.result.losses))
         context.observer.evaluated(stage.index, stage.losses)
-        distributed.on_first(lambda: _check_budget(stage))
+        distributed.run_on_main_process(lambda: _check_budget(stage))
         return model
 
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
@@ -68,14 +68,14 @@ def _measure(stage: Stage, model: PreTrainedModel, folder: StageFolder) -> None:
         write_json(folder.samples, [asdict(sample) for sample in samples])
         write_losses(folder.losses, losses)
 
-    distributed.on_first(written)
+    distributed.run_on_main_process(written)
 
 
 def _check_budget(stage: Stage) -> None:
     """A broken forgetting budget leaves the stage in `rejected/`, uncommitted.
 
     Raises:
-        BrokenPromiseError: names every domain that was forgotten by more than its budget.
+        ForgettingBudgetExceeded: names every domain that was forgotten by more than its budget.
     """
     recipe, ledger = stage.recipe, stage.context.ledger
     if not recipe.budget:
@@ -97,7 +97,7 @@ def _check_budget(stage: Stage) -> None:
         rejected = free_name(ledger.folder.rejected(stage.name))
         rejected.parent.mkdir(exist_ok=True)
         stage.result.path.rename(rejected)
-        raise BrokenPromiseError(
+        raise ForgettingBudgetExceeded(
             f"stage {stage.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
             + "\n  ".join(broken)
             + "\n  raise replay.share, max_share or memory_tokens, lower train.learning_rate or tokens,"

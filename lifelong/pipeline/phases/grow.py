@@ -9,10 +9,10 @@ from time import monotonic
 from transformers import PreTrainedModel
 
 from lifelong import distributed
-from lifelong.errors import BrokenPromiseError
+from lifelong.errors import InexactGrowthError
 from lifelong.expand import grow, model_shape, plan_expansion
 from lifelong.expand.settings import ExpandSection
-from lifelong.files import read_json, whole_folder, write_json
+from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import load_model, save_model
 from lifelong.lm.flops import num_parameters
@@ -32,7 +32,7 @@ class Grow(Phase):
     def run(self, stage: Stage, model: PreTrainedModel) -> PreTrainedModel:
         """Grow, and say what the stage trains."""
         if stage.section.expand is not None:
-            distributed.on_first(lambda: _write_grown(stage, model))
+            distributed.run_on_main_process(lambda: _write_grown(stage, model))
             model = load_model(stage.work.grown.model, stage.recipe.objective)
         stage.context.observer.stage_started(stage.index, model_shape(model.config), num_parameters(model))
         return model
@@ -55,7 +55,7 @@ def _write_grown(stage: Stage, model: PreTrainedModel) -> None:
     folder = stage.work.grown
     if not folder.path.exists():
         stage.context.observer.phase_started(Grow.name, 0)
-        with whole_folder(folder.path) as partial:
+        with atomic_directory(folder.path) as partial:
             _grow_into(stage, model, stage.section.expand, StageFolder(partial))
 
 
@@ -63,7 +63,7 @@ def _grow_into(stage: Stage, model: PreTrainedModel, expand: ExpandSection, fold
     """Grow, compare with the small model in float64 and on held-out text, and write the grown one.
 
     Raises:
-        BrokenPromiseError: the function moved by more than rounding.
+        InexactGrowthError: the function moved by more than rounding.
     """
     context, started = stage.context, monotonic()
     plan = plan_expansion(model.config, **expand.options(), **expand.sizes())
@@ -76,7 +76,7 @@ def _grow_into(stage: Stage, model: PreTrainedModel, expand: ExpandSection, fold
     drift = max((abs(a - b) for a, b in zip(after, before, strict=True)), default=0.0)
     report = replace(report, loss_difference=drift, seconds=monotonic() - started)
     if plan.is_exact and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
-        raise BrokenPromiseError(
+        raise InexactGrowthError(
             f"stage {stage.name}: the grown model does not compute the same function: logits differ by "
             f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss "
             f"by {drift:.1e} nats; nothing was committed"

@@ -12,7 +12,7 @@ from lifelong.ledger.folder import StageFolder
 from lifelong.pipeline.stage import Stage
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import Cost
-from lifelong.train.phase import PhaseCurve
+from lifelong.train.phase import PhaseLog
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Phase:
         """Do the phase's work, or read the result of an earlier call that got so far."""
         raise NotImplementedError
 
-    def curve(self, stage: Stage) -> PhaseCurve | None:
+    def curve(self, stage: Stage) -> PhaseLog | None:
         """Training log and counters, where the phase has trained."""
         del stage
         return None

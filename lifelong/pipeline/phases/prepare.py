@@ -82,7 +82,7 @@ def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
         )
         return select_corpus(inputs, corpus, tokens=stage.section.tokens, folder=stage.work.selected.path).path
 
-    return BlockStore(distributed.on_first(selected))
+    return BlockStore(distributed.run_on_main_process(selected))
 
 
 def _evaluate_before(stage: Stage, model: PreTrainedModel) -> None:
@@ -93,4 +93,4 @@ def _evaluate_before(stage: Stage, model: PreTrainedModel) -> None:
     if joined and not stage.has(stage.work.losses_before):
         context.observer.phase_started("evaluate", 0)
         losses = [context.evaluate_one(model, heldout) for heldout in joined]
-        distributed.on_first(lambda: write_losses(stage.work.losses_before, losses))
+        distributed.run_on_main_process(lambda: write_losses(stage.work.losses_before, losses))

@@ -28,7 +28,8 @@ class Recover(TrainingPhase):
         """The memory alone."""
         del model
         memory, replay = stage.memory(), stage.replay
-        assert memory is not None and replay is not None, "applies only where there is a memory"
+        assert memory is not None, "applies only where there is a memory"
+        assert replay is not None, "a memory belongs to a replay section"
         weights = first_weights(replay, memory)
         tokens = self.planned(stage.recipe, stage.index).trained
         return Rows(tokens, stage.seed + 1, memory=memory, share=1.0, weights=weights)

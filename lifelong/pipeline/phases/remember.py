@@ -7,10 +7,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from lifelong import distributed
-from lifelong.files import whole_folder
+from lifelong.files import atomic_directory
 from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
-from lifelong.replay.memory import write_generation
+from lifelong.replay.memory import write_memory_snapshot
 from lifelong.replay.steering import memory_scores
 
 
@@ -23,7 +23,7 @@ class Remember(Phase):
         """Draw blocks of the stage's text into the memory."""
         stage.context.observer.phase_started(self.name, 0)
         if (folder := memory_folder(stage)) is not None:
-            distributed.on_first(lambda: _write(stage, model, folder))
+            distributed.run_on_main_process(lambda: _write(stage, model, folder))
         return model
 
 
@@ -39,8 +39,8 @@ def _write(stage: Stage, model: PreTrainedModel, folder: Path) -> None:
     context, replay, seed = stage.context, stage.recipe.replay, stage.recipe.seed
     assert replay is not None, "asked for only where there is a memory"
     if not folder.exists():
-        with whole_folder(folder) as partial:
-            write_generation(
+        with atomic_directory(folder) as partial:
+            write_memory_snapshot(
                 context.ledger.folder.memory_before(stage.index),
                 stage.domain.name,
                 stage.corpus,

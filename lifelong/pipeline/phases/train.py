@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from lifelong.evaluate.probes import probe_steps
 from lifelong.files import write_json
-from lifelong.inherit.build import stage_inheritor
-from lifelong.inherit.inheritor import Inheritor
+from lifelong.inherit.build import stage_distiller
+from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.teachers._teacher import TeacherInputs
 from lifelong.ledger.folder import StageFolder
 from lifelong.lm.flops import training_flops_per_token
@@ -23,7 +23,7 @@ from lifelong.recipe.recipe import Recipe
 from lifelong.records import Cost, ProbePoint
 from lifelong.replay.steering import Adjustment, ReplaySteering, first_weights, make_steering
 from lifelong.train.learning_rates import keep_trunk, stage_level, stage_span, stage_trunk
-from lifelong.train.phase import Phase as TrainingInputs
+from lifelong.train.phase import TrainingInputs
 from lifelong.train.resume import load_methods, save_methods
 
 
@@ -116,7 +116,7 @@ def _adjustment(stage: Stage) -> Adjustment:
     return adjust
 
 
-def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Inheritor | None:
+def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Distiller | None:
     """The stage's teacher; a model from random weights has nothing to hand down to its first stage."""
     recipe, context = stage.recipe, stage.context
     if recipe.inherit is None:
@@ -129,7 +129,7 @@ def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Inheri
     source: str | Path = str(recipe.model.checkpoint)
     if stage.index > 0:
         source = context.ledger.folder.model(stage.previous.name)
-    return stage_inheritor(
+    return stage_distiller(
         TeacherInputs(
             inherit=recipe.inherit,
             domain=stage.domain.name,

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from lifelong import distributed
-from lifelong.files import read_json, whole_folder, write_json
+from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.inherit.build import stage_collator
 from lifelong.ledger.folder import StageFolder
-from lifelong.lm.checkpoint import is_in_parts, load_model, whole_weights
+from lifelong.lm.checkpoint import full_state_dict, is_in_parts, load_model
 from lifelong.lm.flops import forward_flops_per_token, training_flops_per_token
 from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
@@ -21,9 +21,8 @@ from lifelong.records import Cost
 from lifelong.replay.dataset import StageDataset
 from lifelong.replay.memory import ReplayMemory
 from lifelong.train.arguments import training_arguments
-from lifelong.train.phase import Phase as TrainingInputs
-from lifelong.train.phase import PhaseCurve
-from lifelong.train.stage_trainer import train_phase
+from lifelong.train.phase import PhaseLog, TrainingInputs
+from lifelong.train.stage_trainer import run_training_phase
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,10 @@ class TrainingPhase(Phase):
             return load_model(folder.model, stage.recipe.objective)
         return model
 
-    def curve(self, stage: Stage) -> PhaseCurve | None:
+    def curve(self, stage: Stage) -> PhaseLog | None:
         """Log and counters of the phase."""
         path = self.result(stage).curve
-        return PhaseCurve.from_json(read_json(path)) if path.exists() else None
+        return PhaseLog.from_json(read_json(path)) if path.exists() else None
 
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
         """Training with its teachers, and the probes on the way."""
@@ -131,17 +130,17 @@ class TrainingPhase(Phase):
             tracker_dir=run.ledger.folder.tracker(stage.name, self.name),
             **fields,
         )
-        curve = train_phase(model, arguments, inputs)
+        curve = run_training_phase(model, arguments, inputs)
         self.finish(stage, inputs)
-        weights = whole_weights(model)
-        distributed.on_first(lambda: self._write(stage, model, weights, curve, inputs))
+        weights = full_state_dict(model)
+        distributed.run_on_main_process(lambda: self._write(stage, model, weights, curve, inputs))
         run.stop.obey()  # asked for in the last step, when there was nothing left to save
 
-    def _write(self, stage: Stage, model: PreTrainedModel, weights: Any, curve: PhaseCurve, inputs: Any) -> None:
+    def _write(self, stage: Stage, model: PreTrainedModel, weights: Any, curve: PhaseLog, inputs: Any) -> None:
         # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
         times = {"seconds": curve.seconds, "probe_seconds": curve.probe_seconds}
         write_json(stage.work.seconds(self.name), times)
-        with whole_folder(self.result(stage).path) as partial:
+        with atomic_directory(self.result(stage).path) as partial:
             folder = StageFolder(partial)
             _take_along(stage.result, folder)
             stage.context.save_model(model, folder.model, weights)

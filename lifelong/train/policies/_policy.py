@@ -24,7 +24,7 @@ class StageSpan:
     total: int
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether nothing comes before it."""
         return self.before == 0
 
@@ -51,7 +51,7 @@ class LrPolicy(ABC):
         del span
         return self.lr.warmup
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most policies have nothing to refuse
         """Refuse settings that do not fit together.
 
         Raises:

@@ -11,7 +11,7 @@ from lifelong.files import write_sealed, write_text
 from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import load_config
 from lifelong.pipeline.environment import environment
-from lifelong.recipe.changes import differing_keys, may_be_mended
+from lifelong.recipe.changes import can_amend, differing_keys
 from lifelong.recipe.check import check_recipe
 from lifelong.recipe.files import apply_override, parse_recipe, read_recipe_file
 from lifelong.recipe.recipe import Recipe
@@ -40,7 +40,7 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
         for override in overrides:
             apply_override(plain, override)
         recipe = parse_recipe(plain, where=f"{ledger.folder.recipe} with these changes")
-        mend(ledger, existing, recipe)
+        amend_recipe(ledger, existing, recipe)
         return recipe
     named = str(Path(domain).resolve()) if Path(domain).is_file() else domain
     plain["stages"].append({"domain": named, "tokens": tokens or plain["stages"][-1]["tokens"]})
@@ -52,7 +52,7 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
     return recipe
 
 
-def mend(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
+def amend_recipe(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
     """Take another recipe for the stages to come, if it is another one and it may be.
 
     Raises:
@@ -61,13 +61,13 @@ def mend(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
     if existing.fingerprint == recipe.fingerprint:
         return
     different = differing_keys(existing.to_plain(), recipe.to_plain())
-    if not may_be_mended(ledger, different):
+    if not can_amend(ledger, different):
         raise InputError(
             f"run folder {str(ledger.out)!r} belongs to another recipe; different: {', '.join(different)}. "
             "Choose another --out, or undo the change"
         )
     check_recipe(recipe, start=len(ledger.stages), config=last_config(ledger))
-    ledger.forget_work()
+    ledger.clear_work_dir()
     ledger.replace_recipe(recipe.to_yaml())
 
 
@@ -76,7 +76,7 @@ def last_config(ledger: Ledger) -> Any:
     return load_config(ledger.folder.model(ledger.stages[-1].name))
 
 
-def claim(ledger: Ledger, recipe: Recipe) -> None:
+def bind_recipe(ledger: Ledger, recipe: Recipe) -> None:
     """Bind a run folder to its recipe; after a broken budget, the recipe of the stages to come may be mended.
 
     Raises:
@@ -84,7 +84,7 @@ def claim(ledger: Ledger, recipe: Recipe) -> None:
     """
     folder = ledger.folder
     if folder.recipe.exists():
-        mend(ledger, read_recipe_file(folder.path), recipe)
+        amend_recipe(ledger, read_recipe_file(folder.path), recipe)
         return
     write_sealed(folder.environment, environment())
     write_text(folder.recipe, recipe.to_yaml())

@@ -18,7 +18,7 @@ from lifelong.inherit.teachers._teacher import Teacher, TeacherCost
 from lifelong.lm.head import Inheritance
 
 
-class Surpassed:
+class TeacherEarlyStop:
     """Whether the student has become better than its teacher on held-out text; looked at every few steps.
 
     Args:
@@ -55,7 +55,7 @@ class Surpassed:
 TAUGHT = ("all", "new", "replay")
 
 
-class Inheritor:
+class Distiller:
     """Gives every batch its inheritance; the teacher runs only on sequences whose rate is above zero.
 
     Args:
@@ -81,7 +81,7 @@ class Inheritor:
         temperature: float = 1.0,
         bernoulli: bool = False,
         seed: int = 0,
-        surpassed: Surpassed | None = None,
+        surpassed: TeacherEarlyStop | None = None,
     ) -> None:
         if on not in TAUGHT:
             raise UnknownNameError("kind of tokens to teach", on, TAUGHT, "inherit.on")
