@@ -1,9 +1,9 @@
 """Several processes that are one run, as `torchrun` and `accelerate launch` start them.
 
-Everything that is written is written by the first process. What it alone can do, it does inside
-`run_on_main_process` while the others wait; what fails there fails in all of them, and is told once. Waiting goes over a group of its own, on the CPU
-and almost without a limit in time: tokenising a corpus may take longer than the time after which a collective
-operation of the training counts as lost.
+Everything that is written is written by the first process. What it alone can do, it does inside `run_on_main_process`
+while the others wait; what fails there fails in all of them, and is told once. Waiting goes over a group of its own,
+on the CPU and almost without a limit in time: tokenising a corpus may take longer than the time after which a
+collective operation of the training counts as lost.
 
 A single process never gets here: every function answers at once, and nothing of torch is imported for it.
 """

@@ -125,8 +125,8 @@ def check_launch(recipe: Recipe) -> None:
             _check_methods(recipe)
         if recipe.lr is not None and _keeps_pre_decay(recipe):
             lines.append(
-                f"lr.policy: {recipe.lr.policy} keeps whole weights in the middle of a stage, but this launch shards them "
-                "(FSDP); choose another policy, for example wsd, or launch without FSDP"
+                f"lr.policy: {recipe.lr.policy} keeps whole weights in the middle of a stage, but this launch shards "
+                "them (FSDP); choose another policy, for example wsd, or launch without FSDP"
             )
     if lines:
         raise InputError(f"recipe {recipe.name}: " + "\n  ".join(dict.fromkeys(lines)))
