@@ -206,7 +206,8 @@ def _challenge(selection: Selection) -> NDArray[np.float64]:
         raise InputError(
             f"domain {selection.inputs.domain.name}: select.model {selection.inputs.section.model!r} has "
             f"the right token among its {top_k} best guesses for less than half of the tokens in "
-            f"{unknown:.0%} of the documents, which all score 0: there is nothing to choose by. Raise select.top_k, or take a model that knows more"
+            f"{unknown:.0%} of the documents, which all score 0: there is nothing to choose by. "
+            "Raise select.top_k, or take a model that knows more"
         )
     return scores
 

@@ -45,5 +45,6 @@ class LrSection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> LrSection:
-        load_plugin(POLICIES, self.policy, kind="policy").Plugin(self).check()
+        if conflict := load_plugin(POLICIES, self.policy, kind="policy").Plugin(self).conflict():
+            raise ValueError(conflict)
         return self

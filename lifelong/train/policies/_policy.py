@@ -24,7 +24,7 @@ class StageSpan:
     total: int
 
     @property
-    def is_main_process(self) -> bool:
+    def is_first(self) -> bool:
         """Whether nothing comes before it."""
         return self.before == 0
 
@@ -51,12 +51,9 @@ class LrPolicy(ABC):
         del span
         return self.lr.warmup
 
-    def check(self) -> None:  # noqa: B027 - most policies have nothing to refuse
-        """Refuse settings that do not fit together.
-
-        Raises:
-            ValueError: says which.
-        """
+    def conflict(self) -> str | None:
+        """Which settings do not fit together; None where all do."""
+        return None
 
     def factor(self, span: StageSpan, progress: float) -> float:
         """Learning rate over the peak at `progress` in [0, 1] of a stage."""

@@ -1,4 +1,4 @@
-"""Every stage is a part of one cosine over the tokens of all stages; only the first warms up."""
+"""Every stage is a part of one cosine over the tokens of all stages; only the first warms up."""  # noqa: N999
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ class Plugin(LrPolicy):
 
     def warmup(self, span: StageSpan) -> float:
         """Of the first stage alone."""
-        return self.lr.warmup if span.is_main_process else 0.0
+        return self.lr.warmup if span.is_first else 0.0

@@ -21,15 +21,15 @@ class Plugin(LrPolicy):
 
     def _constant(self, span: StageSpan, progress: float) -> float:
         lr = self.lr
-        if not span.is_main_process or lr.cooldown == 0:
+        if not span.is_first or lr.cooldown == 0:
             return lr.constant
         return cosine(lr.constant, min(1.0, max(0.0, progress - lr.warmup) / lr.cooldown))
 
     def warmup(self, span: StageSpan) -> float:
         """Of the first stage alone."""
-        return self.lr.warmup if span.is_main_process else 0.0
+        return self.lr.warmup if span.is_first else 0.0
 
-    def check(self) -> None:
-        """The first stage has room for its parts."""
-        if self.lr.warmup + self.lr.cooldown + self.lr.decay > 1:
-            raise ValueError("warmup, cooldown and decay are parts of the first stage: together at most 1")
+    def conflict(self) -> str | None:
+        """Shares that leave no room for each other."""
+        fits = self.lr.warmup + self.lr.cooldown + self.lr.decay <= 1
+        return None if fits else "warmup, cooldown and decay are parts of the first stage: together at most 1"

@@ -16,7 +16,7 @@ class Plugin(LrPolicy):
         del span
         return self.decayed(1.0, progress)
 
-    def check(self) -> None:
-        """A stage has room for its parts."""
-        if self.lr.warmup + self.lr.decay > 1:
-            raise ValueError("warmup and decay are parts of a stage: together at most 1")
+    def conflict(self) -> str | None:
+        """Shares that leave no room for each other."""
+        fits = self.lr.warmup + self.lr.decay <= 1
+        return None if fits else "warmup and decay are parts of a stage: together at most 1"
