@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from lifelong.records import LossMatrix
+from lifelong.records import ComputeLedger, LossMatrix, RunHistory
 
 
 def seen_columns(matrix: LossMatrix, stage: int) -> list[int]:
@@ -54,6 +54,13 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the known values; None when there are none."""
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known and all(map(math.isfinite, known)) else _not_finite(known)
+
+
+def total_flops(history: RunHistory) -> float | None:
+    """Floating-point operations over the committed stages; None before the first."""
+    if not history.stages:
+        return None
+    return math.fsum(ComputeLedger.from_json(stage.cost).total.flops for stage in history.stages)
 
 
 def perplexity(nats: float) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lifelong.metrics._entries import mean, seen_columns
-from lifelong.metrics.total_flops import compute_history as total_flops
+from lifelong.metrics._entries import mean, seen_columns, total_flops
 from lifelong.records import RunHistory
 
 TITLE = "Gain per PFLOP"

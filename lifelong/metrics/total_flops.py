@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
-from lifelong.records import ComputeLedger, RunHistory
+from lifelong.metrics._entries import total_flops
+from lifelong.records import RunHistory
 
 TITLE = "FLOPs"
 DESCRIPTION = "floating-point operations of all phases, the teacher's passes included"
@@ -14,6 +13,4 @@ LOWER_IS_BETTER = True
 
 def compute_history(history: RunHistory) -> float | None:
     """Sum over the committed stages."""
-    if not history.stages:
-        return None
-    return math.fsum(ComputeLedger.from_json(stage.cost).total.flops for stage in history.stages)
+    return total_flops(history)
