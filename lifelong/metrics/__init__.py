@@ -87,16 +87,6 @@ def matrix_up_to(matrix: LossMatrix, stage: int) -> LossMatrix:
     )
 
 
-def compute_over_stages(name: str, matrix: LossMatrix) -> list[float | None]:
-    """A metric of the matrix after every stage, for curves.
-
-    Raises:
-        UnknownNameError: there is no such metric.
-    """
-    module = _module(name)
-    return [module.compute(matrix_up_to(matrix, stage)) for stage in range(len(matrix.stages))]
-
-
 @cache
 def _names() -> tuple[str, ...]:
     return tuple(name.replace("-", "_") for name in plugin_names(PACKAGE))

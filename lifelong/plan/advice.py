@@ -10,6 +10,7 @@ from typing import Any
 from lifelong.errors import InputError
 from lifelong.ledger.folder import parse_stage_model
 from lifelong.plan.shapes import Shapes
+from lifelong.methods._make import make_methods
 from lifelong.recipe.files import load_recipe, read_recipe_file
 from lifelong.recipe.recipe import Recipe
 from lifelong.train.arguments import DEFAULTS
@@ -45,7 +46,8 @@ def warnings_of(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[s
 
 def _replays(recipe: Recipe) -> bool:
     """Whether the memory is used: trained on, or by a method that needs it."""
-    return bool((recipe.replay and recipe.replay.share) or any(m.name in ("gem", "a-gem") for m in recipe.methods))
+    methods = make_methods([(method.name, method.settings()) for method in recipe.methods])
+    return bool((recipe.replay and recipe.replay.share) or any(method.needs_memory for method in methods))
 
 
 def _rates(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[str]:

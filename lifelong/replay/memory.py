@@ -182,9 +182,4 @@ def _most_blocks(blocks: BlockStore, capacity_tokens: int) -> int:
     return capacity_tokens // longest + 1
 
 
-def composition(memory: ReplayMemory | None) -> Mapping[str, int]:
-    """Tokens kept of each domain."""
-    return {} if memory is None else {name: memory.tokens_of(name) for name in memory.domains}
-
-
-__all__ = ["POLICIES", "DomainBlocks", "Experience", "ReplayMemory", "composition", "write_memory_snapshot"]
+__all__ = ["POLICIES", "DomainBlocks", "Experience", "ReplayMemory", "write_memory_snapshot"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
-from lifelong.replay.memory import ReplayMemory, composition, write_memory_snapshot
+from lifelong.replay.memory import ReplayMemory, write_memory_snapshot
 from lifelong.replay.policies import POLICIES, fair_shares
 from lifelong.stream.packing import BlockStore, pack, write_blocks
 
@@ -60,7 +60,7 @@ def test_bound_holds_over_the_whole_life_and_old_blocks_are_old_ones(
     for memory in generations:
         # each stage may leave less than one block of its share unused
         assert CAPACITY - T * len(memory.experiences) < memory.num_tokens <= CAPACITY
-        assert memory.num_tokens == sum(composition(memory).values())
+        assert memory.num_tokens == sum(map(memory.tokens_of, memory.domains))
     for earlier, later in pairwise(generations):
         for experience in later.experiences[:-1]:
             old = {tuple(b.ids) for b in BlockStore(earlier.path / earlier.experiences[experience.stage].file)}
@@ -74,7 +74,7 @@ def test_divisions(stores: list[BlockStore], tmp_path: Path) -> None:
     by_stage = _life(stores, tmp_path / "a", "experience-balanced")[-1]
     assert [item.tokens for item in by_stage.experiences] == [10 * T] * 4
     by_domain = _life(stores, tmp_path / "b", "domain-balanced")[-1]
-    shares = composition(by_domain)
+    shares = {name: by_domain.tokens_of(name) for name in by_domain.domains}
     assert set(shares) == {"wiki", "news", "bio"}
     assert max(shares.values()) - min(shares.values()) <= T
 
