@@ -57,8 +57,8 @@ test-newest: | .venv-uv/bin/uv
 	touch $@
 
 federated: .venv-federated/.installed
-	.venv-federated/bin/python -m pytest tests/test_federation.py
-	.venv-federated/bin/python -m pytest -m slow tests/test_federation_processes.py
+	.venv-federated/bin/python -m pytest tests/federation/test_federation.py
+	.venv-federated/bin/python -m pytest -m slow tests/federation/test_processes.py
 
 # needs the corpora: LIFELONG_DATA=... make slow
 slow: $(VENV)/.installed-test
@@ -71,7 +71,7 @@ soak: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.flips .soak --every 997
 
 # the tests that every warning fails: growth, planning, training, evaluation and the command line run through
-STRICT := tests/test_cli.py tests/test_pipeline.py tests/expand/test_checkpoint.py
+STRICT := tests/cli/test_cli.py tests/pipeline/test_pipeline.py tests/expand/test_checkpoint.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

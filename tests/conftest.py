@@ -36,6 +36,17 @@ def lifelong_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with corpora of four domains and their cards."""
+    from tests.support import WORDS, write_domain
+
+    folder = tmp_path_factory.mktemp("cards")
+    for name in WORDS:
+        write_domain(folder, name)
+    return folder
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("-m"):
         return

@@ -13,7 +13,7 @@ from lifelong.errors import UnknownNameError
 from lifelong.expand.family import family_of, load_family
 from lifelong.plugins import load_plugin, plugin_names
 from lifelong.recipe import parse_recipe
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 METHOD = """
 from dataclasses import dataclass

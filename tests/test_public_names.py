@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lifelong
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 NAMES = [
     "CachedTarget", "Domain", "DomainLoss", "ExpansionMap", "ExpansionReport", "InputError", "LifelongError",

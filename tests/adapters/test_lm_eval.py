@@ -13,7 +13,7 @@ from lifelong.errors import InputError, UnknownNameError
 from lifelong.evaluate.harness import evaluate_with_harness
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the harness takes some ten seconds to import
 

@@ -14,7 +14,7 @@ from lifelong.plugins import plugin_names
 from lifelong.recipe import parse_recipe
 from lifelong.train.policies._policy import StageSpan, make_policy
 from lifelong.train.settings import POLICIES, LrSection
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 NAMES = plugin_names(POLICIES)
 SPANS = [StageSpan(0, 100, 400), StageSpan(100, 100, 400), StageSpan(200, 200, 400)]

@@ -10,8 +10,7 @@ from lifelong.pipeline.phases.training import Rows, TrainingPhase
 from lifelong.plan import stages as plan_stages
 from lifelong.plan.stages import plan_recipe
 from lifelong.recipe import parse_recipe
-from lifelong.records import RunObserver
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import Dies, recipe_data, write_domain
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +35,6 @@ class Anneal(TrainingPhase):
 
     def planned(self, recipe, index):
         return PlannedTokens(trained=500)
-
-
-class Dies(RunObserver):
-    """Ends the run in the new phase of the second stage."""
-
-    def __init__(self):
-        self.stage = -1
-
-    def stage_started(self, index, shape, parameters):
-        self.stage = index
-
-    def stepped(self, point):
-        if (self.stage, point.phase, point.step) == (1, "anneal", 2):
-            raise ZeroDivisionError
 
 
 def with_anneal(patch):
@@ -82,7 +67,7 @@ def test_a_phase_that_is_added_trains_is_charged_planned_and_resumed(recipe, tmp
         assert all(more.tokens > less.tokens for more, less in zip(planned, plain, strict=True))
         run_recipe(recipe, tmp_path / "whole")
         with pytest.raises(ZeroDivisionError):
-            run_recipe(recipe, tmp_path / "killed", Dies())
+            run_recipe(recipe, tmp_path / "killed", Dies(1, 2, "anneal"))
         run_recipe(recipe, tmp_path / "killed")
     whole, killed = (tmp_path / name for name in ("whole", "killed"))
     assert check_run(whole) == []

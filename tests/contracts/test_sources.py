@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lifelong.cli import main
 from lifelong.errors import InputError
 from lifelong.stream.cards import sources
 from lifelong.stream.cards.documents import read_documents, source_fingerprint
 from lifelong.stream.cards.domain import Domain, domain_schema, load_domain
 from lifelong.stream.cards.sources import Source, source_kinds
 from lifelong.stream.tokenize import tokenize_domain, train_tokenizer
+from tests.support import run_cli
 
 LINES = [f"line {i} of a list in the card, which says {i * 7} and no more" for i in range(120)]
 NEW_KIND = '''
@@ -93,13 +93,6 @@ def test_faults_of_a_new_kind_have_line_path_and_nearest_name(lines_card: Path) 
     with pytest.raises(InputError, match=r"exactly one of files, hub, lines, python_text .* did you mean 'lines'"):
         load_domain(lines_card)
     assert "LinesSource" in domain_schema()["$defs"]
-
-
-def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["lifelong", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 def test_a_new_kind_is_listed_shown_added_and_tokenised(

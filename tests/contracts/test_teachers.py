@@ -14,7 +14,7 @@ from lifelong.pipeline import run_recipe
 from lifelong.plan import plan_recipe
 from lifelong.plugins import plugin_names
 from lifelong.recipe import Recipe, parse_recipe
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 WRITTEN = {
     "model": "a/checkpoint",

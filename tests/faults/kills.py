@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 PHASES = ("preparing", "tokenising", "caching", "evaluating", "training", "saving", "committing", "growing", "recovering",
           "reporting")  # fmt: skip

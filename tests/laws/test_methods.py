@@ -16,7 +16,7 @@ from lifelong.plugins import load_plugin, plugin_names
 from lifelong.recipe import parse_recipe
 from lifelong.recipe.check import check_recipe
 from tests.laws.stages import LENGTH, STEPS, Run, same
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 METHODS = plugin_names("lifelong.methods")
 CAREFUL = {"adam_epsilon": 1e-2}

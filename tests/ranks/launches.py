@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from tests.pipeline_runs import recipe_data, write_domain
 from tests.ranks.worker import DIED
+from tests.support import recipe_data, write_domain
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).parent / "worker.py"

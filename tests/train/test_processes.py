@@ -18,7 +18,7 @@ from lifelong.recipe import parse_recipe
 from lifelong.recipe.check import check_launch
 from lifelong.train import arguments
 from lifelong.train.arguments import check_processes, micro_batches, training_arguments
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(2, 64))

@@ -15,7 +15,7 @@ from lifelong.recipe import parse_recipe
 from lifelong.train.learning_rates import stage_span
 from lifelong.train.policies._policy import StageSpan, make_policy
 from lifelong.train.settings import LrSection
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 SPANS = [StageSpan(0, 100, 400), StageSpan(100, 100, 400), StageSpan(200, 200, 400)]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.kills import comparable
-from tests.pipeline_runs import WORDS, recipe_data, write_domain
+from tests.support import WORDS, recipe_data, write_domain
 
 BERT = {"family": "bert", "layers": 1, "hidden_size": 24, "heads": 2, "intermediate_size": 40}
 LLAMA = {**BERT, "family": "llama"}

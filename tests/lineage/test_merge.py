@@ -19,7 +19,7 @@ from lifelong.recipe.files import read_recipe_file
 from lifelong.report import write_report
 from lifelong.report.html import page
 from lifelong.report.tradeoff import tradeoffs
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 IDS = torch.arange(5, 29)[None]
 

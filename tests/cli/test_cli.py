@@ -4,16 +4,7 @@ import sys
 
 import pytest
 
-from lifelong.cli import main
-from tests.pipeline_runs import recipe_data, write_domain
-
-
-def run_cli(monkeypatch, *arguments):
-    """Exit code of a verb, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["lifelong", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return caught.value.code or 0
+from tests.support import recipe_data, run_cli, write_domain
 
 
 def test_help_of_every_verb_loads_no_heavy_library():

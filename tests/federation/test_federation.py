@@ -45,7 +45,7 @@ from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenize import tokenize_domain, train_tokenizer
 from lifelong.stream.tokenizers.load import tokenizer_fingerprint
 from lifelong.train.arguments import training_arguments
-from tests.pipeline_runs import write_domain
+from tests.support import write_domain
 
 NAMES = ("sea", "farm", "law")
 needs_flower = pytest.mark.skipif(

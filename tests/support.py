@@ -1,11 +1,16 @@
-"""Small corpora and recipes for tests of whole runs."""
+"""What many tests need: small corpora and recipes, the command line in this process, an observer that dies."""
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from lifelong.records import RunObserver, TrainPoint
 
 WORDS = {
     "sea": ["wave", "ship", "sail", "salt", "harbour", "tide", "gull", "anchor", "storm", "deck", "rope", "captain"],
@@ -62,3 +67,27 @@ def recipe_data(folder: Path, **changes: Any) -> dict[str, Any]:
         "evaluate": {"tokens": 600},
     }
     return {**data, **changes}
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    """Exit code of a verb, run in this process."""
+    from lifelong.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["lifelong", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+class Dies(RunObserver):
+    """Ends a run with an error at a step of a phase of a stage."""
+
+    def __init__(self, stage: int, step: int, phase: str = "train") -> None:
+        self.at, self.stage = (stage, phase, step), -1
+
+    def stage_started(self, index: int, shape: Any, parameters: int) -> None:
+        self.stage = index
+
+    def stepped(self, point: TrainPoint) -> None:
+        if (self.stage, point.phase, point.step) == self.at:
+            raise ZeroDivisionError

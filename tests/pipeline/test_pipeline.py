@@ -13,15 +13,7 @@ from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
 from lifelong.train import stage_trainer
-from tests.pipeline_runs import WORDS, recipe_data, write_domain
-
-
-@pytest.fixture(scope="module")
-def cards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cards")
-    for name in WORDS:
-        write_domain(folder, name)
-    return folder
+from tests.support import Dies, recipe_data, write_domain
 
 
 @pytest.fixture(scope="module")
@@ -124,26 +116,12 @@ def test_check_finds_a_changed_ledger(finished, tmp_path):
     assert "ledger.jsonl:" in check_run(out)[0]
 
 
-class Stopper(RunObserver):
-    """Dies, or asks to stop, at the n-th logged step of a stage."""
-
-    def __init__(self, stage, step, error):
-        self.at, self.stage, self.error = (stage, step), -1, error
-
-    def stage_started(self, index, shape, parameters):
-        self.stage = index
-
-    def stepped(self, point):
-        if point.phase == "train" and (self.stage, point.step) == self.at:
-            raise self.error
-
-
 @pytest.mark.parametrize(("stage", "step"), [(0, 6), (1, 10)])
 def test_a_killed_run_continues_to_the_same_bits(finished, cards, tmp_path, monkeypatch, stage, step):
     monkeypatch.setattr(stage_trainer, "SECONDS_BETWEEN_SAVES", 0.0)
     recipe = parse_recipe(recipe_data(cards))
     with pytest.raises(ZeroDivisionError):
-        run_recipe(recipe, tmp_path / "run", Stopper(stage, step, ZeroDivisionError()))
+        run_recipe(recipe, tmp_path / "run", Dies(stage, step))
     assert list((tmp_path / "run/.work").glob("*/train-checkpoints/checkpoint-*"))
     run_recipe(recipe, tmp_path / "run")
     assert comparable(tmp_path / "run") == comparable(finished)

@@ -24,7 +24,7 @@ from lifelong.plan.step import StepSettings, step_memory
 from lifelong.recipe import load_recipe, parse_recipe
 from lifelong.recipe.files import known_recipes
 from lifelong.train.arguments import training_arguments
-from tests.pipeline_runs import WORDS, recipe_data, write_domain
+from tests.support import WORDS, recipe_data, write_domain
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.collator import Collator
 from lifelong.stream.tokenize import tokenize_domain, train_tokenizer
 from lifelong.stream.tokenizers.load import load_tokenizer
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 
 def document(text):

@@ -24,7 +24,7 @@ from lifelong.ledger.history import read_history
 from lifelong.ledger.ledger import check_run
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenize import train_tokenizer
-from tests.pipeline_runs import write_domain
+from tests.support import write_domain
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,19 +10,10 @@ from lifelong.errors import ForgettingBudgetExceeded, InputError, UnknownNameErr
 from lifelong.ledger.ledger import check_run, read_records
 from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import parse_recipe
-from lifelong.records import RunObserver
 from lifelong.train import stage_trainer
-from tests.pipeline_runs import WORDS, recipe_data, write_domain
+from tests.support import Dies, recipe_data
 
 NAMES = ("sea", "farm", "law")
-
-
-@pytest.fixture(scope="module")
-def cards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cards")
-    for name in WORDS:
-        write_domain(folder, name)
-    return folder
 
 
 def three_domains(cards, **changes):
@@ -36,18 +27,6 @@ STEERED = {
     "budget": {"sea": "30%", "farm": "30%"},
     "replay": {"memory_tokens": 2000, "share": 0.1, "probes": 6, "min_share": 0.02, "max_share": 0.6},
 }
-
-
-class Dies(RunObserver):
-    def __init__(self, stage, step):
-        self.at, self.stage = (stage, step), -1
-
-    def stage_started(self, index, shape, parameters):
-        self.stage = index
-
-    def stepped(self, point):
-        if (self.stage, point.step) == self.at:
-            raise ZeroDivisionError
 
 
 def mixes(out, stage):

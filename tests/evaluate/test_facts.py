@@ -32,8 +32,8 @@ from lifelong.records import FactCurve, FactPoint
 from lifelong.report import write_report
 from lifelong.report.html import page
 from lifelong.stream.blocks import Block
-from tests.pipeline_runs import recipe_data, write_domain
 from tests.report.test_report import history as plain_history
+from tests.support import recipe_data, write_domain
 
 
 @pytest.fixture(scope="module")

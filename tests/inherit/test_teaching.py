@@ -1,12 +1,10 @@
 """Teachers of a recipe, in whole runs of small models: caches, routing, mixtures, until surpassed; and what is refused."""
 
 import json
-import sys
 
 import pytest
 import yaml
 
-from lifelong.cli import main
 from lifelong.errors import InputError
 from lifelong.inherit.sparse import RandomSampling, TauSampler, TopK
 from lifelong.inherit.write_cache import CacheRequest, make_scheme, write_cache
@@ -14,17 +12,9 @@ from lifelong.ledger.history import read_history
 from lifelong.pipeline import run_recipe
 from lifelong.plan import plan_recipe
 from lifelong.recipe import parse_recipe
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, run_cli
 
 BERT = {"family": "bert", "layers": 1, "hidden_size": 24, "heads": 2, "intermediate_size": 40}
-
-
-@pytest.fixture(scope="module")
-def cards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cards")
-    for name in ("sea", "farm"):
-        write_domain(folder, name)
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,13 +133,6 @@ def test_the_teacher_leaves_when_it_is_surpassed(cards, teachers, tmp_path):
     assert second[0].alpha == 1.0
     assert second[-1].alpha == 0.0
     assert recipe.to_plain()["inherit"]["until"] == "surpassed"
-
-
-def run_cli(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["lifelong", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return caught.value.code or 0
 
 
 def test_the_verb(cards, teachers, tmp_path, monkeypatch, capsys):

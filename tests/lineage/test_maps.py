@@ -8,7 +8,7 @@ from lifelong.errors import CorruptionError, InputError, UnknownNameError
 from lifelong.lineage.maps import carry_importances, carry_weights, maps_since, stage_at_newest_size
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
-from tests.pipeline_runs import WORDS, recipe_data, write_domain
+from tests.support import WORDS, recipe_data, write_domain
 
 
 @pytest.fixture(scope="module")

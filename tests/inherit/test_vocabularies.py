@@ -19,7 +19,7 @@ from lifelong.records import RunObserver
 from lifelong.stream.heldout import Heldout
 from lifelong.stream.tokenizers.encoding import Encoder
 from lifelong.stream.tokenizers.load import load_tokenizer
-from tests.pipeline_runs import recipe_data, write_domain
+from tests.support import recipe_data, write_domain
 
 NAMES = ("sea", "farm")
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 
-from lifelong.cli import main
 from lifelong.errors import CorruptionError
 from lifelong.ledger.history import read_history
 from lifelong.ledger.ledger import check_run
@@ -17,15 +15,7 @@ from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.report import altered_matrix, matrix_json
 from lifelong.report.curves import life_curves, stage_spans
-from tests.pipeline_runs import recipe_data, write_domain
-
-
-def run_cli(monkeypatch, *arguments):
-    """Exit code of a verb, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["lifelong", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return caught.value.code or 0
+from tests.support import recipe_data, run_cli, write_domain
 
 
 @pytest.fixture(scope="module")
