@@ -71,7 +71,7 @@ soak: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.flips .soak --every 997
 
 # the tests that every warning fails: growth, planning, training, evaluation and the command line run through
-STRICT := tests/cli/test_cli.py tests/pipeline/test_pipeline.py tests/expand/test_checkpoint.py
+STRICT := tests/cli tests/pipeline tests/expand/test_checkpoint.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

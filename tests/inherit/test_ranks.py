@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from lifelong.inherit import loss_head
-from lifelong.inherit.inheritor import Distiller
+from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers.model import OnlineTeacher
 from tests.inherit.models import build, packed_batch
