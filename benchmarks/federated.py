@@ -1,7 +1,7 @@
 """Federated silos against the same tokens trained in one place, and against every silo alone.
 
 Three domains, one a silo; the same initial weights, tokenizer, tokens and learning rate everywhere. The federations
-run in this process with Flower's strategies (see `lifelong.federation.server.rehearse`). Reported is the held-out loss of
+run in this process with Flower's strategies (see `lifelong.federation.rehearse`). Reported is the held-out loss of
 every domain at the end.
 
     LIFELONG_DATA=... python -m benchmarks.federated [--forms central,h10,h50,...] [--seeds 1]

@@ -9,7 +9,6 @@ silos have measured.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -19,7 +18,7 @@ from typing import Any
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
-from lifelong.errors import InputError, LifelongError
+from lifelong.errors import InputError
 from lifelong.evaluate.probes import probe_steps
 from lifelong.expand import model_shape
 from lifelong.federation import flower
@@ -449,11 +448,3 @@ def main(arguments: Sequence[str]) -> None:
         f"{arguments[0]}: a Flower app\n"
         f'  flwr run {arguments[0]} SUPERLINK --stream --run-config \'recipe="RECIPE" out="RUN" local-steps=50\''
     )
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except LifelongError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)

@@ -9,8 +9,8 @@ from typing import Any
 
 from lifelong.errors import InputError
 from lifelong.ledger.folder import parse_stage_model
-from lifelong.plan.shapes import Shapes
 from lifelong.methods._make import make_methods
+from lifelong.plan.shapes import Shapes
 from lifelong.recipe.files import load_recipe, read_recipe_file
 from lifelong.recipe.recipe import Recipe
 from lifelong.train.arguments import DEFAULTS
