@@ -58,11 +58,12 @@ class Job:
     mode: str = "ddp"
     die: tuple[int, int] | None = None
     methods: str | None = None
+    names: tuple[str, ...] = ()
 
     @classmethod
-    def of_methods(cls, folder: Path) -> Job:
-        """Every method file, through two stages without a pipeline."""
-        return cls("", "", "", methods=str(folder))
+    def of_methods(cls, folder: Path, names: Sequence[str]) -> Job:
+        """These method files, through two stages without a pipeline."""
+        return cls("", "", "", methods=str(folder), names=tuple(names))
 
     @classmethod
     def at(cls, recipe: Path, out: Path, mode: str = "ddp", die: tuple[int, int] | None = None) -> Job:

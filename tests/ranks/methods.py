@@ -1,5 +1,6 @@
 """Two small stages with every method file, in as many processes as there are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,12 +11,14 @@ from lifelong.plugins import plugin_names
 from tests.laws.stages import Run
 
 METHODS = plugin_names("lifelong.methods")
+FEW = METHODS[::4]
+"""Those of the default run: every one takes both processes some seconds."""
 CAREFUL = {"adam_epsilon": 1e-2}
 
 
-def run_methods(folder: Path) -> None:
-    """What each method leaves behind in this process, in a file of its own."""
-    for name in METHODS:
+def run_methods(folder: Path, names: Sequence[str]) -> None:
+    """What each of these methods leaves behind in this process, in a file of its own."""
+    for name in names:
         work = folder / name
         distributed.run_on_main_process(lambda work=work: work.mkdir(parents=True))
         save_file(left_behind(work, name), work / f"rank{distributed.rank()}.safetensors")

@@ -103,11 +103,11 @@ def share_here(model):
 
 
 def do(job):
-    """One run; or both stages of `tests/laws/stages.py` with every method, where the job names a folder for them."""
+    """One run; or both stages of `tests/laws/stages.py` with some methods, where the job names a folder for them."""
     if job.get("methods"):
         from tests.ranks.methods import run_methods
 
-        run_methods(Path(job["methods"]))
+        run_methods(Path(job["methods"]), job["names"])
         return
     from lifelong.pipeline import run_recipe
 
