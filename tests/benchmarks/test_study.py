@@ -41,7 +41,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ARMS = ("sequential", "ours", "ewc", "a-gem", "logits-kd", "elle-published", "ours-no-growth", "final-size")
 
 
-@pytest.mark.parametrize("name", [*ARMS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in ARMS[2:])])
+@pytest.mark.parametrize(
+    "name", [ARMS[1], *(pytest.param(name, marks=pytest.mark.slow) for name in ARMS if name != ARMS[1])]
+)
 def test_every_arm_gets_the_same_training_flops(study: Path, name: str) -> None:
     """The search for tokens ends within half an optimizer step a stage of the budget, for arms of every kind."""
     budget = planned_flops(arm_recipe(Arm("replay"), 40_000, 0))

@@ -128,7 +128,9 @@ def test_random_feasible_shapes(data):
     assert report.max_logit_difference_float64 < 1e-12, shape
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * bool(place % 3)) for place, name in enumerate(FAMILIES)]
+)
 def test_growing_twice_is_growing_once(family):
     """The same function again, and the same old entries: the maps compose."""
     model = tiny(family)

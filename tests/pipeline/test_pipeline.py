@@ -116,7 +116,7 @@ def test_check_finds_a_changed_ledger(finished, tmp_path):
     assert "ledger.jsonl:" in check_run(out)[0]
 
 
-@pytest.mark.parametrize(("stage", "step"), [(0, 6), (1, 10)])
+@pytest.mark.parametrize(("stage", "step"), [pytest.param(0, 6, marks=pytest.mark.slow), (1, 10)])
 def test_a_killed_run_continues_to_the_same_bits(finished, cards, tmp_path, monkeypatch, stage, step):
     monkeypatch.setattr(stage_trainer, "SECONDS_BETWEEN_SAVES", 0.0)
     recipe = parse_recipe(recipe_data(cards))

@@ -1,4 +1,4 @@
-"""Losses and hashes of two small runs, with the versions and the processor that the hashes hold for.
+"""Losses and hashes of a small run, with the versions and the processor that the hashes hold for.
 
 python -m tests.trajectories.golden        # after a change that is meant to change figures: say so in CHANGELOG.md
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.trajectories.runs import hashes
 
-CASES = ("grow", "infinite")
+CASES = ("grow",)
 GOLDEN = Path(__file__).with_name("golden.json")
 
 
@@ -35,7 +35,7 @@ def holds_for() -> dict[str, Any]:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """Hashes and losses of the runs, made in an empty folder."""
+    """Hashes and losses of the run, made in an empty folder."""
     from lifelong.ledger.ledger import read_records
 
     files = hashes(folder, *CASES)
