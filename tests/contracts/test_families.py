@@ -102,7 +102,7 @@ def test_every_new_entry_is_alive_after_two_steps(family):
         assert not dead.any(), f"{name}: {int(dead.sum())} new entries have no gradient after two steps"
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_random_feasible_shapes(data):
     name = data.draw(st.sampled_from(FAMILIES))
