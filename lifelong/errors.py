@@ -15,7 +15,8 @@ Interrupted                   exit code 130: stopped on request, resumable
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 
 class LifelongError(Exception):
@@ -89,3 +90,11 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 24) -> str:
     hint = f"; did you mean {close!r}?" if close else "."
     listed = ", ".join(known[:limit]) + (f", ... ({len(known)} in all)" if len(known) > limit else "")
     return f"{hint} Known: {listed or 'none'}"
+
+
+def refusals(call: Callable[..., object], *arguments: Any, **options: Any) -> Iterator[str]:
+    """The message of the `InputError` that a call raises, as a line of a longer one; nothing where it raises none."""
+    try:
+        call(*arguments, **options)
+    except InputError as error:
+        yield str(error)

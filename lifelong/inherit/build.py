@@ -15,13 +15,12 @@ from lifelong.lm.objective import objective_of
 from lifelong.stream.collator import Collator
 
 
-def stage_distiller(inputs: TeacherInputs) -> Distiller | None:
+def stage_distiller(inherit: InheritSection, inputs: TeacherInputs) -> Distiller | None:
     """Teacher and schedule of a stage; None where nobody teaches.
 
     Raises:
         InputError: a teacher that does not fit the student, or a cache that does not fit the run.
     """
-    inherit = inputs.inherit
     if inherit.alpha == 0 or (teacher := inherit.teacher.build(inputs, inputs.columns)) is None:
         return None
     return Distiller(
@@ -31,11 +30,11 @@ def stage_distiller(inputs: TeacherInputs) -> Distiller | None:
         temperature=inherit.temperature,
         bernoulli=inherit.bernoulli,
         seed=inputs.seed,
-        surpassed=_surpassed(teacher, inputs) if inherit.until == "surpassed" else None,
+        surpassed=_surpassed(teacher, inherit.looks, inputs) if inherit.until == "surpassed" else None,
     )
 
 
-def _surpassed(teacher: Teacher, inputs: TeacherInputs) -> TeacherEarlyStop:
+def _surpassed(teacher: Teacher, looks: int, inputs: TeacherInputs) -> TeacherEarlyStop:
     """Looks at the student on held-out text of its own domain, and how good the teacher is there."""
     domain, nats = inputs.domain, inputs.heldout_nats
     model = teacher.model_for(inputs.columns.index(domain))
@@ -44,7 +43,7 @@ def _surpassed(teacher: Teacher, inputs: TeacherInputs) -> TeacherEarlyStop:
             f"inherit.until: `surpassed` compares the student with the model that teaches {domain!r}; that is no "
             "single model here (a cache or a mixture). Give a share of the stage instead"
         )
-    every = max(1, inputs.num_steps // inputs.inherit.looks)
+    every = max(1, inputs.num_steps // looks)
     return TeacherEarlyStop(nats(model, domain), lambda: nats(inputs.student, domain), every)
 
 

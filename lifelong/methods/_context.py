@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lifelong.errors import refusals
 from lifelong.expand import ExpansionMap
 from lifelong.files import read_json
 from lifelong.lm.head import loss_head
@@ -27,8 +28,8 @@ from lifelong.stream.ordering import key_of, permuted
 
 def check_methods(
     methods: Sequence[MethodSection], train: Mapping[str, Any], *, has_memory: bool, keeps_pre_decay: bool
-) -> None:
-    """What can be judged about the methods before a run begins.
+) -> Iterator[str]:
+    """A line for every method that is unknown, has a wrong setting or cannot be right in a run.
 
     Args:
         methods: of the recipe.
@@ -37,13 +38,17 @@ def check_methods(
         keeps_pre_decay: the learning rate keeps whole weights in the middle of a stage.
 
     Raises:
-        InputError: an unknown method or setting, or one that cannot be right in this run.
+        InputError: methods that cannot go together.
     """
     sections: list[tuple[str, Mapping[str, Any]]] = [(method.name, method.settings()) for method in methods]
     for section in sections:
-        for method in make_methods([section]):
-            check_method(method, section[0], memory=has_memory, sharded=is_sharded(train), trunk=keeps_pre_decay)
+        yield from refusals(_check_alone, section, memory=has_memory, sharded=is_sharded(train), trunk=keeps_pre_decay)
     make_methods(sections)
+
+
+def _check_alone(section: tuple[str, Mapping[str, Any]], **run: bool) -> None:
+    for method in make_methods([section]):
+        check_method(method, section[0], **run)
 
 
 def is_sharded(train: Mapping[str, Any]) -> bool:

@@ -6,14 +6,14 @@ into every checkpoint, so that a stage that is resumed makes the same choices ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lifelong.errors import InputError
+from lifelong.errors import UnknownNameError
 from lifelong.evaluate.scores import block_losses
 from lifelong.records import DomainLoss, ProbePoint
 from lifelong.replay.controllers import AdaptiveController, BudgetController, Controller, replay_weights
@@ -157,18 +157,21 @@ def affordable_probes(trained: int, probed: int) -> int:
     return min(MOST_PROBES, int(3 * PROBING_COST * trained / max(probed, 1)))
 
 
-def check_steering(mix: str, sections: Sequence[Mapping[str, Any]]) -> None:
-    """What a steered mix asks of the `train:` sections of a recipe.
-
-    Raises:
-        InputError: rows would be fetched before they are chosen.
-    """
+def check_steering(mix: str, sections: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What a steered mix asks of the `train:` sections of a recipe: no row may be fetched before it is chosen."""
     workers = max((section.get("dataloader_num_workers", 0) for section in sections), default=0)
     if mix in STEERED and workers:
-        raise InputError(
+        yield (
             f"train.dataloader_num_workers: {workers}, but `replay.mix: {mix}` chooses rows while it "
             "trains; set 0, or take `replay.mix: uniform` or `proportional`"
         )
+
+
+def check_budget(budget: Iterable[str], domains: Sequence[str]) -> Iterator[str]:
+    """A line for every domain with a budget that no stage has."""
+    for domain in budget:
+        if domain not in domains:
+            yield str(UnknownNameError("stage with domain", domain, domains, "budget"))
 
 
 def memory_scores(

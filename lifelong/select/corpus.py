@@ -240,7 +240,7 @@ def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     temporary.replace(path)
 
 
-def check_selection(section: SelectSection, where: str, *, has_learned: bool) -> list[str]:
+def check_selection(section: SelectSection, where: str, *, has_learned: bool) -> Iterator[str]:
     """A line for every model of a `select:` section that cannot be read; configurations alone.
 
     Args:
@@ -248,15 +248,13 @@ def check_selection(section: SelectSection, where: str, *, has_learned: bool) ->
         where: its path in the recipe.
         has_learned: there is a previous model that knows something.
     """
-    lines = []
     for role, source in section.models():
         if source == "previous":
             if not has_learned:
-                lines.append(f"{where}.{role}: before the first stage nothing has been learned")
+                yield f"{where}.{role}: before the first stage nothing has been learned"
             continue
         try:
             load_config(source)
             load_tokenizer(source)
         except InputError as error:
-            lines.append(f"{where}.{role}: {error}")
-    return lines
+            yield f"{where}.{role}: {error}"

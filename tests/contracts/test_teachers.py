@@ -94,7 +94,7 @@ def test_a_kind_is_written_as_it_was_read(kind):
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_a_kind_says_what_is_wrong_before_a_run(kind, tmp_path):
     recipe = parse_recipe({**recipe_data(tmp_path), "inherit": {"teacher": WRITTEN[kind]}})
-    given = Given(recipe.inherit, ["law"], recipe.objective, recipe.sequence_length)
+    given = Given(recipe.inherit.temperature, recipe.inherit.until, ["law"], recipe.objective, recipe.sequence_length)
     assert all(isinstance(fault, str) for fault in recipe.inherit.teacher.check(given))
     assert list(recipe.inherit.teacher.check(given))  # neither the files nor the domains are there
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lifelong.inherit.settings import InheritSection
     from lifelong.lm.loss import Target
     from lifelong.stream.tokenizers.merged import MergedTokenizers
 
@@ -80,7 +79,7 @@ class TeacherInputs:
     """What the teacher of a stage is made from.
 
     Args:
-        inherit: the section of the recipe.
+        temperature: both distributions are softened by it.
         domain: name of the stage's domain.
         student: the model of the stage, at its size.
         previous: where the model before lies; None where there is none that has learned anything.
@@ -95,7 +94,7 @@ class TeacherInputs:
         heldout_nats: loss of a model on held-out text of the domain with this name, nats per token.
     """
 
-    inherit: InheritSection
+    temperature: float
     domain: str
     student: PreTrainedModel
     previous: Path | str | None
@@ -115,13 +114,15 @@ class Given:
     """What is known of a run before it begins.
 
     Args:
-        inherit: the section of the recipe.
+        temperature: both distributions are softened by it.
+        until: share of a stage after which nobody teaches, or `surpassed`.
         domains: names of the stages' domains; None where a card cannot be read.
         objective: clm or mlm.
         sequence_length: tokens of a row.
     """
 
-    inherit: InheritSection
+    temperature: float
+    until: float | str
     domains: Sequence[str] | None
     objective: str
     sequence_length: int

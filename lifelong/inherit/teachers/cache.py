@@ -47,14 +47,14 @@ class Plugin(TeacherSection):
             CachedTeacher(
                 cache,
                 tokenizer=cache.settings.tokenizer,
-                temperature=given.inherit.temperature,
+                temperature=given.temperature,
                 objective=given.objective,
                 sequence_length=given.sequence_length,
             )
         except LifelongError as error:
             yield str(error)
             return
-        if given.inherit.until == "surpassed":
+        if given.until == "surpassed":
             yield (
                 "inherit.until: `surpassed` needs a model to compare the student with, a cache has none; give a share "
                 "of the stage instead"
@@ -81,7 +81,7 @@ class Plugin(TeacherSection):
         teacher = CachedTeacher(
             cache,
             tokenizer=fingerprint,
-            temperature=inputs.inherit.temperature,
+            temperature=inputs.temperature,
             objective=inputs.objective,
             sequence_length=inputs.sequence_length,
             teacher=model,

@@ -130,8 +130,9 @@ def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Distil
     if stage.index > 0:
         source = context.ledger.folder.model(stage.previous.name)
     return stage_distiller(
+        recipe.inherit,
         TeacherInputs(
-            inherit=recipe.inherit,
+            temperature=recipe.inherit.temperature,
             domain=stage.domain.name,
             student=student,
             previous=source if stage.has_learned else None,
@@ -144,7 +145,7 @@ def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Distil
             seed=stage.seed,
             num_steps=num_steps,
             heldout_nats=heldout_nats,
-        )
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
@@ -44,18 +44,19 @@ def check_merge(
     section: TokenizerSection | None,
     names: Sequence[str],
     joint: Sequence[Sequence[str]],
-    fail: Callable[[str], None],
     *,
     facts: bool = False,
-) -> dict[str, str]:
+) -> Generator[str, None, dict[str, str]]:
     """What can be judged about vocabularies without weights, before a run begins.
 
     Args:
         section: of the recipe.
         names: the domain of every stage.
         joint: the domains that every stage is trained on together with.
-        fail: told of every error.
         facts: whether facts are injected.
+
+    Yields:
+        A line for every error.
 
     Returns:
         Fingerprints of the tokenizers that are merged, by domain.
@@ -64,18 +65,18 @@ def check_merge(
     fingerprints: dict[str, str] = {}
     for name, source in merge.items():
         if name not in (known := [*names, *(name for part in joint for name in part)]):
-            fail(str(UnknownNameError("domain of this stream", name, known, "tokenizer.merge")))
+            yield str(UnknownNameError("domain of this stream", name, known, "tokenizer.merge"))
         try:
             fingerprints[name] = tokenizer_fingerprint(load_tokenizer(source))
         except InputError as error:
-            fail(f"tokenizer.merge.{name}: {error}")
+            yield f"tokenizer.merge.{name}: {error}"
     for name, others in zip(names, joint, strict=True):
         different = [other for other in others if fingerprints.get(other) != fingerprints.get(name)]
         if missing := [other for other in different if other not in names]:
-            fail(
+            yield (
                 f"stages: {', '.join(missing)} is trained on together with {name}, is read by another tokenizer, and "
                 "has no stage of its own, by which it would be evaluated; give it one"
             )
         if different and facts:
-            fail(f"facts: are written for one tokenizer, {name} and {', '.join(different)} are read by several")
+            yield f"facts: are written for one tokenizer, {name} and {', '.join(different)} are read by several"
     return fingerprints
