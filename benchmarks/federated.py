@@ -59,7 +59,7 @@ def central(options: argparse.Namespace, seed: int, out: Path, *, batch: int) ->
 def federated(
     options: argparse.Namespace, seed: int, out: Path, *, away: tuple[float, float] | None = None, **plan: Any
 ) -> dict[str, Any]:
-    """One silo a domain; `away`: the part of the rounds in which the second silo is dead."""
+    """One silo per domain; `away`: the part of the rounds in which the second silo is dead."""
     made, whole = FederationPlan(**plan), recipe(options, seed, DOMAINS, 3 * options.steps)
     rounds = made.rounds(whole)
 

@@ -88,7 +88,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if path.read_text(encoding="utf-8") == _sealed(data):
                 return data
-    raise CorruptionError(f"{path}: its content is not what was written")
+    raise CorruptionError(f"{path}: its content differs from what was written")
 
 
 def json_fingerprint(data: Any) -> str:

@@ -101,7 +101,7 @@ def _load_entry(entry: EntryPoint, kind: str, needed: tuple[str, ...]) -> Module
         raise InputError(f"{kind} {entry.name!r} of {_origin(entry)} cannot be imported: {reason}") from error
     if missing := [names for names in needed if not any(hasattr(module, name) for name in names.split(" or "))]:
         raise InputError(
-            f"{kind} {entry.name!r} of {_origin(entry)} is no {kind}: it does not define {', '.join(missing)}"
+            f"{kind} {entry.name!r} of {_origin(entry)} is not a {kind}: it does not define {', '.join(missing)}"
         )
     return module
 

@@ -363,7 +363,7 @@ class RunObserver:
     """
 
     def run_started(self, name: str, stage_names: Sequence[str], stage_tokens: Sequence[int]) -> None:
-        """The whole plan: one name and one token budget a stage."""
+        """The whole plan: one name and one token budget per stage."""
 
     def stage_started(self, index: int, shape: Mapping[str, Any], parameters: int) -> None:
         """Stage `index` begins (or continues) with a model of this shape."""

@@ -146,7 +146,7 @@ def test_two_distributions_with_one_name_are_both_named(install):
 @pytest.mark.parametrize(("source", "message"), [
     ("import not_installed_anywhere", r"cannot be imported: ModuleNotFoundError: No module named 'not_installed"),
     ("1 / 0", r"cannot be imported: ZeroDivisionError"),
-    ("", r"is no method: it does not define Plugin"),
+    ("", r"is not a method: it does not define Plugin"),
 ])  # fmt: skip
 def test_a_broken_plugin_is_one_message_that_names_its_distribution(install, source, message):
     install("add-ons", "[lifelong.methods]\nbroken = their_broken\n", their_broken=source)
@@ -157,7 +157,7 @@ def test_a_broken_plugin_is_one_message_that_names_its_distribution(install, sou
 
 def test_a_metric_without_a_function_is_refused(install):
     install("add-ons", "[lifelong.metrics]\nempty = their_empty\n", their_empty=METRIC.partition("def ")[0])
-    with pytest.raises(InputError, match="is no metric: it does not define compute or compute_history"):
+    with pytest.raises(InputError, match="is not a metric: it does not define compute or compute_history"):
         load_plugin("lifelong.metrics", "empty", kind="metric")
 
 

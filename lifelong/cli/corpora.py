@@ -12,14 +12,16 @@ import typer
 from lifelong.cli.terminal import JsonOption, quiet_libraries, show
 from lifelong.errors import InputError, did_you_mean
 
-domain_app = typer.Typer(no_args_is_help=True, help="Corpora: add one, list, look inside, check.")
+domain_app = typer.Typer(no_args_is_help=True, help="Add, list, inspect and check corpora.")
 
 
 @domain_app.command("add")
 def domain_add(
     name: Annotated[str, typer.Argument(help="Name of the domain.")],
     files: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Training files; may be repeated.")] = None,
-    valid: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Held-out files; else cut by hash.")] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Held-out files; default: split by hash.")
+    ] = None,
     test: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Test files.")] = None,
     hub: Annotated[str | None, typer.Option(metavar="ID", help="Data set on the Hugging Face hub.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
@@ -28,7 +30,7 @@ def domain_add(
     split: Annotated[str | None, typer.Option(help="Training split of the hub data set.")] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read the hub data set as it arrives.")] = False,
     text_field: Annotated[str | None, typer.Option(help="Field that holds the text.")] = None,
-    held_out: Annotated[float | None, typer.Option(help="Share cut for each split not given.")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share held out for each split not given.")] = None,
     dedup: Annotated[str | None, typer.Option(help="Drop repeated documents: none, exact or near.")] = None,
     on_bad_document: Annotated[str | None, typer.Option(help="error or skip.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the corpus.")] = None,
@@ -37,7 +39,7 @@ def domain_add(
         typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the card or its source; may be repeated."),
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the card goes.")] = Path("domains"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the card.")] = Path("domains"),
     as_json: JsonOption = False,
 ) -> None:
     """Write a card after reading the corpus, and show what it holds."""
@@ -103,7 +105,7 @@ def domain_check(cards: Annotated[list[str], typer.Argument(metavar="CARD...")])
         for warning in summary.warnings:
             typer.echo(f"  ! {warning}")
         if not summary.warnings:
-            typer.echo("  nothing unwise found")
+            typer.echo("  no problems found")
 
 
 def _keys(settings: Sequence[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="lifelong",
-    help="Continual pre-training of language models: learn domain after domain, grow, see what was forgotten.",
+    help="Continual pre-training of language models: train domain after domain, grow the model, measure forgetting.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -101,7 +101,7 @@ def main() -> None:
         _end(f"error: {message}", LifelongError.exit_code)
 
 
-CONTINUE = "what is committed is whole, and the same command goes on from the last checkpoint"
+CONTINUE = "what is committed is whole, and the same command resumes from the last checkpoint"
 
 
 def _storage_message(error: Exception) -> str | None:

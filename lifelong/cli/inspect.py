@@ -15,7 +15,7 @@ from lifelong.errors import InputError
 
 
 def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
-    """Every committed file against its hash; the ledger's chain."""
+    """Verify every committed file against its hash, and the ledger's chain."""
     from lifelong.ledger.folder import RunFolder
     from lifelong.ledger.ledger import check_run, read_records
     from lifelong.report import altered_matrix
@@ -35,7 +35,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report, or nowhere.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One run, or a comparison of several; checks what the recipe expects."""
+    """Report on one run, or compare several; checks what the recipe expects."""
     from lifelong.ledger.history import read_history
 
     if len(runs) == 1:
@@ -70,7 +70,7 @@ LISTS = {
 def list_names(
     what: Annotated[str, typer.Argument(help=" | ".join(LISTS))],
 ) -> None:
-    """What there is."""
+    """List the available domains, families, methods, metrics, recipes or tasks."""
     from lifelong.errors import UnknownNameError
     from lifelong.plugins import plugin_names
 
@@ -94,7 +94,7 @@ def list_names(
 
 
 def schema(what: Annotated[str, typer.Argument(help="recipe | domain")]) -> None:
-    """JSON schema for editors."""
+    """Print a JSON schema for editors."""
     from lifelong.errors import UnknownNameError
 
     if what == "recipe":

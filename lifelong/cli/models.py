@@ -27,17 +27,17 @@ def expand(
     head_dim: Annotated[int | None, typer.Option()] = None,
     vocab_size: Annotated[int | None, typer.Option()] = None,
     positions: Annotated[int | None, typer.Option(help="Longest sequence.")] = None,
-    experts: Annotated[int | None, typer.Option(help="A dense model becomes a mixture.")] = None,
+    experts: Annotated[int | None, typer.Option(help="Turn a dense model into a mixture of experts.")] = None,
     experts_per_token: Annotated[int | None, typer.Option()] = None,
     mode: Annotated[str, typer.Option(help="exact keeps the function; elle copies at random, as published.")] = "exact",
-    strategy: Annotated[str, typer.Option(help="How new units begin: pad, clone or pairs; all exact.")] = "pad",
+    strategy: Annotated[str, typer.Option(help="Initialisation of new units: pad, clone or pairs; all exact.")] = "pad",
     placement: Annotated[
         str, typer.Option(help="New layers: interleaved, last, or the layers they follow: 0,0,3.")
     ] = "interleaved",
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Go on where exactness is impossible; the gap is reported.")
+        bool, typer.Option("--approximate", help="Continue where exactness is impossible; the gap is reported.")
     ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Only say what would be done; loads no weights.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the plan only; loads no weights.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,7 +51,7 @@ def expand(
     if not targets:
         raise InputError("expand: name at least one larger size, for example --layers 12 --hidden-size 768")
     if out.exists() and not explain:
-        raise InputError(f"{str(out)!r} exists already; name a new folder")
+        raise InputError(f"{str(out)!r} already exists; choose a new folder")
     # large pages: fresh memory costs a third of the time otherwise; torch reads this when it is imported
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     quiet_libraries()
@@ -110,11 +110,11 @@ def evaluate(
     task: Annotated[
         list[str] | None, typer.Option(metavar="CARD", help="Fine-tune a copy on this task; may be repeated.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Tasks: fine-tuned copies of each.")] = 5,
-    epochs: Annotated[int, typer.Option(help="Tasks: at most so many.")] = 10,
-    patience: Annotated[int, typer.Option(help="Tasks: epochs without a better dev score.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Tasks: small models want a larger one.")] = 2e-5,
-    examples: Annotated[int | None, typer.Option(help="Tasks: at most so many of every split.")] = None,
+    seeds: Annotated[int, typer.Option(help="Tasks: seeds, i.e. fine-tuned copies per task.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Tasks: maximum fine-tuning epochs.")] = 10,
+    patience: Annotated[int, typer.Option(help="Tasks: early-stopping patience in epochs (dev score).")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Tasks: learning rate; small models need a larger one.")] = 2e-5,
+    examples: Annotated[int | None, typer.Option(help="Tasks: maximum examples per split.")] = None,
     harness: Annotated[
         list[str] | None, typer.Option(metavar="TASK", help="A task of lm-evaluation-harness, if installed.")
     ] = None,
@@ -172,19 +172,19 @@ def cache(
     out: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of the cache.")],
     tau: Annotated[float | None, typer.Option(help="Keep p >= tau, sample the rest unbiased; default 0.05.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the K most probable tokens instead.")] = None,
-    renormalise: Annotated[bool, typer.Option("--renormalise", help="Scale the K to sum to one.")] = False,
-    draws: Annotated[int | None, typer.Option(help="Draw so many tokens at random instead.")] = None,
+    renormalise: Annotated[bool, typer.Option("--renormalise", help="Renormalise the top K to sum to one.")] = False,
+    draws: Annotated[int | None, typer.Option(help="Draw this many tokens at random instead.")] = None,
     temperature: Annotated[float, typer.Option(help="As in the recipe that will use it.")] = 2.0,
     sequence_length: Annotated[int, typer.Option(help="As in the recipe.")] = 256,
     objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
-    tokens: Annotated[str | None, typer.Option(help="Of each domain at most so many, for example 2M.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Maximum tokens per domain, e.g. 2M.")] = None,
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Default: the model's own.")] = None,
     mask_seed: Annotated[int, typer.Option(help="mlm: seed of the masks.")] = 0,
     mask_patterns: Annotated[int, typer.Option(help="mlm: masks of each block.")] = 1,
-    device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="Default: cuda if available.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write what a teacher says about corpora as sparse targets; continues where an earlier call stopped."""
+    """Write a teacher's predictions on corpora as sparse targets; resumes where an earlier call stopped."""
     from lifelong.schema import parse_count
 
     count = parse_count(tokens)
@@ -206,21 +206,21 @@ def cache(
     else:
         typer.echo(
             f"{out}: {written.blocks:,} blocks, {written.tokens:,} predicted tokens, {written.num_bytes:,} bytes "
-            f"({written.bytes_per_token:.1f} a token)"
+            f"({written.bytes_per_token:.1f} per token)"
         )
 
 
 def merge(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
     weight: Annotated[
-        float | None, typer.Option(metavar="A", help="Write this model: 0 before the stage, 1 trained.")
+        float | None, typer.Option(metavar="A", help="Write this model: 0 the previous stage's, 1 the trained one.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Name or number of the stage; default the last.")] = None,
     weights: Annotated[str, typer.Option(help="Without --weight: evaluate these.")] = "0,0.25,0.5,0.75,1",
     as_json: JsonOption = False,
 ) -> None:
-    """Between the model before a stage, at the new size, and the trained one: evaluate some weights, or write one."""
+    """Interpolate between the previous stage's model (grown to the new size) and the trained one."""
     if (weight is None) != (out is None):
         raise InputError("merge: --weight A --out DIR go together; without both, the front is evaluated")
     quiet_libraries()

@@ -19,7 +19,7 @@ def run(
     overrides: OverrideOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a whole stream; continues by itself where an interrupted run stopped."""
+    """Run a whole stream; resumes an interrupted run by itself."""
     from lifelong.recipe.files import load_recipe
 
     loaded = load_recipe(f"{size}/{recipe}" if size else recipe, overrides or ())
@@ -40,7 +40,7 @@ def extend(
     overrides: OverrideOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Learn one more domain, from the run's own folder; the earlier corpora are not needed."""
+    """Train on one more domain, from the run folder alone; earlier corpora are not needed."""
     quiet_libraries()
     from lifelong.pipeline.loop import extend_run
 
@@ -53,7 +53,7 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
     size: SizeOption = None,
     overrides: OverrideOption = None,
-    devices: Annotated[int, typer.Option(help="Devices that share a step.")] = 1,
+    devices: Annotated[int, typer.Option(help="Number of devices (data parallel).")] = 1,
     sharding: Annotated[
         str | None, typer.Option(help="none, ddp, fsdp2, zero2 or zero3; default: ddp on several devices.")
     ] = None,
@@ -61,9 +61,13 @@ def plan(
         str | None, typer.Option(help="cpu or cuda; default: this machine's, cuda where --devices is above 1.")
     ] = None,
     flops: Annotated[float | None, typer.Option(help="Peak FLOP/s of one device, for example 400e12.")] = None,
-    mfu: Annotated[float | None, typer.Option(help="Share of --flops that is reached; default 0.4.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Time a few real steps of every shape here.")] = False,
-    text: Annotated[bool, typer.Option("--text/--no-text", help="Look at the beginning of local corpora.")] = True,
+    mfu: Annotated[
+        float | None, typer.Option(help="Model FLOPs utilisation (share of --flops reached); default 0.4.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time a few real steps of every shape on this machine.")
+    ] = False,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Sample the beginning of local corpora.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Dry run: shapes, steps, FLOPs, memory, disk, time and warnings of every stage; loads no weights."""

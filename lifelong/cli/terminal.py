@@ -21,7 +21,7 @@ OverrideOption = Annotated[
 ]
 SizeOption = Annotated[
     str | None,
-    typer.Option(help="Size of a recipe that comes in several: ewc --size small is small/ewc."),
+    typer.Option(help="Size of a recipe that exists in several: ewc --size small is small/ewc."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 CardsOption = Annotated[

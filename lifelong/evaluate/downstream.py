@@ -55,11 +55,11 @@ class FineTuning:
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch_size", "seeds"):
             if getattr(self, name) < 1:
-                raise InputError(f"fine-tuning: {name} is at least 1, not {getattr(self, name)}")
+                raise InputError(f"fine-tuning: {name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.learning_rate < 1:
-            raise InputError(f"fine-tuning: a learning rate lies between 0 and 1, not {self.learning_rate}")
+            raise InputError(f"fine-tuning: the learning rate must be between 0 and 1, not {self.learning_rate}")
         if self.length < 8 or (self.examples is not None and self.examples < 2):
-            raise InputError("fine-tuning: length is at least 8 tokens, examples at least 2")
+            raise InputError("fine-tuning: length must be at least 8 tokens, examples at least 2")
 
 
 def evaluate_task(

@@ -64,7 +64,7 @@ def load_task(card: str | Path) -> Task:
     text = str(card)
     if text.endswith((".yaml", ".yml")) or "/" in text:
         if not Path(text).is_file():
-            raise InputError(f"task card {text}: there is no such file")
+            raise InputError(f"task card {text}: no such file")
         return _read_card(Path(text))
     for folder in task_folders():
         if (path := folder / f"{text}.yaml").is_file():
@@ -89,7 +89,7 @@ def _read_card(path: Path) -> Task:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise InputError(f"{path}: the card cannot be read ({error.strerror})") from None
     if not isinstance(data, dict) or "path" in data:

@@ -137,7 +137,7 @@ def expand_checkpoint(
     started = time.monotonic()
     source, out = str(source), Path(out)
     if out.exists():
-        raise InputError(f"{str(out)!r} exists already; name a new folder")
+        raise InputError(f"{str(out)!r} already exists; choose a new folder")
     config, sizes = _config(source), dict[str, Any](targets)
     plan = plan_expansion(
         config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, seed=seed, **sizes

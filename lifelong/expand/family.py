@@ -230,7 +230,7 @@ class Family:
         if len(found) != 1:
             raise ExpansionError(
                 f"family {self.name!r}: parameter {parameter!r} is matched by {len(found)} entries of its table, "
-                "not by one; the checkpoint is no plain member of this family (docs/how_to/add_a_family.md)"
+                "not by one; the checkpoint is not a standard member of this family (docs/how_to/add_a_family.md)"
             )
         pattern, hit = found[0]
         layer = hit.groupdict().get("layer")

@@ -33,13 +33,13 @@ def new_config(family_name: str, *, vocab_size: int, max_positions: int, **setti
     hidden, heads = shape["hidden_size"], shape["heads"]
     if hidden % heads and (family.fixed_head or "head_dim" not in sizes):
         raise ExpansionError(
-            f"hidden_size: {hidden} is no multiple of {heads} heads; "
+            f"hidden_size: {hidden} is not a multiple of {heads} heads; "
             + ("choose other sizes" if family.fixed_head else "name head_dim, or another number of heads")
         )
     shape.setdefault("kv_heads", heads)
     shape.setdefault("head_dim", hidden // heads)
     if family.fixed_head and (shape["kv_heads"] != heads or shape["head_dim"] != hidden // heads):
-        raise ExpansionError(f"{family.name} has one key-value head a query head and heads x head_dim = hidden_size")
+        raise ExpansionError(f"{family.name} has one key-value head per query head and heads x head_dim = hidden_size")
     # two thirds of four times the width, in steps of 32: as many weights as an ungated layer of 4x
     gated = -(-8 * hidden // 3 // GATED_STEP) * GATED_STEP
     shape.setdefault("intermediate_size", gated if family.gated else 4 * hidden)

@@ -42,7 +42,7 @@ class ExpansionMap:
     seed: int
 
     def axes_of(self, mapping: TensorMap) -> list[AxisMap]:
-        """The axis maps of a parameter, one a dimension."""
+        """The axis maps of a parameter, one per dimension."""
         return [self.axes[name] for name in mapping.axes]
 
     def weight(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:

@@ -58,7 +58,7 @@ def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None
 def _resolve_heads(family: Family, source: Shape, target: dict[str, int], named: Mapping[str, int]) -> None:
     if family.fixed_head:
         if "kv_heads" in named and named["kv_heads"] != named.get("heads", source["heads"]):
-            raise ExpansionError(f"kv_heads: {family.name} has one key-value head a query head; leave kv_heads out")
+            raise ExpansionError(f"kv_heads: {family.name} has one key-value head per query head; leave kv_heads out")
         _resolve_fixed_heads(family, source, target, named)
         target["kv_heads"] = target["heads"]
         return
@@ -70,7 +70,7 @@ def _resolve_heads(family: Family, source: Shape, target: dict[str, int], named:
     if heads % kv:
         near = [n for n in range(source["kv_heads"], heads + 1) if heads % n == 0]
         raise ExpansionError(
-            f"heads: {heads} is no multiple of kv_heads {kv}; with {heads} heads, kv_heads may be {_listed(near)}; "
+            f"heads: {heads} is not a multiple of kv_heads {kv}; with {heads} heads, kv_heads may be {_listed(near)}; "
             f"with {kv} kv_heads, heads may be {heads // kv * kv or kv} or {(heads // kv + 1) * kv}"
         )
 
@@ -129,7 +129,7 @@ def obstacles(family: Family, source: Shape, target: Shape) -> list[str]:
     if family.placement in ("stream", "embedding") and wider % width:
         low = wider // width * width
         found.append(
-            f"hidden_size: {wider} is no multiple of {width}: the output of a LayerNorm is the stream of "
+            f"hidden_size: {wider} is not a multiple of {width}: the output of a LayerNorm is the stream of "
             f"{family.name}, and no diagonal gain can give the next norm the mean it needs; nearest exact sizes: "
             f"{low} and {low + width}"
         )
@@ -153,7 +153,7 @@ def _expert_obstacles(source: Shape, target: Shape) -> list[str]:
     if rest:
         low = copies * old
         return [
-            f"experts: {target['experts']} is no multiple of the model's {old}; copies keep the function only when "
+            f"experts: {target['experts']} is not a multiple of the model's {old}; copies keep the function only when "
             f"every expert has as many; nearest: {low} and {low + old}"
         ]
     if target["experts_per_token"] != copies * chosen:

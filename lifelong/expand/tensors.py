@@ -30,7 +30,7 @@ class TensorMap:
     Attributes:
         name: parameter of the grown model.
         sources: old parameters, stacked along their rows; none if the parameter has no counterpart.
-        axes: names of the axis maps, one a dimension.
+        axes: names of the axis maps, one per dimension.
         factor: factor on the weights; its inverse on gradients.
         offset: a stored value w stands for w + offset.
         std: scale of random new entries.

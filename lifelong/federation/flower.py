@@ -190,7 +190,7 @@ class Federation:
         if failed or len(replies) < self.terms.silos:
             failed += [f"{self.terms.silos - len(replies)} did not answer"] if len(replies) < self.terms.silos else []
             raise InputError(
-                f"federation: {len(failed)} of {self.terms.silos} silos cannot begin\n  " + "\n  ".join(failed)
+                f"federation: {len(failed)} of {self.terms.silos} silos cannot start\n  " + "\n  ".join(failed)
             )
         found = [_figures_of(reply.content) for reply in replies]
         names = [name for name, _ in found]
@@ -235,7 +235,7 @@ class Federation:
             if not self._trained:
                 raise LifelongError(
                     f"federation: no silo contributed to round {done + number} within {self.terms.timeout:g} s; the "
-                    "reasons are above. The same run goes on from the round before"
+                    "reasons are above. The same run resumes from the previous round"
                 )
             average = _weights_of(arrays)
             finished(Round(done + number, average, self._trained, self._evaluated, kept_memories(strategy)))

@@ -1,4 +1,4 @@
-"""Federated training: one silo a domain, local steps, averaged by Flower; the server's side and the Flower app.
+"""Federated training: one silo per domain, local steps, averaged by Flower; the server's side and the Flower app.
 
 The recipe is that of joint training, one stage with all domains: `lifelong run` trains it on the text in one place,
 a federation trains it where the text lies. The server has no text; its run folder is a normal one, whose losses the
@@ -81,13 +81,13 @@ class FederationPlan:
         lines = check_train_section({**recipe.train, **recipe.stages[0].train})
         silos = len(silo_domains(recipe))
         if self.local_steps < 1:
-            lines.append(f"local-steps: is at least 1, not {self.local_steps}")
+            lines.append(f"local-steps: must be at least 1, not {self.local_steps}")
         if not 1 <= self.min_silos <= silos:
-            lines.append(f"min-silos: is between 1 and the recipe's {silos} domains, not {self.min_silos}")
+            lines.append(f"min-silos: must be between 1 and the recipe's {silos} domains, not {self.min_silos}")
         if self.moments not in ("keep", "reset"):
-            lines.append(f"moments: is keep or reset, not {self.moments!r}")
+            lines.append(f"moments: must be keep or reset, not {self.moments!r}")
         if self.timeout <= 0:
-            lines.append(f"timeout: is more than 0 seconds, not {self.timeout:g}")
+            lines.append(f"timeout: must be more than 0 seconds, not {self.timeout:g}")
         if lines:
             raise InputError(f"federation of {recipe.name}\n  " + "\n  ".join(lines))
         flower.make_strategy(self.terms(silos))
@@ -196,7 +196,7 @@ class ServerRun:
         if other := [key for key in ("local_steps", "strategy", "options", "moments") if begun[key] != now[key]]:
             raise InputError(
                 f"run folder {str(self.ledger.out)!r}: {len(kept['rounds'])} rounds were done with {other[0]} "
-                f"{begun[other[0]]!r}, not {now[other[0]]!r}; go on with that, or choose another folder"
+                f"{begun[other[0]]!r}, not {now[other[0]]!r}; continue with that, or choose another folder"
             )
         self.history = kept["rounds"]
         memories = folders[-1] / "memories.safetensors"
@@ -296,7 +296,7 @@ build-backend = "hatchling.build"
 [project]
 name = "lifelong-federation"
 version = "1.0.0"
-description = "One silo a domain: local steps, averaged updates"
+description = "One silo per domain: local steps, averaged updates"
 license = "Apache-2.0"
 dependencies = []
 
@@ -336,7 +336,7 @@ def write_app(folder: Path) -> None:
         InputError: something else is there.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{str(folder)!r} exists already; name a new folder")
+        raise InputError(f"{str(folder)!r} already exists; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "pyproject.toml", APP_CONFIG)
     write_text(folder / "lifelong_federation.py", APP_MODULE)
@@ -406,7 +406,7 @@ def _numbers(text: str) -> dict[str, float]:
         try:
             numbers[name.strip()] = float(value)
         except ValueError:
-            raise InputError(f"strategy-options: {part!r} is no name=number") from None
+            raise InputError(f"strategy-options: {part!r} is not of the form name=number") from None
     return numbers
 
 

@@ -129,7 +129,7 @@ class FederatedSilo:
         self.recipe, self.out, self.card = recipe, out, load_domain(card)
         self.folder = RunFolder(out)  # no run, but what both have has the same name
         if self.card.name not in (names := silo_domains(recipe)):
-            raise InputError(f"silo: domain {self.card.name!r} is none of the federation's: {', '.join(names)}")
+            raise InputError(f"silo: domain {self.card.name!r} is not one of the federation's: {', '.join(names)}")
         source = recipe.tokenizer.checkpoint if recipe.tokenizer is not None else recipe.model.checkpoint
         self.tokenizer = load_tokenizer(str(source))
         self.collator = Collator.for_tokenizer(self.tokenizer, recipe.objective, recipe.sequence_length, self._seed)

@@ -196,7 +196,7 @@ class TargetCache:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / "manifest.json").is_file():
-            raise InputError(f"{folder}: is no cache of targets (no manifest.json); `lifelong cache` writes one")
+            raise InputError(f"{folder}: is not a cache of targets (no manifest.json); `lifelong cache` writes one")
         manifest = read_json(self.folder / "manifest.json")
         if manifest.get("format") != FORMAT:
             raise InputError(f"{folder}: a cache of format {manifest.get('format')}, this version reads {FORMAT}")
@@ -204,7 +204,7 @@ class TargetCache:
             done = sum(shard["blocks"] for shard in manifest["shards"])
             raise InputError(
                 f"{folder}: the cache is not complete ({done:,} blocks are written); run the same `lifelong cache` "
-                "again, it goes on where it stopped"
+                "again, it resumes where it stopped"
             )
         self.settings = CacheSettings(**manifest["settings"])
         self.scheme = scheme_from_json(self.settings.scheme)
@@ -320,7 +320,7 @@ class _Shard:
         payloads = [self._payloads[row].as_buffer().to_pybytes() for row in rows]
         for row, payload in zip(rows, payloads, strict=True):
             if zlib.crc32(payload) != self._checks[row]:
-                raise CorruptionError(f"{self.path}: block {row} is not what was written; write the cache again")
+                raise CorruptionError(f"{self.path}: block {row} differs from what was written; write the cache again")
         return decode(payloads, scheme, self.book)
 
 

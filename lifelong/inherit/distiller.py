@@ -31,7 +31,7 @@ class TeacherEarlyStop:
 
     def __init__(self, teacher_nats: float, student_nats: Callable[[], float], every: int) -> None:
         if every < 1:
-            raise InputError(f"steps between two looks at the student: at least 1, not {every}")
+            raise InputError(f"steps between two evaluations of the student: must be at least 1, not {every}")
         self.teacher_nats, self.student_nats, self.every = teacher_nats, student_nats, every
         self.reached = False
         self.last_step = 0

@@ -45,7 +45,7 @@ def make_schedule(kind: str, *, alpha: float = 1.0, until: float = 0.3) -> Sched
     if kind not in KINDS:
         raise UnknownNameError("schedule", kind, KINDS, "inherit.schedule")
     if not 0 <= alpha <= 1:
-        raise InputError(f"inherit.alpha: lies in [0, 1], not {alpha:g}")
+        raise InputError(f"inherit.alpha: must be in [0, 1], not {alpha:g}")
     if not 0 < until <= 1:
-        raise InputError(f"inherit.until: lies in (0, 1], a share of the stage, not {until:g}")
+        raise InputError(f"inherit.until: must be in (0, 1], a share of the stage, not {until:g}")
     return Schedule(kind, alpha, until)

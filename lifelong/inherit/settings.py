@@ -128,7 +128,7 @@ def parse_until(value: object) -> object:
         return value
     value = parse_fraction(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(f"is a share of the stage in (0, 1], or `surpassed`, not {value!r}")
+        raise ValueError(f"must be a share of the stage in (0, 1], or `surpassed`, not {value!r}")
     return float(value)
 
 

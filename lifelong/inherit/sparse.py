@@ -73,7 +73,7 @@ class TopK:
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= MOST_ENTRIES:
-            raise InputError(f"top-k: lies between 1 and {MOST_ENTRIES}, not {self.k}")
+            raise InputError(f"top-k: must be between 1 and {MOST_ENTRIES}, not {self.k}")
 
     def check(self, vocab_size: int) -> None:
         """K cannot be larger than the vocabulary."""
@@ -108,7 +108,7 @@ class RandomSampling:
 
     def __post_init__(self) -> None:
         if not 1 <= self.draws <= MOST_ENTRIES:
-            raise InputError(f"random sampling: between 1 and {MOST_ENTRIES} draws, not {self.draws}")
+            raise InputError(f"random sampling: must be between 1 and {MOST_ENTRIES} draws, not {self.draws}")
 
     @property
     def unit(self) -> float:
@@ -149,7 +149,7 @@ class TauSampler:
 
     def __post_init__(self) -> None:
         if not 1 / (MOST_ENTRIES - 2) <= self.tau < 1:
-            raise InputError(f"tau: lies between 1/{MOST_ENTRIES - 2} and 1, not {self.tau:g}")
+            raise InputError(f"tau: must be between 1/{MOST_ENTRIES - 2} and 1, not {self.tau:g}")
 
     @property
     def unit(self) -> float:

@@ -192,14 +192,14 @@ def _check(request: CacheRequest) -> None:
     if request.objective not in OBJECTIVES:
         raise InputError(f"cache --objective: clm or mlm, not {request.objective!r}")
     if not request.temperature > 0:
-        raise InputError(f"cache --temperature: is greater than 0, not {request.temperature:g}")
+        raise InputError(f"cache --temperature: must be greater than 0, not {request.temperature:g}")
     for name, value, least in (
         ("--sequence-length", request.sequence_length, 8),
         ("--mask-patterns", request.mask_patterns, 1),
         ("--tokens", 1 if request.tokens is None else request.tokens, 1),
     ):
         if value < least:
-            raise InputError(f"cache {name}: is at least {least}, not {value}")
+            raise InputError(f"cache {name}: must be at least {least}, not {value}")
     if not request.cards:
         raise InputError("cache: name at least one --domain")
 

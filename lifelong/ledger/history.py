@@ -139,8 +139,8 @@ def check_committed(out: Path, records: Sequence[StageRecord]) -> None:
             path = out / name
             if path.name in REPORTED and path.is_file() and file_hash(path) != digest:
                 raise CorruptionError(
-                    f"{path}: its content is not what was committed with {record.name}; restore it from a backup, "
-                    "`lifelong check` lists everything that was changed"
+                    f"{path}: its content differs from what was committed with {record.name}; "
+                    "restore it from a backup, `lifelong check` lists everything that was changed"
                 )
 
 

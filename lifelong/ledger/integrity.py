@@ -44,7 +44,7 @@ def damaged_files(out: Path, files: Mapping[str, str], replaced: Sequence[str] =
             yield f"{name}: cannot be read ({error.strerror})"
         else:
             if found != digest:
-                yield f"{name}: its content is not what was committed"
+                yield f"{name}: its content differs from what was committed"
 
 
 def damaged_companions(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:

@@ -139,12 +139,12 @@ class Ledger:
         """Take the run folder, creating it where needed; the lock dies with its owner.
 
         Raises:
-            InputError: the folder is no run folder, or another process holds it.
+            InputError: the folder is not a run directory, or another process holds it.
             CorruptionError: what is committed there is damaged.
             StorageError: now or later, the disk is full, read-only or failing.
         """
         _check_is_run_folder(out)
-        then = "then run the same command again: it goes on, and nothing that is committed is lost"
+        then = "then run the same command again: it resumes, and nothing that is committed is lost"
         with storage_faults(out, f"run folder {str(out)!r}", then):
             out.mkdir(parents=True, exist_ok=True)
             with hold(RunFolder(out).lock):

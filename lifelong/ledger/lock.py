@@ -46,7 +46,7 @@ def hold(path: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise InputError(
-                    f"run folder {str(path.parent)!r} lies on a file system without locks ({error.strerror}); "
+                    f"run folder {str(path.parent)!r} is on a file system without locks ({error.strerror}); "
                     "choose --out on another one and copy the run there when it is finished"
                 ) from None
             raise

@@ -71,7 +71,7 @@ def check_weight(weight: float) -> float:
     """
     if not 0 <= weight <= 1:
         raise InputError(
-            f"merge: a weight lies from 0 (the model before the stage) to 1 (the trained one), not {weight}"
+            f"merge: a weight is between 0 (the previous stage's model) and 1 (the trained one), not {weight}"
         )
     return weight
 
@@ -115,7 +115,7 @@ def merge_stage(
     """
     check_weight(weight)
     if out.exists():
-        raise InputError(f"{str(out)!r} exists already; name a new folder")
+        raise InputError(f"{str(out)!r} already exists; choose a new folder")
     import transformers
 
     ends = stage_ends(run, recipe, stage)
@@ -159,8 +159,8 @@ def _source_before(run: Path, records: list[StageRecord], record: StageRecord, r
     checkpoint = recipe["model"].get("checkpoint")
     if checkpoint is None:
         raise InputError(
-            f"merge: stage {record.name} is the first and began with random weights: there is no older model to go "
-            "back to; name a later stage"
+            f"merge: stage {record.name} is the first and started from a randomly initialised model: "
+            "there is no older model to go back to; name a later stage"
         )
     return str(checkpoint)
 
@@ -169,4 +169,4 @@ def _check_files(run: Path, record: StageRecord, paths: tuple[Path, ...]) -> Non
     for path in paths:
         name = RunFolder(run).name_of(path)
         if name in record.files and file_hash(path) != record.files[name]:
-            raise CorruptionError(f"{path}: its content is not what was committed; restore it from a backup")
+            raise CorruptionError(f"{path}: its content differs from what was committed; restore it from a backup")

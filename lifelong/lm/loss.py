@@ -109,7 +109,9 @@ def ki_loss_parts(
     _check(alpha, temperature)
     vocab = weight_VD.shape[0] if vocab_size is None else vocab_size
     if not 0 < vocab <= weight_VD.shape[0]:
-        raise InputError(f"vocab_size: lies between 1 and the {weight_VD.shape[0]} rows of the embedding, not {vocab}")
+        raise InputError(
+            f"vocab_size: must be between 1 and the {weight_VD.shape[0]} rows of the embedding, not {vocab}"
+        )
     for target in targets:
         check_target(target, weight_VD.shape[0], vocab)
     if not isinstance(alpha, Tensor) and alpha == 0:
@@ -131,9 +133,9 @@ def _check(alpha: float | Tensor, temperature: float) -> None:
     if not isinstance(alpha, Tensor):
         low = high = float(alpha)
     if not (low >= 0 and high <= 1):
-        raise InputError(f"alpha: lies in [0, 1], not {low:g}" + (f" to {high:g}" if high != low else ""))
+        raise InputError(f"alpha: must be in [0, 1], not {low:g}" + (f" to {high:g}" if high != low else ""))
     if not temperature > 0:
-        raise InputError(f"temperature: is greater than 0, not {temperature:g}")
+        raise InputError(f"temperature: must be greater than 0, not {temperature:g}")
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -38,13 +38,13 @@ BROKEN = {
     "0.6.0); use the method si",
     "LwFPlugin": "asks for the outputs of single heads of a classifier; use `inherit: {teacher: previous}`",
     "ReplayPlugin": "replaces the data loader of Avalanche's own training loop; use `replay:`",
-    "GDumbPlugin": "trains anew on its memory at the end; use the recipe joint",
+    "GDumbPlugin": "retrains on its memory at the end; use the recipe joint",
     "GenerativeReplayPlugin": "needs a generator of images; use `replay:`",
     "MIRPlugin": "adds rows to a batch of Avalanche's own training loop; use `replay:`",
     "RARPlugin": "adds rows to a batch of Avalanche's own training loop; use `replay:`",
     "BiCPlugin": "corrects the classes of a classifier; a language model has none that are new",
     "CWRStarPlugin": "works on the classes of a classifier; a language model has none that are new",
-    "FromScratchTrainingPlugin": "resets the model before every stage, which no stage here may do",
+    "FromScratchTrainingPlugin": "resets the model before every stage, which a stage must not do",
 }
 KEEPS_SHAPES = ("EWCPlugin", "MASPlugin")
 
@@ -70,7 +70,7 @@ def make(name: str, settings: Mapping[str, Any]) -> Method:
     own = {key: settings.get(key, default) for key, default in OUR_SETTINGS.items()}
     for key, value in own.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (key == "rows" and value < 1):
-            raise InputError(f"methods.avalanche:{name}.{key}: is a positive number, not {value!r}")
+            raise InputError(f"methods.avalanche:{name}.{key}: must be a positive number, not {value!r}")
     given = {key: value for key, value in settings.items() if key not in own}
     _check(name, plugins[name], given)
     return AvalancheMethod(
@@ -82,9 +82,7 @@ def _check(name: str, plugin: type, settings: Mapping[str, Any]) -> None:
     parameters = inspect.signature(plugin).parameters
     for key in settings:
         if key not in parameters:
-            raise InputError(
-                f"methods.avalanche:{name}.{key}: is no setting of it{did_you_mean(key, list(parameters))}"
-            )
+            raise InputError(f"methods.avalanche:{name}.{key}: unknown setting{did_you_mean(key, list(parameters))}")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in settings and parameter.kind is not parameter.VAR_KEYWORD:
             raise InputError(f"methods.avalanche:{name}.{key}: is missing; its settings: {', '.join(parameters)}")
@@ -165,7 +163,7 @@ class AvalancheMethod(Method):
 
         if context.mapping is not None and self.name in KEEPS_SHAPES and context.stage_index > 0:
             raise InputError(
-                f"methods.avalanche:{self.name}: knows nothing of growth: its anchors have the old shapes; use "
+                f"methods.avalanche:{self.name}: does not support growth: its anchors have the old shapes; use "
                 f"{'ewc' if self.name == 'EWCPlugin' else 'mas'}, which moves them, or take `expand:` out of stage "
                 f"{context.stage_index}"
             )

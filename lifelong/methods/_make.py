@@ -42,14 +42,14 @@ def _make_method(name: str, settings: Mapping[str, Any]) -> Method:
     fields = {item.name: item for item in dataclasses.fields(plugin) if item.init}
     for key, value in settings.items():
         if key not in fields:
-            raise InputError(f"methods.{name}.{key}: is no setting of this method{did_you_mean(key, list(fields))}")
+            raise InputError(f"methods.{name}.{key}: unknown setting{did_you_mean(key, list(fields))}")
         default = fields[key].default
         if not _is_like(value, default):
             kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "a text")
-            raise InputError(f"methods.{name}.{key}: is {kind} ({default!r} by default), not {value!r}")
+            raise InputError(f"methods.{name}.{key}: must be {kind} ({default!r} by default), not {value!r}")
     made: Method = plugin(**settings)
     if not made.strength >= 0:
-        raise InputError(f"methods.{name}.strength: is at least 0, not {made.strength!r}")
+        raise InputError(f"methods.{name}.strength: must be at least 0, not {made.strength!r}")
     return made
 
 

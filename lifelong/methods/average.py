@@ -29,7 +29,7 @@ class Plugin(Method):
 
     def __post_init__(self) -> None:
         if self.strength > self.largest:
-            raise InputError(f"methods.average.strength: lies between 0 and {self.largest:g}, not {self.strength}")
+            raise InputError(f"methods.average.strength: must be between 0 and {self.largest:g}, not {self.strength}")
 
     def begin_stage(self, context: StageContext) -> None:
         """Keep the start; random weights are not worth keeping."""

@@ -39,7 +39,7 @@ class Plugin(Method):
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise InputError(f"methods.domain-prompts.tokens: is at least 1, not {self.tokens}")
+            raise InputError(f"methods.domain-prompts.tokens: must be at least 1, not {self.tokens}")
 
     def begin_stage(self, context: StageContext) -> None:
         """Prompts of all domains become a parameter of the model, reached by ids behind its vocabulary."""

@@ -25,9 +25,9 @@ class Plugin(AnchoredMethod):
 
     def __post_init__(self) -> None:
         if self.mode not in ("separate", "online"):
-            raise InputError(f"methods.ewc.mode: is separate or online, not {self.mode!r}")
+            raise InputError(f"methods.ewc.mode: must be separate or online, not {self.mode!r}")
         if not 0 <= self.decay <= 1:
-            raise InputError(f"methods.ewc.decay: lies between 0 and 1, not {self.decay}")
+            raise InputError(f"methods.ewc.decay: must be between 0 and 1, not {self.decay}")
 
     def planned_tokens(self, num_steps: int, sequence_length: int, earlier_domains: int) -> float:
         """One pass over the rows."""

@@ -29,7 +29,7 @@ class Plugin(Method):
 
     def __post_init__(self) -> None:
         if self.strength > 1:
-            raise InputError(f"methods.freeze-old.strength: lies between 0 and 1, not {self.strength}")
+            raise InputError(f"methods.freeze-old.strength: must be between 0 and 1, not {self.strength}")
 
     def begin_stage(self, context: StageContext) -> None:
         """Find the inserted blocks; freeze the rest."""
@@ -39,7 +39,7 @@ class Plugin(Method):
             if not self.learning:
                 raise InputError(
                     f"methods.freeze-old: the growth of stage {context.stage_index} ({context.domain}) inserts no "
-                    "layer, so there would be nothing to train; grow `layers`, or use pnn"
+                    "layer, so nothing would be trained; grow `layers`, or use pnn"
                 )
         self.held, self.frozen = None, []
         if not self.learning:

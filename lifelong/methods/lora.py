@@ -35,7 +35,7 @@ class Plugin(Method):
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise InputError(f"methods.lora.rank: is at least 1, not {self.rank}")
+            raise InputError(f"methods.lora.rank: must be at least 1, not {self.rank}")
 
     def begin_stage(self, context: StageContext) -> None:
         """Put an adapter that adds nothing yet on every linear layer but the output; freeze the rest."""

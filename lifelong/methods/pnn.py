@@ -26,7 +26,7 @@ class Plugin(Method):
 
     def __post_init__(self) -> None:
         if self.strength > 1:
-            raise InputError(f"methods.pnn.strength: lies between 0 and 1, not {self.strength}")
+            raise InputError(f"methods.pnn.strength: must be between 0 and 1, not {self.strength}")
 
     def begin_stage(self, context: StageContext) -> None:
         """Hold everything that the growth did not add."""

@@ -107,8 +107,8 @@ def require_heldouts(ledger: Ledger) -> None:
     if missing and ledger.stages:
         model = ledger.folder.model(ledger.stages[-1].name)
         raise InputError(
-            f"run folder {str(ledger.out)!r}: held-out documents of {', '.join(missing)} are not here (those of a "
-            f"federation stay in its silos), so that no stage can follow; begin another run from its model: "
+            f"run folder {str(ledger.out)!r}: held-out documents of {', '.join(missing)} are missing (those of a "
+            f"federation stay in its silos), so that no stage can follow; start another run from its model: "
             f"model: {{checkpoint: {model}}}"
         )
 

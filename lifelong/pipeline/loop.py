@@ -79,7 +79,7 @@ def open_together(out: Path) -> Iterator[Ledger]:
             if not lock.is_file() or lock.read_text() != token:
                 raise InputError(
                     f"run folder {str(out)!r}: process {distributed.rank()} on {os.uname().nodename} does not see what "
-                    "the first process writes; --out has to lie on a file system that all machines share"
+                    "the first process writes; --out must be on a file system that all machines share"
                 )
             opened.append(Ledger.follow(out))
         yield opened[0]

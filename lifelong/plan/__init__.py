@@ -31,7 +31,7 @@ def planned_speed(recipe: Recipe, flops: float | None, mfu: float | None, measur
         InputError: two contradict each other, or a number cannot be.
     """
     if measure and flops is not None:
-        raise InputError("plan: --measure finds out what --flops says; give one of them")
+        raise InputError("plan: --measure and --flops exclude each other; give one of them")
     if mfu is not None and flops is None:
         raise InputError("--mfu: is a share of --flops; give the peak of a device too, for example --flops 400e12")
     if flops is None and not measure:

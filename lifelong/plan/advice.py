@@ -67,8 +67,8 @@ def _rates(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[str]:
     for before, stage in pairwise(stages):
         if stage.peak_learning_rate > before.peak_learning_rate:
             warnings.append(
-                f"stage {stage.index}: its learning rate {stage.peak_learning_rate:g} is above the "
-                f"{before.peak_learning_rate:g} of the stage before"
+                f"stage {stage.index}: the learning rate {stage.peak_learning_rate:g} is above the "
+                f"{before.peak_learning_rate:g} of the previous stage"
             )
     return warnings
 

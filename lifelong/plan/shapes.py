@@ -48,13 +48,13 @@ class Shapes:
         writer = next((name for name in known_recipes() if writes(name, run)), None)
         if writer is None or writer in above:
             raise InputError(
-                f"checkpoint {source!r} is not there yet, and no known recipe is named {run!r} to say what it "
+                f"checkpoint {source!r} does not exist yet, and no known recipe is named {run!r} to say what it "
                 "will be; run it first, or name another checkpoint"
             )
         recipe = load_recipe(writer)
         if index >= len(recipe.stages):
             raise InputError(
-                f"checkpoint {source!r} is not there yet; recipe {writer} has {len(recipe.stages)} stages, none of "
+                f"checkpoint {source!r} does not exist yet; recipe {writer} has {len(recipe.stages)} stages, none of "
                 f"number {index}"
             )
         self.coming[source] = writer

@@ -40,9 +40,9 @@ class Speed:
 
     def __post_init__(self) -> None:
         if self.flops is not None and not self.flops > 0:
-            raise InputError(f"--flops: is greater than 0, not {self.flops:g}")
+            raise InputError(f"--flops: must be greater than 0, not {self.flops:g}")
         if not 0 < self.mfu <= 1:
-            raise InputError(f"--mfu: lies in (0, 1], not {self.mfu:g}")
+            raise InputError(f"--mfu: must be in (0, 1], not {self.mfu:g}")
 
     def seconds(self, flops: float, devices: int, config: Any, train: Mapping[str, Any]) -> float:
         """Of so many FLOPs on so many devices, with a model of this configuration."""
@@ -60,10 +60,10 @@ class Speed:
     def describe(self) -> str:
         """In words, for the plan."""
         if self.flops is not None:
-            return f"{self.flops:.3g} FLOP/s a device at {self.mfu:.0%}"
+            return f"{self.flops:.3g} FLOP/s per device at {self.mfu:.0%}"
         reached = sorted(self.measured.values())
         spread = f"{reached[0]:.3g}" if len(reached) == 1 else f"{reached[0]:.3g} to {reached[-1]:.3g}"
-        return f"measured here: {spread} FLOP/s a device"
+        return f"measured here: {spread} FLOP/s per device"
 
 
 def measure(config: Any, train: Mapping[str, Any], objective: Literal["clm", "mlm"], length: int, steps: int) -> float:

@@ -283,12 +283,12 @@ def taught_share(inherit: InheritSection) -> float:
 
 def _notes(recipe: Recipe, shapes: Shapes, look: CorpusSample) -> list[str]:
     """What was taken for granted."""
-    notes = [f"{source} is not there yet: planned by recipe {writer}" for source, writer in shapes.coming.items()]
+    notes = [f"{source} does not exist yet: planned from recipe {writer}" for source, writer in shapes.coming.items()]
     hub = [card for card, reason in look.unread.items() if "hub" in reason and card != "tokenizer"]
     if hub:
-        notes.append(f"text on the hub was not looked at: {', '.join(hub)}; its size on disk is that of the stages")
+        notes.append(f"text on the hub was not read: {', '.join(hub)}; its size on disk is that of the stages")
     notes += [
-        f"{card}: was not looked at ({reason.splitlines()[0][:160]})"
+        f"{card}: was not read ({reason.splitlines()[0][:160]})"
         for card, reason in look.unread.items()
         if card not in hub
     ]

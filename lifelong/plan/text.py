@@ -105,7 +105,7 @@ def _tokenizer(recipe: Recipe, domains: Mapping[str, Domain]) -> tuple[Any, str]
         if section is None or section.train is None:
             return load_tokenizer(str(section.checkpoint if section is not None else recipe.model.checkpoint)), ""
         if not domains:
-            return None, "is to be trained on text that is not here"
+            return None, "needs text for training that is not on this machine"
         size = min(section.train.max_bytes, STAND_IN_BYTES)
         return train_tokenizer(
             list(domains.values()), vocab_size=section.train.vocab_size, seed=recipe.seed, max_bytes=size
@@ -169,10 +169,10 @@ def _fertility(stages: Sequence[str], facts: Mapping[str, CorpusStats]) -> list[
         worst = min(known, key=lambda fact: fact.bytes_per_token or 0.0)
         if worst.bytes_per_token and worst.bytes_per_token / mine.bytes_per_token > FERTILITY_RISE:
             warnings.append(
-                f"{mine.name}: the tokenizer makes {mine.tokens_per_word:.2f} tokens a word of it and "
-                f"{mine.bytes_per_token:.2f} bytes a token, of {worst.name} {worst.tokens_per_word:.2f} and "
-                f"{worst.bytes_per_token:.2f}: it costs more steps a page than its tokens say; a tokenizer that has "
-                "seen it would help"
+                f"{mine.name}: the tokenizer makes {mine.tokens_per_word:.2f} tokens per word of it and "
+                f"{mine.bytes_per_token:.2f} bytes per token, of {worst.name} {worst.tokens_per_word:.2f} and "
+                f"{worst.bytes_per_token:.2f}: it takes more steps per page than its token count suggests; "
+                "a tokenizer trained on such text would help"
             )
     return warnings
 
@@ -192,8 +192,8 @@ def _overlaps(
                 if found:
                     warnings.append(
                         f"{domains[card].name}: {found} of its first {compared} documents are held-out text of "
-                        f"{domains[earlier].name} ({recipe.evaluate.split}): what that domain keeps would look better "
-                        "than it is"
+                        f"{domains[earlier].name} ({recipe.evaluate.split}): retention of that domain "
+                        "would look better than it is"
                     )
             filters[card] = _filter(_beginning(domains[card], recipe.evaluate.split, HELDOUT_BYTES))
     return warnings

@@ -60,7 +60,7 @@ def recipe_file(recipe: str, folders: Sequence[Path]) -> Path:
     if recipe.endswith((".yaml", ".yml")):
         path = Path(recipe)
         if not path.is_file():
-            raise InputError(f"recipe {recipe!r}: there is no such file")
+            raise InputError(f"recipe {recipe!r}: no such file")
         return path
     for folder in folders:
         if (path := folder / f"{recipe}.yaml").is_file():
@@ -130,7 +130,9 @@ def merge(base: Any, change: Any, where: str) -> Any:
         entries = list(base)
         for key, value in change.items():
             if not isinstance(key, int) or not 0 <= key < len(entries):
-                raise InputError(f"{where}: {key!r} is no entry of the base's list; they are 0 to {len(entries) - 1}")
+                raise InputError(
+                    f"{where}: {key!r} is not an index of the base's list; valid are 0 to {len(entries) - 1}"
+                )
             entries[key] = merge(entries[key], value, f"{where}[{key}]")
         return entries
     return change
@@ -163,7 +165,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
@@ -215,7 +217,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=Yaml)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError:
-        raise InputError(f"--set {override!r}: {text!r} is no YAML value") from None
+        raise InputError(f"--set {override!r}: {text!r} is not a valid YAML value") from None
     node: Any = data
     keys = path.split(".")
     for depth, key in enumerate(keys):

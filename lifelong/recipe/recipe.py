@@ -48,7 +48,7 @@ class ModelSection(Shape):
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSection:
         if (self.checkpoint is None) == (self.family is None):
-            raise ValueError("name either `checkpoint` (start from a model) or `family` (start from random weights)")
+            raise ValueError("name either `checkpoint` (start from a model) or `family` (randomly initialised)")
         if self.checkpoint is not None and (self.sizes() or self.config):
             raise ValueError("a checkpoint brings its own sizes; grow it with `expand:` in a stage")
         if self.family is not None and self.family not in (known := plugin_names("lifelong.expand.families")):
@@ -106,7 +106,7 @@ class Recipe(Section):
     def _whole(self) -> Recipe:
         if self.model.family is not None and self.tokenizer is None:
             raise ValueError(
-                "`tokenizer` is missing: a model from random weights brings none; use "
+                "`tokenizer` is missing: a randomly initialised model brings none; use "
                 "{train: {kind: bpe, vocab_size: 8192}} or {checkpoint: ...}"
             )
         if self.tokenizer is not None and self.tokenizer.fixed and self.model.checkpoint is None:

@@ -230,7 +230,7 @@ def alpha_chart(history: RunHistory) -> str:
             if any(point.alpha > 0 for point in part):
                 chart.line([(start + p.tokens, p.alpha) for p in part], ("var(--s3)", ""), label=span.domain)
                 taught += [(start + p.tokens, p.kl) for p in part if p.kl is not None and p.alpha > 0]
-    caption = "inheritance rate α: the teacher's share of the loss"
+    caption = "inheritance rate α: the teacher's weight in the loss"
     if taught:
         caption += f"; KL to the teacher (× τ²) {taught[0][1]:.3f} nats at first, {taught[-1][1]:.3f} at the end"
     return chart.svg(caption, '<span><i style="background:var(--s3)"></i>α</span>')

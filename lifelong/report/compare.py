@@ -231,10 +231,10 @@ def _limits(
         shared = set.intersection(*(set(history.matrix.domains) for history in histories))
         same = f"entries of {', '.join(sorted(shared))}, and cost" if shared else "cost"
         found.append(
-            f"the runs differ in their domains or their order: averages over domains do not compare, only {same}"
+            f"the runs differ in their domains or their order: averages over domains are not comparable, only {same}"
         )
     if len({len(history.stages) for history in histories}) > 1:
-        found.append("the runs differ in their committed stages: metrics of the end do not compare")
+        found.append("the runs differ in their committed stages: final metrics are not comparable")
     found += [
         f"{history.path} is unfinished: {', '.join(history.unfinished)} not committed yet"
         for history in histories

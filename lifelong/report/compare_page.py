@@ -100,7 +100,7 @@ LEGEND = (
     "Mean over the runs of a group with its 95 % interval: over seeds (Student's t) where a group has several, else "
     f"over held-out documents (bootstrap). Best in bold; = not told apart from it, ≠ differs with p < {ALPHA}, "
     "corrected for several comparisons (Holm). At equal tokens, FLOPs or seconds: mean bits per byte over the whole stream "
-    "when every run had spent what the cheapest took for training; a straight line between the ends of stages."
+    "at the point where every run had spent the training cost of the cheapest; linear interpolation between ends of stages."
 )
 
 

@@ -31,7 +31,7 @@ def _rows(summary: DomainSummary) -> Iterator[tuple[str, str]]:
     yield ("licence", summary.licence or "not stated")
     if summary.tokens is not None:
         yield ("tokens", f"{summary.tokens:,} in all splits, {summary.bytes_per_token:.2f} bytes each")
-        yield ("fertility", f"{summary.fertility:.2f} tokens a word")
+        yield ("fertility", f"{summary.fertility:.2f} tokens per word")
     for kind, rate in (("exact repeats", summary.exact_duplicates), ("near repeats", summary.near_duplicates)):
         yield (kind, f"{round(rate * summary.compared):,} of {summary.compared:,} documents ({rate:.1%})")
     for overlap in summary.overlaps:

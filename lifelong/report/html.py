@@ -25,14 +25,14 @@ def page(history: RunHistory) -> str:
     metrics = compute_run(history)
     sections = {
         "Held-out perplexity": matrix_section(history),
-        "Life of every domain": life_chart(history),
+        "Loss per domain over training": life_chart(history),
         "Metrics": metrics_section(history, metrics),
         "Training": training_chart(history) + alpha_chart(history) + training_table(history),
         "Replay": replay_map(history),
         "Growth": growth_table(history),
         "Cost": cost_section(history),
         "Facts": facts_section(history),
-        "Old against new": front_sections(history),
+        "Interpolation": front_sections(history),
         "Downstream": tasks_section(history.tasks),
         "Samples": samples(history),
         "Lineage": lineage_table(history),
@@ -182,7 +182,7 @@ def cost_section(history: RunHistory) -> str:
             + f"<td>{cost.seconds / seconds:.1%}</td><td>{share:.1%}</td>"
             + f'<td class=bar><i style="width:{100 * share:.2f}%"></i></td></tr>'
         )
-    heads = ("phase", "tokens", "FLOPs", "of it teacher", "seconds", "share of time", "share of FLOPs", "")
+    heads = ("phase", "tokens", "FLOPs", "of which teacher", "seconds", "share of time", "share of FLOPs", "")
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     text = f"<div class=scroll><table><tr>{head}</tr>{''.join(lines)}</table></div>"
     if len(history.stages) < 2:
@@ -191,7 +191,7 @@ def cost_section(history: RunHistory) -> str:
     for record in history.stages:
         total = ComputeLedger.from_json(record.cost).total
         rows.append((record.name, f"{total.tokens:,}", f"{total.flops:.2e}", f"{total.teacher_flops:.2e}", f"{total.seconds:.1f}", f"{total.flops / flops:.1%}"))  # fmt: skip
-    by_stage = table(("stage", "tokens", "FLOPs", "of it teacher", "seconds", "share of FLOPs"), rows)
+    by_stage = table(("stage", "tokens", "FLOPs", "of which teacher", "seconds", "share of FLOPs"), rows)
     return f"{text}<details><summary>by stage</summary>{by_stage}</details>"
 
 

@@ -130,7 +130,7 @@ def metrics_table(metrics: Mapping[str, float | None]) -> Table:
 def cost_table(history: RunHistory) -> Table:
     """Cost by phase over the whole run."""
     table = Table(title="cost")
-    for heading in ("phase", "tokens", "PFLOPs", "of it teacher", "seconds"):
+    for heading in ("phase", "tokens", "PFLOPs", "of which teacher", "seconds"):
         table.add_column(heading, justify="left" if heading == "phase" else "right")
     for phase, cost in phase_costs(history).items():
         table.add_row(

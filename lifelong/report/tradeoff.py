@@ -64,7 +64,7 @@ def front_sections(history: RunHistory) -> str:
     if not parts:
         return ""
     return (
-        "<p class=soft>The model before the stage, at the new size (weight 0), and the trained one (weight 1), with models "
+        "<p class=soft>The previous stage's model, grown to the new size (weight 0), and the trained one (weight 1), with models "
         "on the straight line between their weights. To the right: more gained on the stage's domain; up: more forgotten "
         "of the earlier ones. <code>lifelong merge RUN --weight A --out DIR</code> writes one of them.</p>"
         + "".join(parts)

@@ -64,7 +64,7 @@ def altered_matrix(out: Path) -> str:
     except CorruptionError as error:
         return str(error)
     if not isinstance(data, dict) or data.get("sha256") != matrix_digest(data):
-        return f"{path}: its content is not what was written; `lifelong report` makes it again from the ledger"
+        return f"{path}: its content differs from what was written; `lifelong report` makes it again from the ledger"
     return ""
 
 
@@ -81,7 +81,7 @@ def markdown(history: RunHistory) -> str:
         lines.append(f"| {label} | " + " | ".join(shown) + " |")
     lines += ["", "| metric | value | unit |", "|---|---:|---|"]
     lines += [f"| {row.title} | {row.value} | {row.unit} |" for row in metric_rows(metrics)]
-    lines += ["", "| phase | tokens | FLOPs | of it teacher | seconds |", "|---|---:|---:|---:|---:|"]
+    lines += ["", "| phase | tokens | FLOPs | of which teacher | seconds |", "|---|---:|---:|---:|---:|"]
     for phase, cost in phase_costs(history).items():
         lines.append(f"| {phase} | {cost.tokens} | {cost.flops:.3e} | {cost.teacher_flops:.3e} | {cost.seconds:.1f} |")
     for item in check_expectations(history, metrics):

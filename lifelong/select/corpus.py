@@ -185,10 +185,10 @@ def _difference(selection: Selection, sizes: NDArray[np.int64]) -> NDArray[np.fl
     if teacher.sum() >= reference.sum():
         bits = [float(nats.sum() / np.log(2) / sizes.sum()) for nats in (teacher, reference)]
         raise InputError(
-            f"domain {selection.inputs.domain.name}: select.teacher {section.teacher!r} reads it with "
-            f"{bits[0]:.3f} bits per byte, no better than select.reference {section.reference!r} with "
+            f"domain {selection.inputs.domain.name}: select.teacher {section.teacher!r} scores it at "
+            f"{bits[0]:.3f} bits per byte, no better than select.reference {section.reference!r} at "
             f"{bits[1]:.3f}; are they swapped? "
-            "Difference sampling needs a teacher that knows the corpus better"
+            "Difference sampling needs a teacher that models the corpus better"
         )
     return difference_scores(teacher, reference, sizes)
 
@@ -205,9 +205,9 @@ def _challenge(selection: Selection) -> NDArray[np.float64]:
     if unknown > MOST_UNKNOWN:
         raise InputError(
             f"domain {selection.inputs.domain.name}: select.model {selection.inputs.section.model!r} has "
-            f"the right token among its {top_k} best guesses for less than half of the tokens in "
+            f"the right token among its {top_k} most probable ones for less than half of the tokens in "
             f"{unknown:.0%} of the documents, which all score 0: there is nothing to choose by. "
-            "Raise select.top_k, or take a model that knows more"
+            "Raise select.top_k, or use a stronger model"
         )
     return scores
 

@@ -60,7 +60,7 @@ def check_train_section(section: Mapping[str, Any], where: str = "train") -> lis
         if key in DECIDED_BY_THE_LOOP:
             lines.append(f"{where}.{key}: is decided by {DECIDED_BY_THE_LOOP[key]}")
         elif key not in known:
-            lines.append(f"{where}.{key}: is no TrainingArguments field{did_you_mean(key, allowed, limit=0)}")
+            lines.append(f"{where}.{key}: is not a TrainingArguments field{did_you_mean(key, allowed, limit=0)}")
     return lines
 
 

@@ -35,7 +35,7 @@ def read_state(checkpoint: Path, sharding: str | None, methods: Sequence[Method]
     if (written := state.get("sharding")) != sharding:
         raise InputError(
             f"{checkpoint}: was written by {_launched_as(written)}, this is {_launched_as(sharding)}; launch "
-            "it as before (the number of processes is free), or remove this folder: the stage then begins anew"
+            "it as before (the number of processes is free), or remove this folder: the stage then restarts"
         )
     load_methods(methods, checkpoint / METHODS_FILE)
     return state

@@ -298,7 +298,7 @@ def run_training_phase(model: PreTrainedModel, args: transformers.TrainingArgume
         reason = str(error).strip().splitlines()[0][:200]
         raise CorruptionError(
             f"{checkpoint}: its training state cannot be loaded ({reason}). Remove this folder: the same command then "
-            "goes on from the checkpoint before it, or from the beginning of the stage"
+            "resumes from the previous checkpoint, or restarts the stage"
         ) from None
     finally:
         phase.stop.deferred = False

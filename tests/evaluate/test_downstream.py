@@ -171,7 +171,7 @@ def test_bad_input_is_one_clear_error(checkpoint, tmp_path):
     (tmp_path / "dev.jsonl").write_text('{"text": "a", "label": 3}\n')
     with pytest.raises(InputError, match=r"dev\.jsonl"):
         read_examples(task, "dev")
-    with pytest.raises(InputError, match="epochs is at least 1"):
+    with pytest.raises(InputError, match="epochs must be at least 1"):
         FineTuning(epochs=0)
     narrow = tmp_path / "narrow.safetensors"
     save_file({"sky": torch.zeros(1, 4)}, narrow)

@@ -150,7 +150,7 @@ def test_an_unknown_architecture_is_told_how_to_add_one(folder):
 
 def test_a_folder_that_exists_is_left_alone(folder):
     (folder.parent / "grown").mkdir()
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
 
 
@@ -208,4 +208,4 @@ def test_the_command_line_takes_every_option(folder):
     assert transformers.AutoConfig.from_pretrained(out).model_type == "mixtral"
     refused = CliRunner().invoke(app, ["expand", str(folder), str(out), "--layers", "4"])
     assert refused.exception.exit_code == 2
-    assert "exists already" in str(refused.exception)
+    assert "already exists" in str(refused.exception)

@@ -27,12 +27,12 @@ from tests.expand.models import batch, tiny
 
 @pytest.mark.parametrize(("family", "targets", "message"), [
     ("llama", {"hidden_size": 16}, "hidden_size: 16 is smaller than the model's 24"),
-    ("llama", {"heads": 7, "kv_heads": 2}, "7 is no multiple of kv_heads 2; with 7 heads, kv_heads may be"),
+    ("llama", {"heads": 7, "kv_heads": 2}, "7 is not a multiple of kv_heads 2; with 7 heads, kv_heads may be"),
     ("llama", {"head_dim": 9}, "9 is odd.*nearest: 8 and 10"),
     ("llama", {"experts": 4, "experts_per_token": 5}, "5 of 4 experts"),
     ("qwen2", {"experts": 4}, "no mixture of experts"),
-    ("bert", {"hidden_size": 36}, "no multiple of 24.*nearest exact sizes: 24 and 48"),
-    ("roberta", {"hidden_size": 30}, "no multiple of 24"),
+    ("bert", {"hidden_size": 36}, "not a multiple of 24.*nearest exact sizes: 24 and 48"),
+    ("roberta", {"hidden_size": 30}, "not a multiple of 24"),
     ("gpt2", {"heads": 6}, "name hidden_size 36 too"),
     ("gpt2", {"hidden_size": 40}, "nearest: 36 and 42"),
     ("gpt2", {"kv_heads": 2}, "leave kv_heads out"),
@@ -248,5 +248,5 @@ def test_new_models_have_sensible_sizes():
     assert new_config("gemma2", vocab_size=100, max_positions=64, head_dim=16).query_pre_attn_scalar == 16
     with pytest.raises(UnknownNameError, match="did you mean 'llama'"):
         new_config("lama", vocab_size=100, max_positions=64)
-    with pytest.raises(ExpansionError, match="no multiple of 5 heads"):
+    with pytest.raises(ExpansionError, match="not a multiple of 5 heads"):
         new_config("llama", vocab_size=100, max_positions=64, heads=5)

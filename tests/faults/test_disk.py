@@ -133,7 +133,7 @@ def test_a_run_does_not_build_on_damaged_files(run, stream, monkeypatch, capsys,
     (run / name).write_bytes(content)
     code, message = run_cli(monkeypatch, capsys, "extend", run, "--domain", stream.folder / "sea.yaml")
     assert code == 2
-    assert f"{name}: its content is not what was committed" in message
+    assert f"{name}: its content differs from what was committed" in message
     assert "Restore damaged files from a backup" in message
     assert len(read_records(run)) == 4
 

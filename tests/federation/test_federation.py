@@ -314,7 +314,7 @@ def test_a_silo_that_cannot_begin_says_why_without_its_text(corpora: Corpora, tm
     (tmp_path / "broken").mkdir()
     card = write_domain(tmp_path / "broken", "law", documents=20)
     (tmp_path / "broken/law.valid.jsonl").write_text('{"text": "a secret contract" \n')
-    with pytest.raises(InputError, match="1 of 3 silos cannot begin") as refused:
+    with pytest.raises(InputError, match="1 of 3 silos cannot start") as refused:
         rehearse(recipe, [corpora.cards["sea"], corpora.cards["farm"], card], tmp_path / "one", PLAN)
     assert "InputError in silo law; its own log says more" in str(refused.value)
     assert "secret" not in str(refused.value)
@@ -326,7 +326,7 @@ def test_silos_have_to_agree(corpora: Corpora, tmp_path: Path) -> None:
     recipe = corpora.recipe("sea", "farm", tokens=TOKENS)
     with pytest.raises(InputError, match="several silos hold domain 'sea'"):
         rehearse(recipe, [corpora.cards["sea"]] * 2, tmp_path / "twice", PLAN)
-    with pytest.raises(InputError, match="1 of 2 silos cannot begin\n  1 did not answer"):
+    with pytest.raises(InputError, match="1 of 2 silos cannot start\n  1 did not answer"):
         rehearse(
             recipe, [corpora.cards[name] for name in ("sea", "farm")], tmp_path / "away", PLAN, lambda *_: _[0] == "sea"
         )
@@ -421,7 +421,7 @@ def test_what_cannot_be_federated_is_said_at_once(corpora: Corpora) -> None:
 
 
 def test_a_folder_belongs_to_one_recipe(corpora: Corpora, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="domain 'law' is none of the federation's: sea, farm"):
+    with pytest.raises(InputError, match="domain 'law' is not one of the federation's: sea, farm"):
         FederatedSilo(corpora.recipe("sea", "farm", tokens=100), str(corpora.cards["law"]), tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: another\n")
     silo = FederatedSilo(corpora.recipe(*NAMES, tokens=100), str(corpora.cards["law"]), tmp_path)
@@ -448,7 +448,7 @@ def test_strategies_are_flowers(corpora: Corpora) -> None:
 def test_the_app_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(tmp_path / "app")])
     assert "flwr run" in capsys.readouterr().out
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         write_app(tmp_path / "app")
     from flwr.cli.config_utils import load_and_validate
 

@@ -135,12 +135,12 @@ def test_a_damaged_cache_is_refused(tmp_path):
         TargetCache(folder)
     middle = len(data) * 3 // 5
     shard.write_bytes(data[:middle] + bytes(byte ^ 255 for byte in data[middle : middle + 8]) + data[middle + 8 :])
-    with pytest.raises(CorruptionError, match="is not what was written"):
+    with pytest.raises(CorruptionError, match="differs from what was written"):
         TargetCache(folder).read([*block_keys(batch(0)), *block_keys(batch(1))])
     shard.unlink()
     with pytest.raises(CorruptionError, match="the shard is missing"):
         TargetCache(folder)
-    with pytest.raises(InputError, match="is no cache of targets"):
+    with pytest.raises(InputError, match="is not a cache of targets"):
         TargetCache(tmp_path / "nowhere")
 
 

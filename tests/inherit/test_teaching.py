@@ -173,7 +173,7 @@ def refusal(recipe, out):
 def test_teachers_that_do_not_fit_are_refused_before_anything_is_written(cards, teachers, cache, tmp_path):
     out = tmp_path / "run"
     for inherit, message in (
-        ({"teacher": {"cache": str(tmp_path / "none")}}, "is no cache of targets"),
+        ({"teacher": {"cache": str(tmp_path / "none")}}, "is not a cache of targets"),
         ({"teacher": {"cache": str(cache)}, "temperature": 1.0}, "write it with `lifelong cache --temperature 1.0`"),
         ({"teacher": {"cache": str(cache)}, "until": "surpassed"}, "needs a model to compare the student with"),
         ({"teacher": {"by_domain": {"sae": "previous"}}}, "did you mean 'sea'"),
@@ -205,7 +205,7 @@ def test_errors_of_the_section_are_one_line_each(cards):
         parse_recipe(data)
     message = str(caught.value)
     assert "inherit.teacher.by_domain.sea.modell: unknown key; did you mean 'model'?" in message
-    assert "inherit.until: is a share of the stage in (0, 1], or `surpassed`, not 2" in message
+    assert "inherit.until: must be a share of the stage in (0, 1], or `surpassed`, not 2" in message
     assert "inherit.alpha" in message
     with pytest.raises(
         InputError, match=r"inherit.teacher: is one of model, cache, by_domain and mixture, here: model, cache"

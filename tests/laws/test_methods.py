@@ -108,11 +108,11 @@ def test_what_it_plans_to_compute_is_what_it_computes(trained):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_wrong_settings_are_refused_before_anything_runs(name):
-    with pytest.raises(InputError, match="strengt: is no setting of this method; did you mean 'strength'"):
+    with pytest.raises(InputError, match="strengt: unknown setting; did you mean 'strength'"):
         make_methods([(name, {"strengt": 1.0})])
-    with pytest.raises(InputError, match=r"strength: is a number \(.* by default\), not 'much'"):
+    with pytest.raises(InputError, match=r"strength: must be a number \(.* by default\), not 'much'"):
         make_methods([(name, {"strength": "much"})])
-    with pytest.raises(InputError, match="strength: is at least 0"):
+    with pytest.raises(InputError, match="strength: must be at least 0"):
         make_methods([(name, {"strength": -1.0})])
 
 

@@ -68,7 +68,7 @@ def test_anchors_and_importances_are_carried_by_the_same_maps(run):
 
 
 def test_what_is_no_stage_and_what_is_damaged_are_named(run, tmp_path):
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run directory"):
         maps_since(tmp_path, 0)
     with pytest.raises(UnknownNameError, match="no committed stage '01-fram'; did you mean '01-farm'"):
         stage_at_newest_size(run, "01-fram")
@@ -78,7 +78,7 @@ def test_what_is_no_stage_and_what_is_damaged_are_named(run, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content.replace(b"1", b"2", 1))
     try:
-        with pytest.raises(CorruptionError, match=r"stages/01-farm/expansion.json: its content is not what was"):
+        with pytest.raises(CorruptionError, match=r"stages/01-farm/expansion.json: its content differs from what was"):
             stage_at_newest_size(run, 0)
     finally:
         path.write_bytes(content)

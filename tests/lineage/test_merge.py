@@ -83,7 +83,7 @@ def test_the_front_ends_where_the_matrix_says_and_the_report_draws_it(run, recip
     assert history.fronts == (front,)
     write_report(history, tmp_path / "report")
     assert (tmp_path / "report/front.png").is_file()
-    assert "Old against new" in page(history)
+    assert "Interpolation" in page(history)
 
 
 def test_a_front_of_other_weights_is_left_out_and_said(run, recipe, tmp_path):
@@ -97,8 +97,8 @@ def test_a_front_of_other_weights_is_left_out_and_said(run, recipe, tmp_path):
 
 
 @pytest.mark.parametrize(("weight", "stage", "error", "words"), [
-    (1.5, None, InputError, "from 0"), (float("nan"), None, InputError, "from 0"),
-    (0.5, "02-law", UnknownNameError, "01-farm"), (0.5, "0", InputError, "random weights"),
+    (1.5, None, InputError, "between 0"), (float("nan"), None, InputError, "between 0"),
+    (0.5, "02-law", UnknownNameError, "01-farm"), (0.5, "0", InputError, "randomly initialised"),
 ])  # fmt: skip
 def test_bad_input(run, recipe, tmp_path, weight, stage, error, words):
     with pytest.raises(error, match=words):
@@ -112,7 +112,7 @@ def test_changed_weights_are_not_merged(run, recipe, tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CorruptionError, match="not what was committed"):
+    with pytest.raises(CorruptionError, match="differs from what was committed"):
         merge_stage(copy, recipe, 0.5, tmp_path / "out")
 
 

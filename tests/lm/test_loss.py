@@ -130,7 +130,7 @@ def test_bfloat16_gradient_is_close_when_teacher_and_student_are_close():
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"alpha": 1.5}, r"alpha: lies in \[0, 1\]"),
+    ({"alpha": 1.5}, r"alpha: must be in \[0, 1\]"),
     ({"temperature": 0.0}, "temperature"),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(settings, message):

@@ -105,7 +105,7 @@ def test_check_finds_a_flipped_byte_and_a_foreign_file(finished, tmp_path):
     weights.write_bytes(data)
     (out / "stages/00-sea/notes.txt").write_text("mine")
     findings = "\n".join(check_run(out))
-    assert "model.safetensors: its content is not what was committed" in findings
+    assert "model.safetensors: its content differs from what was committed" in findings
     assert "notes.txt: does not belong" in findings
 
 

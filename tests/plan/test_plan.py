@@ -208,7 +208,7 @@ def test_each_warning_is_given_where_it_is_due_and_only_there(cards):
         "no replay": {**sound, "replay": None},
         "longer than a tenth": {**sound, "train": {**sound["train"], "warmup_steps": 0.2}},
         "only 1 optimizer steps": {**sound, "stages": [stages[0] | {"tokens": 200}, stages[1]]},
-        "above the 0.003 of the stage before": {
+        "above the 0.003 of the previous stage": {
             **sound,
             "stages": [stages[0], stages[1] | {"train": {"learning_rate": 5e-3}}],
         },
@@ -287,7 +287,7 @@ def test_a_recipe_whose_base_is_still_to_come_is_planned_by_the_recipe_that_writ
     base = load_recipe("ki/base").model
     assert plan.stages[0].shape["layers"] == base.layers
     assert plan.stages[0].memory.teacher > 0
-    assert any("planned by recipe ki/base" in note for note in plan.notes)
+    assert any("planned from recipe ki/base" in note for note in plan.notes)
     unknown = load_recipe("ki/adapt-cs-20m", ["model.checkpoint=runs/never-heard-of/stages/00-x/model"])
     with pytest.raises(InputError, match="no known recipe is named 'never-heard-of'"):
         plan_recipe(unknown)

@@ -45,7 +45,7 @@ def test_a_base_that_leads_back_is_refused(folder):
 
 
 def test_an_entry_that_is_not_there_is_refused():
-    with pytest.raises(InputError, match="2 is no entry of the base's list; they are 0 to 1"):
+    with pytest.raises(InputError, match="2 is not an index of the base's list; valid are 0 to 1"):
         merge({"stages": [1, 2]}, {"stages": {2: 3}}, "x.yaml")
 
 

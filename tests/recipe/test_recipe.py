@@ -42,7 +42,7 @@ def test_every_error_is_reported_at_once_with_path_and_nearest_name():
     ({"model": {}}, "name either `checkpoint`"),
     ({"model": {"family": "lama"}}, "did you mean 'llama'"),
     ({"model": {"checkpoint": "$NO_SUCH_VARIABLE/x"}}, "environment variable NO_SUCH_VARIABLE"),
-    ({"tokenizer": None}, "a model from random weights brings none"),
+    ({"tokenizer": None}, "a randomly initialised model brings none"),
     ({"methods": [{"name": "ewcc"}]}, "there is no method 'ewcc'"),
     ({"budget": {"b": 0.1}}, "there is no stage with domain 'b'"),
     ({"inherit": {"on": "replay"}}, "there is no `replay:` section"),
@@ -82,7 +82,7 @@ def test_files_that_are_no_recipe(tmp_path):
     with pytest.raises(InputError, match="a recipe is a mapping"):
         load_recipe(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [")
-    with pytest.raises(InputError, match="is no YAML"):
+    with pytest.raises(InputError, match="is not valid YAML"):
         load_recipe(tmp_path / "broken.yaml")
     with pytest.raises(InputError, match="did you mean 'quickstart'"):
         load_recipe("quickstrat")

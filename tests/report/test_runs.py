@@ -97,7 +97,7 @@ def test_changed_losses_are_not_reported(run, tmp_path, monkeypatch, capsys):
     losses = json.loads(path.read_text())
     losses[0]["nats"] *= 0.5
     path.write_text(json.dumps(losses))
-    with pytest.raises(CorruptionError, match=r"losses\.json: its content is not what was committed"):
+    with pytest.raises(CorruptionError, match=r"losses\.json: its content differs from what was committed"):
         read_history(copy)
     assert run_cli(monkeypatch, "report", copy) == 2
     assert "losses.json" in capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_a_changed_matrix_is_found_by_its_hash_and_made_again(run, tmp_path, mon
     data["metrics"]["forgetting"] = 0.0
     path.write_text(json.dumps(data))
     assert run_cli(monkeypatch, "check", copy) == 2
-    assert "matrix.json: its content is not what was written" in capsys.readouterr().err
+    assert "matrix.json: its content differs from what was written" in capsys.readouterr().err
     assert run_cli(monkeypatch, "report", copy) == 0
     assert "made again" not in capsys.readouterr().out
     assert run_cli(monkeypatch, "check", copy) == 0

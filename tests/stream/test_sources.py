@@ -143,12 +143,12 @@ def test_take_bytes_bounds_training_text_only(write_card: Callable[..., Domain])
 
 _BAD_LINES = {
     "not UTF-8": b'{"text": "caf\xe9"}',
-    "no valid JSON": b'{"text": "cut',
+    "not valid JSON": b'{"text": "cut',
     "a text is needed, this is int 7": b'{"text": 7}',
     "a text is needed, this is NoneType": b'{"text": null}',
     "there is no field 'text'; did you mean 'texts'": b'{"texts": "x"}',
     "must be an object": b'"just a string"',
-    "an array of documents is no JSON lines": b'[{"text": "x"}',
+    "an array of documents is not JSON lines": b'[{"text": "x"}',
     "half a surrogate pair": b'{"text": "\\ud800"}',
     "a NUL character": b'{"text": "a\\u0000b"}',
     "a document of": json.dumps({"text": "x" * 3000}).encode(),
@@ -183,7 +183,7 @@ def test_compressed_file_cut_short(tmp_path: Path, ending: str) -> None:
         with pa.CompressedOutputStream(str(path), "zstd") as file:
             file.write(_jsonl(texts))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=rf"a\.jsonl\.{ending}:\d+: .*(cut short|no valid JSON)"):
+    with pytest.raises(InputError, match=rf"a\.jsonl\.{ending}:\d+: .*(cut short|not valid JSON)"):
         _all(_load(tmp_path, {"files": [path.name]}))
     skipping = _load(tmp_path, {"files": [path.name]}, on_bad_document="skip")
     tally = Tally()
@@ -197,7 +197,7 @@ def test_not_compressed_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(_jsonl(TEXTS))
     with pytest.raises(InputError, match=r"a\.jsonl\.gz:1: the compressed file is cut short or damaged"):
         _all(_load(tmp_path, {"files": ["a.jsonl.gz"]}))
-    with pytest.raises(InputError, match="no valid parquet file"):
+    with pytest.raises(InputError, match="not a valid parquet file"):
         _all(_load(tmp_path, {"files": ["a.parquet"]}))
 
 

@@ -90,7 +90,7 @@ def test_add_domain_writes_a_card_that_works_from_anywhere(known: Path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "../x", "files": ["a.jsonl"]}, "is no name"),
+        ({"name": "../x", "files": ["a.jsonl"]}, "is not a valid name"),
         ({"name": "x"}, "exactly one of"),
         ({"name": "x", "files": ["a.jsonl"], "hub": "a/b"}, "exactly one of"),
         ({"name": "x", "files": ["nothing.jsonl"]}, "matches no file"),

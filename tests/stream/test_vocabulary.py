@@ -209,7 +209,7 @@ def test_a_changed_map_is_refused(sources, tmp_path, file):
         facts["domains"]["two"]["mask_id"] = 7
         facts["domains"]["two"]["map"] = "0" * 64
         path.write_text(json.dumps(facts))
-    with pytest.raises(CorruptionError, match=r"of (two|words) is not what was written"):
+    with pytest.raises(CorruptionError, match=r"of (two|words) differs from what was written"):
         load_merged(tmp_path)
 
 

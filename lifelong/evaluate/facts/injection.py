@@ -148,7 +148,7 @@ class InjectedDataset:
             if len(places) < len(blocks):
                 raise InputError(
                     f"facts: they fill {len(blocks)} rows, behind step {step} of {inner.num_steps} there are "
-                    f"{len(places)} rows of new text; name fewer facts or repeats, or an earlier time in facts.at"
+                    f"{len(places)} rows of new text; use fewer facts or repeats, or an earlier time in facts.at"
                 )
             self._blocks.update(zip(places, blocks, strict=True))
 

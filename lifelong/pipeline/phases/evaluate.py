@@ -98,8 +98,8 @@ def _check_budget(stage: Stage) -> None:
         rejected.parent.mkdir(exist_ok=True)
         stage.result.path.rename(rejected)
         raise ForgettingBudgetExceeded(
-            f"stage {stage.name} breaks its forgetting budget and is not committed; it lies in {rejected}\n  "
+            f"stage {stage.name} exceeds its forgetting budget and is not committed; it is kept in {rejected}\n  "
             + "\n  ".join(broken)
-            + "\n  raise replay.share, max_share or memory_tokens, lower train.learning_rate or tokens,"
-            "\n  and give the same command with such a --set: it goes on from the last committed stage"
+            + "\n  raise replay.share, max_share or memory_tokens, or lower train.learning_rate or tokens,"
+            "\n  and run the same command with that --set: it resumes from the last committed stage"
         )

@@ -123,11 +123,11 @@ def _problem(domain: Domain, place: str, text: str) -> str | None:
     try:
         size = len(text) if text.isascii() else len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
-        return f"{place}: half a surrogate pair (\\u{ord(text[error.start]):04x}) is no character"
+        return f"{place}: half a surrogate pair (\\u{ord(text[error.start]):04x}) is not a character"
     if size > domain.max_document_bytes:
         return f"{place}: a document of {size:,} bytes; max_document_bytes is {domain.max_document_bytes:,}"
     if "\x00" in text:
-        return f"{place}: a NUL character: this is no text"
+        return f"{place}: a NUL character: this is not text"
     return None
 
 

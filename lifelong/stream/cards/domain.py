@@ -63,7 +63,7 @@ class Domain(CardFile):
     @classmethod
     def _is_a_name(cls, value: str) -> str:
         if not NAME_PATTERN.fullmatch(value):
-            raise ValueError(f"{value!r} is no name: use letters, digits, '.', '_', '-', at most 64")
+            raise ValueError(f"{value!r} is not a valid name: use letters, digits, '.', '_', '-', at most 64")
         return value
 
     @property
@@ -83,11 +83,11 @@ def load_domain(card: str | Path) -> Domain:
     if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
         path = Path(text).expanduser()
         if not path.is_file():
-            raise InputError(f"domain card {text}: there is no such file{_case_hint(path)}")
+            raise InputError(f"domain card {text}: no such file{_case_hint(path)}")
         return read_card(path)
     if not NAME_PATTERN.fullmatch(text):
         raise InputError(
-            f"{text!r} is no name of a domain: use letters, digits, '.', '_', '-', at most 64, "
+            f"{text!r} is not a valid domain name: use letters, digits, '.', '_', '-', at most 64, "
             "or give the path of a card that ends in .yaml"
         )
     for folder in domain_folders():
@@ -132,7 +132,7 @@ def read_card(path: Path) -> Domain:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{place}: no valid YAML: {getattr(error, 'problem', error)}") from None
+        raise InputError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: a card is a mapping (name:, source:, ...), this is {shortened(data, 80)}")
     data.setdefault("name", path.stem)

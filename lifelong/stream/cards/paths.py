@@ -53,7 +53,7 @@ def expand_patterns(card: CardFile, patterns: Iterable[str], where: str) -> list
         expanded = expand_variables(pattern, place)
         if ".." in Path(expanded).parts:
             raise InputError(
-                f"{place}: {pattern!r} climbs with '..' out of what the card may read; write the full path, "
+                f"{place}: {pattern!r} must not contain '..'; write the full path, "
                 "or begin it with a variable such as $LIFELONG_DATA"
             )
         full = str(Path(glob.escape(str(card.folder))) / expanded)

@@ -134,8 +134,8 @@ def _field_of_json(line: str, field: str, place: str) -> str | Bad:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        hint = "; an array of documents is no JSON lines: write one object a line" if line[0] == "[" else ""
-        return Bad(f"{place}: no valid JSON ({error}){hint}")
+        hint = "; an array of documents is not JSON lines: write one object per line" if line[0] == "[" else ""
+        return Bad(f"{place}: not valid JSON ({error}){hint}")
     if not isinstance(row, dict):
         return Bad(f"{place}: a line must be an object with the field {field!r}, this is {_kind(row)}")
     return _field_of_row(row, field, place)
@@ -185,7 +185,7 @@ def _read_csv(path: Path, reading: Reading, delimiter: str = ",") -> Iterator[Ra
                 yield place, cells[header.index(reading.text_field)]
         yield from ((str(path), fault) for fault in faults)
     except csv.Error as error:
-        yield f"{path}:{rows.line_num}", Bad(f"{path}:{rows.line_num}: no valid table ({error})")
+        yield f"{path}:{rows.line_num}", Bad(f"{path}:{rows.line_num}: not a valid table ({error})")
     finally:
         csv.field_size_limit(previous)
 
@@ -198,7 +198,7 @@ def _read_parquet(path: Path, reading: Reading) -> Iterator[RawDocument]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: no valid parquet file ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not a valid parquet file ({str(error).splitlines()[0]})") from None
     with file:
         names = file.schema_arrow.names
         if reading.text_field not in names:

@@ -86,7 +86,7 @@ class DomainSummary:
             rate = self.exact_duplicates + self.near_duplicates
             found.append(f"{rate:.0%} of its documents repeat others; `dedup: near` drops them")
         if self.bytes["train"] > COMPARED_BYTES:
-            found.append(f"repeats and overlap were looked for in the first {COMPARED_BYTES // 10**6} MB only")
+            found.append(f"repeats and overlap were searched in the first {COMPARED_BYTES // 10**6} MB only")
         if self.left_out["bad"]:
             found.append(f"{self.left_out['bad']} documents could not be read, the first: {self.bad_reasons[0]}")
         return found
@@ -224,7 +224,7 @@ def add_domain(
     import yaml
 
     if not NAME_PATTERN.fullmatch(name):
-        raise InputError(f"{name!r} is no name: use letters, digits, '.', '_', '-', at most 64")
+        raise InputError(f"{name!r} is not a valid name: use letters, digits, '.', '_', '-', at most 64")
     card = out / f"{name}.yaml"
     if card.exists():
         raise InputError(f"{card}: there is a card of this name; remove it, or choose another name")

@@ -209,7 +209,7 @@ def load_merged(folder: Path) -> MergedTokenizers | None:
     changed = [name for name, domain in domains.items() if domain.facts() != facts[name]]
     if changed:
         raise CorruptionError(
-            f"{own}: tokenizer or id map of {', '.join(changed)} is not what was written; restore the folder, "
+            f"{own}: tokenizer or id map of {', '.join(changed)} differs from what was written; restore the folder, "
             "`lifelong check` lists everything that was changed"
         )
     return MergedTokenizers(load_tokenizer(folder), domains)
