@@ -1,4 +1,4 @@
-"""Several processes that are one run, as `torchrun` and `accelerate launch` start them.
+"""Multi-process runs, as `torchrun` and `accelerate launch` start them.
 
 Everything that is written is written by the first process. What it alone can do, it does inside `run_on_main_process`
 while the others wait; what fails there fails in all of them, and is told once. Waiting goes over a group of its own,
@@ -92,7 +92,7 @@ def rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes."""
+    """Whether this is the main process, which alone writes."""
     return rank() == 0
 
 
@@ -105,7 +105,7 @@ def barrier() -> None:
 
 
 def run_on_main_process(work: Callable[[], T]) -> T:
-    """What `work` gives, which only the first process does; the others wait for it.
+    """Run `work` on the main process only; the others wait, and all return its result.
 
     Inside, there is only one process: collective operations are none there. Every process has to come here.
 

@@ -1,4 +1,4 @@
-"""The error tree.
+"""The exception hierarchy.
 
 LifelongError                 ends a verb with exit code 2 and one message
 ├── InputError                a file, card, recipe or option is wrong
@@ -20,7 +20,7 @@ from typing import Any
 
 
 class LifelongError(Exception):
-    """What was wrong, the value, where, what is allowed; shown without a traceback."""
+    """Base of all errors: what was wrong, the value, where, what is allowed; shown without a traceback."""
 
     exit_code = 2
 

@@ -12,7 +12,7 @@ def lazy_exports(package: str, modules: Mapping[str, str]) -> tuple[Callable[[st
 
     Args:
         package: its `__name__`.
-        modules: where each name is defined. A name given with the submodule of that name stands for the submodule: its
+        modules: where each name is defined. A name given with the submodule of that name means the submodule: its
             import would put it in the place of anything else.
     """
 

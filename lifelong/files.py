@@ -53,7 +53,7 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Like `write_text`; numbers keep all their digits, so that what is read back is bitwise the same."""
+    """Write JSON as `write_text` does; numbers keep all their digits, so that what is read back is bitwise the same."""
     write_text(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file that carries the hash of the rest of it: for what stands beside the ledger, not in it."""
+    """Write a JSON file with the hash of its own content: for files beside the ledger, which it does not list."""
     write_text(path, _sealed(data))
 
 

@@ -1,4 +1,4 @@
-"""The folder is the registry: every module of a plugin package is one plugin, named by its file.
+"""Plugin registry by folder: every module of a plugin package is one plugin, named by its file.
 
 `metrics/bwt.py` is the metric `bwt`, `methods/ewc.py` the method `ewc`, `expand/families/llama.py` the
 family `llama`. Adding one is adding one file. Other distributions add theirs by entry points that name a module of the
@@ -46,7 +46,7 @@ def load_plugin(package: str, name: str, *, kind: str, where: str = "") -> Modul
     """The module that holds plugin `name`; `-` and `_` are the same in names.
 
     Raises:
-        UnknownNameError: there is no such plugin; offers the nearest name.
+        UnknownNameError: no such plugin; offers the nearest name.
         InputError: a plugin of another distribution cannot be imported, or is none.
     """
     canonical = str(name).replace("_", "-")

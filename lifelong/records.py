@@ -89,7 +89,7 @@ class LossMatrix:
 
 @dataclass(frozen=True)
 class Cost:
-    """What something cost. FLOPs count multiply and add separately; `flops` includes `teacher_flops`."""
+    """Cost of training or evaluation. FLOPs count multiply and add separately; `flops` includes `teacher_flops`."""
 
     tokens: int = 0
     flops: float = 0.0
@@ -132,7 +132,7 @@ class ComputeLedger:
 
 @dataclass(frozen=True)
 class ExpansionReport:
-    """What a growth did and how far the function moved.
+    """Report of a growth: what it did and how far the function moved.
 
     `source` and `target` are shapes (axis name to size). Differences are between the logits of the small
     and the grown model on the same tokens; a figure that was not measured is None.
@@ -398,7 +398,7 @@ class RunObserver:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What `run_recipe` hands back."""
+    """Result of `run_recipe`."""
 
     out: str
     matrix: LossMatrix

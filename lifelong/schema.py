@@ -91,13 +91,13 @@ class Section(BaseModel):
 
     @classmethod
     def known_keys(cls) -> dict[str, FieldInfo]:
-        """What may be written in it."""
+        """Keys that may be written in a section."""
         return cls.model_fields
 
 
 @dataclass(frozen=True)
 class Wording:
-    """How a kind of file words its faults.
+    """Wording of the errors of a kind of file.
 
     Args:
         missing: said of a key that is not there.

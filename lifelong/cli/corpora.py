@@ -1,4 +1,4 @@
-"""Corpora: domain cards."""
+"""Commands on corpora: domain cards."""
 
 from __future__ import annotations
 

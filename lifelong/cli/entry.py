@@ -1,4 +1,4 @@
-"""The verbs of `lifelong`. Heavy libraries are imported inside a verb, so that `--help` answers at once.
+"""The commands of `lifelong`. Heavy libraries are imported inside a command, so that `--help` answers at once.
 
 Exit codes: 0 done; 2 the input is wrong; 3 a verification or a forgetting budget was broken; 1 a bug;
 130 interrupted, resumable.

@@ -1,4 +1,4 @@
-"""What is there: check a run, report on runs, list and describe names."""
+"""Commands that inspect: check a run, report on runs, list and describe names."""
 
 from __future__ import annotations
 

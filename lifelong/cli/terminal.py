@@ -1,4 +1,4 @@
-"""What the verbs share: options, the terminal, and libraries that keep quiet on it."""
+"""Shared by all commands: options, terminal output, and quieter libraries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CardsOption = Annotated[
 
 @dataclass
 class State:
-    """What was asked for before the verb."""
+    """Global options, given before the command."""
 
     verbose: bool = False
 

@@ -25,7 +25,7 @@ def evaluate(
 
     Args:
         model: checkpoint folder, hub id, or run folder.
-        domains: names or paths of domain cards; a single one may stand alone.
+        domains: names or paths of domain cards; a single one may be given alone.
         tokens: held-out tokens per domain: whole documents in order until there are so many.
         sequence_length: tokens of a window.
         objective: `clm` or `mlm`.

@@ -1,10 +1,10 @@
-"""What a model is worth for a task: a copy gets a classification head and is fine-tuned, several times.
+"""Downstream evaluation: a copy of the model gets a classification head and is fine-tuned, several times.
 
 Early stopping on macro F1 of the dev split, scores on the test split, mean and deviation over seeds. A domain
 prompt (token embeddings) may stand behind the first token; the prompt of the task's domain, that of another, and
 none are told apart, because a wrong prompt has been seen to do as well as the right one.
 
-Letters: B examples, T tokens, P tokens of a prompt, D width.
+Shape suffixes: B examples, T tokens, P tokens of a prompt, D width.
 
 Source: Gururangan et al. 2020 (arXiv 2004.10964), appendix B: learning rate 2e-5, batches of 16, at most 10 epochs,
 patience 3, for RoBERTa; a small model trained here wants a larger learning rate.
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a copy is fine-tuned. `examples` caps every split, `length` the tokens of an example."""
+    """Settings of fine-tuning. `examples` caps every split, `length` the tokens of an example."""
 
     learning_rate: float = 2e-5
     epochs: int = 10

@@ -1,11 +1,11 @@
-"""Held-out loss of a model on a domain, as anybody can compute it again.
+"""Held-out loss on one domain, defined so that it can be reproduced without this package.
 
 Each document is tokenised alone with the beginning-of-text token in front (end-of-text where there is none) and
 cut into windows of `sequence_length` tokens that overlap by one, so that every token is predicted exactly once
 from the earlier tokens of its own window. A masked model predicts 15 % of the positions, chosen by a hash of
 document and position and hidden by the mask token.
 
-Letters: B windows, T tokens.
+Shape suffixes: B windows, T tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When to look during a stage: densely in its first few per cent, where the stability gap is."""
+"""Probe schedule of a stage: dense in its first few per cent, where the stability gap is."""
 
 from __future__ import annotations
 

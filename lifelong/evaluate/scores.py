@@ -1,6 +1,6 @@
 """Losses of single documents and blocks, by which training text is chosen or remembered.
 
-Letters: B windows, T tokens, N predicted tokens, V vocabulary, C rows of a chunk.
+Shape suffixes: B windows, T tokens, N predicted tokens, V vocabulary, C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class DocumentScorer:
     def token_losses(
         self, documents: Sequence[Document], *, ranks: bool = True
     ) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-        """Of each document the losses of its predicted tokens in nats, and the ranks of the right tokens.
+        """Per document: losses of its predicted tokens in nats, and ranks of the right tokens.
 
         Rank 0 is the model's best guess. Without `ranks` they are all 0.
         """
@@ -92,7 +92,7 @@ class DocumentScorer:
 
 
 def token_ranks(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, bias_V: Tensor | None) -> Tensor:
-    """How many tokens the model finds likelier than the right one, `[N]`; soft-capping and scaling keep the order."""
+    """Number of tokens more likely than the right one, `[N]`; soft-capping and scaling keep the order."""
     chunk = default_chunk_tokens(weight_VD.shape[0], hidden_ND.device)
     ranks_N = torch.empty(labels_N.shape, dtype=torch.long, device=hidden_ND.device)
     for start in range(0, labels_N.numel(), chunk):

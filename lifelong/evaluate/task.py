@@ -59,7 +59,7 @@ def load_task(card: str | Path) -> Task:
     """The task of a card, given by name or by path.
 
     Raises:
-        InputError: there is no such card, or it is wrong; every fault of the card is in one message.
+        InputError: no such card, or it is wrong; every fault of the card is in one message.
     """
     text = str(card)
     if text.endswith((".yaml", ".yml")) or "/" in text:
@@ -78,7 +78,7 @@ def known_tasks() -> list[str]:
 
 
 def task_folders() -> list[Path]:
-    """Where cards are looked for, in order."""
+    """Folders searched for cards, in order."""
     named = [Path(part) for part in os.environ.get("LIFELONG_TASKS", "").split(os.pathsep) if part]
     return [folder for folder in (Path("tasks"), *named, shipped_folder("tasks")) if folder.is_dir()]
 

@@ -23,7 +23,7 @@ def expansion_map(plan: ExpansionPlan, model_class: Any) -> ExpansionMap:
     """The map of a plan for a model class; loads no weights.
 
     Raises:
-        ExpansionError: the model is no plain member of its family.
+        ExpansionError: the model is not a standard member of its family.
     """
     small = empty_model(model_class, plan.source_config)
     large = empty_model(grown_class(plan, model_class), plan.target_config)
@@ -52,7 +52,7 @@ def grow(
         A stock model of the plan's shape, the map of its weights, and what was measured on both.
 
     Raises:
-        ExpansionError: the model is no plain member of its family, or holds values that are not finite.
+        ExpansionError: the model is not a standard member of its family, or holds values that are not finite.
     """
     started = time.monotonic()
     plan = plan if seed is None else replace(plan, seed=seed)
@@ -134,7 +134,7 @@ def expand_model(  # noqa: PLR0913  # one name a size, as the command line has t
         positions: longest sequence.
         mode: `exact`, or `elle` for the random copies of the ELLE paper.
         strategy: how new units begin: `pad`, `clone` or `pairs`; all exact.
-        approximate: go on where exactness is impossible; the report says how far the function moved.
+        approximate: continue where exactness is impossible; the report says how far the function moved.
         placement: of new layers: `interleaved`, `last`, or for every one the layer it follows.
         seed: of new entries.
         optimizer: of the model; its state (Adam's moments) moves to the grown model, in place.

@@ -1,4 +1,4 @@
-"""What hangs on the old weights moves with them: optimizer state, adapters, and who may learn how fast."""
+"""Carries optimizer state, adapters and learning-rate groups over to the grown model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the coordinates of one axis of a grown model come from."""
+"""Index maps: where the coordinates of one axis of a grown model come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEW, MEAN = -1, -2
 
 @dataclass(frozen=True)
 class AxisMap:
-    """Where the coordinates of one axis come from.
+    """Index map of one axis: where its coordinates come from.
 
     Attributes:
         source: `[new]` int64: old coordinate, NEW, or MEAN of all old coordinates.
@@ -55,7 +55,7 @@ class AxisMap:
 
     @property
     def is_identity(self) -> bool:
-        """Nothing changes along this axis."""
+        """Whether nothing changes along this axis."""
         same = len(self.source) == self.size and torch.equal(self.source, torch.arange(self.size))
         return same and bool((self.scale == 1).all())
 

@@ -74,7 +74,7 @@ def explain_expansion(
     strategy: Strategy = "pad",
     placement: Placement = "interleaved",
 ) -> str:
-    """What growing a checkpoint would do, from its configuration alone.
+    """Describe what growing a checkpoint would do, from its configuration alone.
 
     Raises:
         ExpansionError: the target cannot be reached.
@@ -120,7 +120,7 @@ def expand_checkpoint(
         out: new folder.
         targets: larger sizes by axis name.
         mode: `exact` or `elle`.
-        approximate: go on where exactness is impossible.
+        approximate: continue where exactness is impossible.
         strategy: how new units begin.
         placement: of new layers: `interleaved`, `last`, or for every one the layer it follows.
         seed: of new entries.

@@ -1,4 +1,4 @@
-"""What the growth of an architecture needs to know: the role of every parameter. No logic in a family's file.
+"""Architecture families: the role that every parameter has in growth. No logic in a family's file.
 
 Spaces, what the rows or columns of a parameter count:
 
@@ -12,7 +12,7 @@ Spaces, what the rows or columns of a parameter count:
 | experts | experts of a mixture |
 
 `embedding`, `reader`, `writer`, `bias`, `pre_norm`, ... below make the entries of a family's table. A parameter's
-name holds `{layer}` where the number of its layer stands.
+name holds `{layer}` in place of its layer number.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Parameter:
         by_head: rows of fused projections alternate head by head ([heads, 3, head size]).
         per_expert: the first dimension counts experts.
         tied_to: the parameter it shares its values with when the configuration ties embeddings.
-        slot: `attention` or `ffn` for what stands in a post-norm block.
+        slot: `attention` or `ffn` for parameters of a post-norm block.
     """
 
     role: Role
@@ -146,7 +146,7 @@ def router() -> Parameter:
 
 @dataclass(frozen=True)
 class ExpertFiles:
-    """How a checkpoint stores the fused experts, one file entry an expert: `parts` stacked make the rows."""
+    """Storage of fused experts in a checkpoint, one file entry per expert: `parts` stacked make the rows."""
 
     parameter: str
     parts: tuple[str, ...]
@@ -162,7 +162,7 @@ class Family:
         parameters: name pattern to role; each parameter of a model must match exactly one.
         axes: axis to configuration key.
         norm: `rms` or `layer`.
-        placement: where norms stand: `pre`, `sandwich` (pre and post), `post` (OLMo 2), `stream` (BERT: the norm's
+        placement: where norms are: `pre`, `sandwich` (pre and post), `post` (OLMo 2), `stream` (BERT: the norm's
             output is the stream), `embedding` (ModernBERT: pre, but a LayerNorm writes the stream at the start).
         gain_offset: a stored gain w means w + offset (Gemma: 1).
         head_norm: norms on queries and keys: `head` (per head), `full` (all heads together) or none.
@@ -238,7 +238,7 @@ class Family:
 
     @property
     def layer_stem(self) -> str:
-        """What stands in front of `{layer}` in the names."""
+        """Prefix of parameter names, in front of `{layer}`."""
         return next(pattern.split("{layer}")[0] for pattern in self.parameters if "{layer}" in pattern)
 
 
@@ -264,7 +264,7 @@ def load_family(name: str) -> Family:
     """The family of a plugin file.
 
     Raises:
-        UnknownNameError: there is no such file.
+        UnknownNameError: no such file.
     """
     family: Family = load_plugin(PACKAGE, name, kind="family").FAMILY
     return family

@@ -1,4 +1,4 @@
-"""Configurations of models that start from random weights."""
+"""Configurations of randomly initialised models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GATED_STEP = 32
 
 
 def new_config(family_name: str, *, vocab_size: int, max_positions: int, **settings: Any) -> Any:
-    """Configuration of a model that starts from random weights.
+    """Configuration of a randomly initialised model.
 
     Args:
         family_name: a family.
@@ -21,7 +21,7 @@ def new_config(family_name: str, *, vocab_size: int, max_positions: int, **setti
         settings: sizes by axis name, token ids, and any further key of the configuration; None means not named.
 
     Raises:
-        UnknownNameError: there is no such family.
+        UnknownNameError: no such family.
         ExpansionError: sizes contradict each other.
     """
     import transformers

@@ -1,4 +1,4 @@
-"""Where query and key-value heads go, so that every old query head keeps its own keys and values."""
+"""Placement of query and key-value heads, so that every old query head keeps its own keys and values."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class ExpansionMap:
     def apply_gradients(
         self, values: Mapping[str, Tensor], *, power: int = 1, fill: float | str = 0.0
     ) -> dict[str, Tensor]:
-        """What is attached to gradients, at the grown size.
+        """Grow a quantity attached to gradients.
 
         Args:
             values: by old parameter name: gradients, first moments (`power` 1); second moments, Fisher information
@@ -93,7 +93,7 @@ class ExpansionMap:
         return grown
 
     def masks(self) -> Iterator[tuple[str, Tensor]]:
-        """For every grown parameter, where it is new: true for new entries and further copies of old ones."""
+        """Masks of the new entries of every grown parameter: true for new entries and further copies of old ones."""
         for name, mapping in self.tensors.items():
             yield name, new_entries(mapping, self.axes_of(mapping))
 

@@ -1,4 +1,4 @@
-"""From shape to shape: what is feasible, and the configuration of the grown model; loads no weights."""
+"""Planning of a growth: what is feasible, and the configuration of the grown model; loads no weights."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class ExpansionPlan:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the function is to be kept."""
+        """Whether the function must be preserved."""
         return self.mode == "exact" and not self.approximations
 
     @property
     def tied(self) -> bool:
-        """Whether input and output embedding are one."""
+        """Whether input and output embeddings are tied."""
         return bool(getattr(self.source_config, "tie_word_embeddings", False))
 
     @property
@@ -117,7 +117,7 @@ def plan_expansion(
         mode: `exact`, or `elle` for random copies as published.
         strategy: how new units begin. `pad`: they read at random and write nothing. `clone`: copies that share the
             weight of what they copy. `pairs`: as `pad`, with feed-forward neurons in pairs that cancel.
-        approximate: go on where exactness is impossible.
+        approximate: continue where exactness is impossible.
         placement: where layers are inserted: `interleaved`, `last`, or for every one the layer it follows.
         seed: of everything random.
         targets: larger sizes by axis name; what is not named stays.

@@ -31,7 +31,7 @@ class ChannelPlan:
 
 
 def plan_channels(config: Any, old: int, new: int, *, partial: bool = False, approximate: bool = False) -> ChannelPlan:
-    """Where the channels of queries and keys go when a head grows from `old` to `new` channels.
+    """Place the channels of queries and keys when a head grows from `old` to `new` channels.
 
     Args:
         config: configuration of the old model.
@@ -74,7 +74,7 @@ def frequencies(config: Any, table: dict[str, Any], size: int) -> tuple[Tensor, 
 
 
 def _tables(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rotary tables of a configuration: one, or one a kind of layer."""
+    """The rotary tables of a configuration: one, or one per kind of layer."""
     if "rope_type" in parameters:
         yield parameters
     else:

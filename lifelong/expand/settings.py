@@ -41,7 +41,7 @@ class ExpandSection(Shape):
         return super().sizes() | ({} if self.positions is None else {"positions": self.positions})
 
     def options(self) -> dict[str, Any]:
-        """How the growth is done."""
+        """Options of the growth, without its sizes."""
         return self.model_dump(include={"mode", "strategy", "placement", "approximate"})
 
     @model_validator(mode="after")

@@ -185,7 +185,7 @@ class Slot:
 
 
 def slots_of(family: Family, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[Slot]:
-    """How a parameter is stored: as it is, or expert by expert as transformers does."""
+    """Storage slots of a parameter: as it is, or expert by expert as transformers does."""
     rows = expert_keys(family, name, shape[0])
     if not rows:
         key = name

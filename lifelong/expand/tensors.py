@@ -1,4 +1,4 @@
-"""How one parameter of the grown model comes from the old one, and how that acts on a tensor.
+"""Tensor maps: how one parameter of the grown model is made from the old one, and how that acts on a tensor.
 
 An old tensor W becomes W'[a, b] = r_a c_b W[i(a), j(b)] on entries whose rows and columns come from old ones;
 every other entry is new. The same map carries what is attached to a weight: gradients and Adam's first moments
@@ -25,14 +25,14 @@ SPLIT_SPREAD = 0.5
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How one parameter of the grown model comes from the old model.
+    """Map from a parameter of the old model to one of the grown model.
 
     Attributes:
         name: parameter of the grown model.
         sources: old parameters, stacked along their rows; none if the parameter has no counterpart.
         axes: names of the axis maps, one per dimension.
         factor: factor on the weights; its inverse on gradients.
-        offset: a stored value w stands for w + offset.
+        offset: a stored value w means w + offset.
         std: scale of random new entries.
         value: every entry holds this (the output of an inserted layer is 0); None where entries are mapped.
         inserted: all entries are new: the parameter belongs to an inserted layer, or holds `value`.
@@ -102,7 +102,7 @@ def grow_weight(mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[Ax
 def grow_gradient(
     mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[AxisMap], *, power: int = 1, fill: float | str = 0.0
 ) -> Tensor:
-    """What is attached to a gradient, on the grown parameter.
+    """Carry a quantity attached to a gradient over to the grown parameter.
 
     `power` 1 for gradients and first moments, 2 for second moments and importances. New entries hold `fill`; for
     `mean` the mean of the old entries: a zero second moment with an old step count has no bias correction, and

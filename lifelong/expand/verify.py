@@ -1,4 +1,4 @@
-"""How far the function moved: the old and the grown model on the same tokens.
+"""Verification of a growth: the old and the grown model on the same tokens.
 
 Shapes: B sequences, T tokens, V tokens of the old vocabulary.
 """
@@ -36,7 +36,7 @@ class ModelUnderTest:
     fetch: Fetch
 
     def logits(self, ids_BT: Tensor, dtype: torch.dtype, runs: Mapping[str, Run]) -> dict[str, Tensor]:
-        """What every run makes of the model in `dtype`; float64 is float64 throughout."""
+        """Logits of every run in `dtype`; float64 is float64 throughout."""
         model = filled_model(self.model_class, self.config, self.fetch, dtype)
         with true_float64() if dtype == torch.float64 else nullcontext(), torch.no_grad():
             results = {name: run(model, ids_BT) for name, run in runs.items()}
@@ -147,7 +147,7 @@ def _listed(worst: Mapping[str, float], *, cache: bool) -> str:
 
 
 def largest_difference(before: Tensor, after: Tensor) -> float:
-    """Between logits of the old vocabulary; NaN counts as infinite."""
+    """Largest difference between logits of the old vocabulary; NaN counts as infinite."""
     moved = (after[..., : before.shape[-1]] - before).abs()
     return float(moved.nan_to_num(nan=float("inf")).max())
 

@@ -45,7 +45,7 @@ class DisagreementError(InputError):
 
 
 class Silo(Protocol):
-    """What holds text and trains on it."""
+    """A participant that holds text and trains on it."""
 
     @property
     def domain(self) -> str:
@@ -150,14 +150,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Terms:
-    """How the server averages and waits.
+    """Terms of a federation: how the server averages and waits.
 
     Attributes:
         strategy: a name in `STRATEGIES`.
         options: of the strategy, by Flower's own names, for example `{"server_momentum": 0.9}`.
         silos: that must be there before the first round.
         min_silos: that must be there for a round to begin.
-        timeout: seconds after which a round goes on without silos that have not answered.
+        timeout: seconds after which a round continues without silos that have not answered.
     """
 
     silos: int
@@ -209,7 +209,7 @@ class Federation:
         memories: Weights | None = None,
         finished: Callable[[Round], None],
     ) -> Weights:
-        """Rounds `done + 1` to `rounds`; hands back the last average.
+        """Rounds `done + 1` to `rounds`; returns the last average.
 
         Args:
             weights: to begin with.
@@ -305,7 +305,7 @@ def make_strategy(
 
 
 def kept_memories(strategy: Any) -> Weights:
-    """What a strategy remembers from round to round besides the weights, as arrays by name."""
+    """State of a strategy from round to round besides the weights, as arrays by name."""
     kept: Weights = {}
     for name in _MEMORIES:
         value = getattr(strategy, name, None)

@@ -1,7 +1,7 @@
 """Federated training: one silo per domain, local steps, averaged by Flower; the server's side and the Flower app.
 
 The recipe is that of joint training, one stage with all domains: `lifelong run` trains it on the text in one place,
-a federation trains it where the text lies. The server has no text; its run folder is a normal one, whose losses the
+a federation trains it where the text is. The server has no text; its run folder is a normal one, whose losses the
 silos have measured.
 
     python -m lifelong.federation APP      writes the Flower app that `flwr run` takes
@@ -53,15 +53,15 @@ from lifelong.train.arguments import check_train_section, tokens_per_step, train
 
 @dataclass(frozen=True)
 class FederationPlan:
-    """How a recipe is federated.
+    """Settings of a federation.
 
     Attributes:
         local_steps: optimizer steps of a silo in a round (H).
         strategy: how the server averages: a name in `adapters.flower.STRATEGIES`.
         options: of the strategy, by Flower's names.
         min_silos: that must be there for a round; the first meeting needs all.
-        timeout: seconds after which a round goes on without those that have not answered.
-        moments: `keep`: every silo keeps its optimizer's moments from round to round; `reset`: it begins anew.
+        timeout: seconds after which a round continues without those that have not answered.
+        moments: `keep`: every silo keeps its optimizer's moments from round to round; `reset`: it restarts them.
     """
 
     local_steps: int = 50
@@ -93,7 +93,7 @@ class FederationPlan:
         flower.make_strategy(self.terms(silos))
 
     def terms(self, silos: int) -> Terms:
-        """What the adapter needs to know."""
+        """The terms that the Flower adapter needs."""
         return Terms(silos, self.strategy, self.options, self.min_silos, self.timeout)
 
     def rounds(self, recipe: Recipe) -> int:
@@ -278,7 +278,7 @@ class ServerRun:
 
 
 def without_seconds(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What a clock measured is not part of what is committed."""
+    """Drop measured times, which are not part of what is committed."""
 
     def plain(silos: Mapping[str, Figures]) -> dict[str, Figures]:
         return {name: {key: value for key, value in found.items() if key != "seconds"} for name, found in silos.items()}
@@ -421,7 +421,7 @@ def rehearse(
 
     Args:
         recipe: as for the server.
-        cards: one a silo.
+        cards: one per silo.
         out: `out/server` and `out/silo-NAME` are written.
         plan: rounds and averaging.
         absent: (domain, round) -> whether that silo does not answer in that round.

@@ -1,7 +1,7 @@
 """The side of a federation that holds the text: local steps from given weights, and held-out losses of given weights.
 
 A silo is one domain of a recipe, its own card and its own folder. Rounds are parts of one walk through its corpus:
-the position is committed with each round, so that a silo that died goes on with text that no finished round has used,
+the position is committed with each round, so that a silo that died continues with text that no finished round has used,
 under the learning rate of the round that it comes back to.
 
     SILO/recipe.yaml     the recipe that the folder belongs to
@@ -52,7 +52,7 @@ from lifelong.train.stage_trainer import run_training_phase
 
 @dataclass(frozen=True)
 class Order:
-    """What the server asks of a silo with the weights it sends.
+    """Instructions of the server to a silo, sent with the weights.
 
     Attributes:
         number: of the round, from 1; 0 before the first.
@@ -70,7 +70,7 @@ class Order:
 
     @classmethod
     def of(cls, settings: Settings) -> Order:
-        """From what came with the weights."""
+        """Read the instructions that came with the weights."""
         return cls(
             number=int(settings["server-round"]) + int(settings.get("rounds-before", 0)),
             rounds=int(settings["rounds"]),
@@ -347,7 +347,7 @@ class LocalMoments(Method):
     """Puts the moments of the round before into a fresh optimizer, and hands out what they have become.
 
     Args:
-        state: tensors by `PARAMETER.KEY`, the parameter by its place in the optimizer; empty: begin anew.
+        state: tensors by `PARAMETER.KEY`, the parameter by its place in the optimizer; empty: restart.
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -355,7 +355,7 @@ class LocalMoments(Method):
         self.state = state
 
     def begin_step(self, model: PreTrainedModel, step: int) -> None:
-        """Before the first step."""
+        """Restore the optimizer before the first step."""
         del model
         if step or not self.state:
             return

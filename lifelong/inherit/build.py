@@ -1,4 +1,4 @@
-"""From the `inherit:` section of a recipe to the teacher of a stage, its schedule and its masks."""
+"""Builds the teacher of a stage, its schedule and its masks from the `inherit:` section of a recipe."""
 
 from __future__ import annotations
 

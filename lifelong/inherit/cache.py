@@ -2,9 +2,9 @@
 
 A row's key is the hash of its tokens, positions and labels, so that targets survive shuffling, other batch sizes,
 padding and ranks. Shards are memory-mapped Arrow files, written whole or not at all; each carries its codebook.
-A cache that was cut short goes on at the next shard; without `complete` in its manifest it is not read.
+A cache that was cut short resumes at the next shard; without `complete` in its manifest it is not read.
 
-Letters: B sequences, T tokens, N predicted tokens, K kept entries.
+Shape suffixes: B sequences, T tokens, N predicted tokens, K kept entries.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("check", pa.uint32()), ("pa
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What targets depend on; two caches with equal settings hold equal targets.
+    """Settings that targets depend on; two caches with equal settings hold equal targets.
 
     Args:
         scheme: name and settings of the sparse scheme.
@@ -50,7 +50,7 @@ class CacheSettings:
         mask_patterns: for mlm, how many masks each block has.
         seed: of the sampling.
         corpora: fingerprint of the blocks of each domain.
-        tokens: for each domain, at most so many tokens; None where all of them.
+        tokens: maximum tokens per domain; None: all of them.
     """
 
     scheme: Mapping[str, Any]
@@ -87,7 +87,7 @@ def block_keys(batch: Mapping[str, Tensor]) -> list[bytes]:
 
 
 class CacheWriter:
-    """Writes a cache, or goes on with one that was cut short.
+    """Writes a cache, or resumes one that was cut short.
 
     Args:
         folder: of the cache.
@@ -118,7 +118,7 @@ class CacheWriter:
 
     @property
     def blocks_done(self) -> int:
-        """Blocks that are safely on disk, repeats counted: where writing goes on."""
+        """Blocks that are safely on disk, repeats counted: where writing resumes."""
         return sum(shard["blocks"] for shard in self.shards)
 
     @property

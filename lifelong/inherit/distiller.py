@@ -1,6 +1,6 @@
-"""Who is taught, how strongly, and until when: a teacher with its schedule, for one stage.
+"""Per-batch distillation: which sequences, at what rate, until when.
 
-Letters: B sequences.
+Shape suffixes: B sequences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lifelong.lm.head import Inheritance
 
 
 class TeacherEarlyStop:
-    """Whether the student has become better than its teacher on held-out text; looked at every few steps.
+    """Stops distillation once the student is better than its teacher on held-out text; checked every few steps.
 
     Args:
         teacher_nats: held-out loss of the teacher, nats per token.
@@ -37,14 +37,14 @@ class TeacherEarlyStop:
         self.last_step = 0
 
     def check(self, step: int) -> bool:
-        """True from the first look on at which the student was better."""
+        """Evaluate the student when due; true from the first check on at which it was better."""
         if not self.reached and step % self.every == 0 and step > self.last_step:
             self.last_step = step
             self.reached = self.student_nats() < self.teacher_nats
         return self.reached
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed stage continues with."""
+        """State that a resumed stage continues with."""
         return {"reached": self.reached, "last_step": self.last_step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ class Distiller:
 
     @property
     def cost(self) -> TeacherCost:
-        """What the teacher has cost in this stage, before a resumption included."""
+        """Cost of the teacher in this stage, before a resumption included."""
         return self._before + (self.teacher.cost if self.teacher is not None else TeacherCost())
 
     @property
@@ -153,7 +153,7 @@ class Distiller:
             self.teacher = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed stage continues with."""
+        """State that a resumed stage continues with."""
         cost = self.cost
         state: dict[str, Any] = {"teacher_tokens": cost.tokens, "teacher_flops": cost.flops}
         if cost.mapped:

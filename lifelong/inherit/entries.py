@@ -4,7 +4,7 @@ The entries of a token are sorted by rank, so that differences are small; each d
 name a width and that many bits. The widths are chosen for what is to be stored. Everything is decoded in a few
 passes over all entries of many blocks at once.
 
-Letters: N tokens, K entries of the longest row.
+Shape suffixes: N tokens, K entries of the longest row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Teachers that read other token ids than the student: the batch in theirs, what they say back in the student's.
+"""Teachers with other token ids than the student's: the batch is mapped to theirs, their targets back to the student's.
 
 Text is cut as the teacher's tokenizer cuts it (`stream.domain_tokenizers`), so that positions agree token by token.
 
-Letters: B sequences, T tokens, V the teacher's vocabulary, U the student's, K kept entries.
+Shape suffixes: B sequences, T tokens, V the teacher's vocabulary, U the student's, K kept entries.
 
 Source: Khanuja et al. 2021 (MergeDistill, arXiv 2106.02834), section 3.
 """
@@ -51,11 +51,11 @@ class MappedTeacher(Teacher):
 
     @property
     def cost(self) -> TeacherCost:
-        """Of the teacher, with what has no place."""
+        """Cost of the teacher, with the probability mass that has no place."""
         return self.teacher.cost + TeacherCost(mapped={self.name: (self.mass.rows, self.mass.unmapped)})
 
     def teaches(self, batch: Batch) -> Tensor:
-        """What the teacher teaches."""
+        """The sequences that the teacher teaches."""
         return self.teacher.teaches(batch)
 
     def targets(self, batch: Batch) -> Sequence[Target]:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 PREVIOUS = "previous"
-"""Name of the model of the stage before."""
+"""Name of the previous stage's model."""
 _KINDS = "lifelong.inherit.teachers"
 _IN_KINDS: ContextVar[bool] = ContextVar("_IN_KINDS", default=False)
 
 
 class TeacherSection(Section):
-    """Who teaches: one of the kinds in `inherit/teachers`, by its key; a name alone is a `model`.
+    """Teacher of a recipe: one of the kinds in `inherit/teachers`, by its key; a name alone is a `model`.
 
     A kind is a subclass with a field of that key, which has to be there, and perhaps others with defaults; the
     description of those continues the sentence "`key` ...". What a kind does not define is that of the teachers in it.
@@ -78,7 +78,7 @@ class TeacherSection(Section):
         return {"anyOf": [{"type": "string"}, *kinds]}
 
     def written(self) -> Any:
-        """As a recipe has it, without what is not said."""
+        """The section as a recipe has it, without defaults."""
         return {key: value for key in type(self).model_fields if (value := getattr(self, key))}
 
     def inner(self) -> Sequence[TeacherSection]:
@@ -102,7 +102,7 @@ class TeacherSection(Section):
         return sum(teacher.flops_per_token(forward) for teacher in self.inner())
 
     def check(self, given: Given) -> Iterator[str]:
-        """What is wrong with it, as far as that can be judged without weights."""
+        """Errors of the section, as far as they can be found without weights."""
         for teacher in self.inner():
             yield from teacher.check(given)
 

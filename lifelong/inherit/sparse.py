@@ -1,8 +1,8 @@
-"""Few entries instead of a whole distribution: top-K, random sampling, and the tau-sampler.
+"""Sparse targets instead of a whole distribution: top-K, random sampling, and the tau-sampler.
 
-Letters: C rows, V vocabulary, M entries of all rows together, R hits.
+Shape suffixes: C rows, V vocabulary, M entries of all rows together, R hits.
 
-An entry carries a code that stands for its probability, or none: then it stands for the scheme's `unit`. The
+An entry carries a code for its probability, or none: then its probability is the scheme's `unit`. The
 random schemes are unbiased: the expectation of the sparse target is the distribution, rounding included.
 
 Sources: top-K with and without renormalisation: Qin et al. 2022 (arXiv 2105.13880), section 4.2; random sampling:
@@ -42,7 +42,7 @@ class SparseRows:
 
 
 class Scheme(Protocol):
-    """How a distribution becomes few entries."""
+    """A scheme that makes a distribution sparse."""
 
     @property
     def unit(self) -> float:
@@ -59,7 +59,7 @@ class Scheme(Protocol):
         """Entries of every row."""
 
     def values(self, codes: NDArray[Any]) -> NDArray[np.float32]:
-        """Probabilities that codes stand for."""
+        """Probabilities that codes encode."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def systematic_hits(tail_CV: Tensor, step: float, offsets_C: Tensor) -> tuple[Te
     Args:
         tail_CV: probabilities below `step`, others 0; a multiple of 64 columns.
         step: distance of the marks.
-        offsets_C: uniform in [0, 1): where the first mark lies, in steps.
+        offsets_C: uniform in [0, 1): position of the first mark, in steps.
 
     Returns:
         Rows `[R]` and token ids `[R]`.

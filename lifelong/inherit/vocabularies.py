@@ -15,7 +15,7 @@ from lifelong.stream.tokenizers.vocabulary import IntArray
 
 
 def read_by_all(merged: MergedTokenizers, domains: Sequence[str], fingerprint: str, teacher: str) -> IntArray | None:
-    """Where the tokens of a teacher's tokenizer stand in the union; None where they are the union's own.
+    """Ids of a teacher's tokens in the union; None where they are the union's own.
 
     Raises:
         InputError: a domain that it is to teach is read by another tokenizer.
@@ -34,7 +34,7 @@ def check_vocabularies(
     domains: Sequence[str],
     fingerprints: Mapping[str, str],
 ) -> Iterator[str]:
-    """What is wrong about the vocabularies of the teachers, as far as that can be judged without weights.
+    """Check the vocabularies of the teachers, as far as that is possible without weights.
 
     Args:
         inherit: section of a recipe.

@@ -1,4 +1,4 @@
-"""`lifelong cache`: what a teacher says about whole corpora, written once for many students and epochs."""
+"""`lifelong cache`: a teacher's targets on whole corpora, written once for many students and epochs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """What to write.
+    """Request for a cache: what to write.
 
     Args:
         model: checkpoint folder, hub id, or run folder (its last stage).
@@ -41,7 +41,7 @@ class CacheRequest:
         temperature: tau of the loss that will use them.
         objective: clm or mlm.
         sequence_length: tokens of a block, as in the run that will use them.
-        tokens: of each domain at most so many, in the order of the corpus; None: all.
+        tokens: maximum per domain, in the order of the corpus; None: all.
         tokenizer: folder or hub id; None: the model's own.
         mask_seed: for mlm, of the masks.
         mask_patterns: for mlm, how many masks each block has.
@@ -65,7 +65,7 @@ class CacheRequest:
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What was written; bytes are those on disk, index and codebooks included."""
+    """Figures of a written cache; bytes are those on disk, index and codebooks included."""
 
     folder: str
     blocks: int
@@ -74,7 +74,7 @@ class CacheReport:
 
     @property
     def bytes_per_token(self) -> float:
-        """Of a predicted token."""
+        """Bytes on disk per predicted token."""
         return self.num_bytes / max(1, self.tokens)
 
     def to_json(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def make_scheme(
 
 
 def write_cache(request: CacheRequest, out: Path, progress: Progress = lambda *_: None) -> CacheReport:
-    """Write a cache, or go on with one of the same settings that was cut short.
+    """Write a cache, or resume one of the same settings that was cut short.
 
     Args:
         request: what to write.

@@ -102,7 +102,7 @@ class WorkFolder(StageFolder):
 
     @property
     def selected(self) -> StageFolder:
-        """What `select:` chose."""
+        """Documents that `select:` chose."""
         return StageFolder(self.path / "selected")
 
     @property
@@ -117,7 +117,7 @@ class WorkFolder(StageFolder):
 
     @property
     def trained(self) -> StageFolder:
-        """What the commit renames to `stages/NAME`."""
+        """Folder that the commit renames to `stages/NAME`."""
         return StageFolder(self.path / "trained")
 
     def seconds(self, phase: str) -> Path:
@@ -130,7 +130,7 @@ class WorkFolder(StageFolder):
 
 
 class ReportFolder(_Folder):
-    """What `lifelong report` writes, beside its figures."""
+    """Folder that `lifelong report` writes, beside its figures."""
 
     page = _Entry("index.html", "The page.")
     markdown = _Entry("report.md", "The report as Markdown.")
@@ -169,7 +169,7 @@ class RunFolder(_Folder):
 
     @property
     def exists(self) -> bool:
-        """Whether something was committed here; looks at the disk."""
+        """Whether something was committed here (reads the disk)."""
         return self.ledger.is_file() or self.initial.record.is_file()
 
     def require(self) -> RunFolder:
@@ -203,7 +203,7 @@ class RunFolder(_Folder):
         return self.stage(name).model
 
     def work(self, name: str) -> WorkFolder:
-        """Where a stage is prepared."""
+        """Folder in which a stage is prepared."""
         return WorkFolder(self.work_root / name)
 
     def name_of(self, path: Path) -> str:
@@ -224,7 +224,7 @@ class RunFolder(_Folder):
         return max(found, key=lambda path: int(path.name), default=None)
 
     def tracker(self, name: str, phase: str) -> Path:
-        """What experiment trackers write in a phase of a stage."""
+        """Folder of the experiment trackers' files for a phase of a stage."""
         return self.path / "trackers" / f"{name}-{phase}"
 
     def rejected(self, name: str) -> Path:

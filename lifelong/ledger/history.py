@@ -1,4 +1,4 @@
-"""What a run folder tells: losses, curves and samples of every committed stage, arranged for a report."""
+"""History of a run: losses, curves and samples of every committed stage, arranged for a report."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def fact_curve(curves: Sequence[Mapping[str, Any]]) -> FactCurve | None:
 
 
 def read_afterwards(run: RunFolder, stages: Sequence[StageRecord]) -> dict[str, Any]:
-    """What was measured on a run after it was committed; what belongs to other weights is left out and noted."""
+    """Read what was measured on a run after it was committed; figures of other weights are left out and noted."""
     lines = {record_hash(record) for record in stages}
     notes = [f"{record.name}: {note}" for record in stages for note in record.notes]
 

@@ -1,4 +1,4 @@
-"""What a run folder must hold: every committed file by its hash, and nothing that does not belong."""
+"""Integrity of a run folder: every committed file by its hash, and no foreign file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def damaged_files(out: Path, files: Mapping[str, str], replaced: Sequence[str] =
 
 
 def damaged_companions(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
-    """What stands beside the ledger: measured times and the environment, each with its own hash."""
+    """Damaged files beside the ledger: measured times and the environment, each with its own hash."""
     run = RunFolder(out)
     for path in [*(run.stage(record.name).measured for record in records), run.environment]:
         try:
@@ -112,7 +112,7 @@ def replaced_generations(records: Sequence[StageRecord]) -> tuple[str, ...]:
 
 
 def files_in_use(records: Sequence[StageRecord]) -> dict[str, str]:
-    """What the next stage reads: everything committed but the models of older stages and replaced memory."""
+    """Files that the next stage reads: everything committed but the models of older stages and replaced memory."""
     older = tuple(f"{_listed(record).model.as_posix()}/" for record in records[:-1])
     passed_over = (*older, *replaced_generations(records))
     return {name: digest for name, digest in expected_files(records).items() if not name.startswith(passed_over)}

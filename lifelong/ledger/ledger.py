@@ -6,7 +6,7 @@ process dies between the two, the next one appends it from `record.json`. Every 
 hash and names the hash of the line before it, so that nothing can be changed or left out unnoticed.
 
 A line holds nothing that was measured by a clock: two runs of one recipe have the same ledger, bit for bit,
-however often they were interrupted. Times lie beside it, in the stage's `measured.json`.
+however often they were interrupted. Times are beside it, in the stage's `measured.json`.
 """
 
 from __future__ import annotations
@@ -185,11 +185,11 @@ class Ledger:
         return self._lines[-1].sha256 if self._lines else ""
 
     def stage_folder(self, record: StageRecord) -> Path:
-        """Where a committed stage lies."""
+        """Folder of a committed stage."""
         return self.folder.stage(record.name).path
 
     def work(self, name: str) -> WorkFolder:
-        """Where stage `name` is being prepared; created here, kept across interruptions."""
+        """Folder in which stage `name` is being prepared; created here, kept across interruptions."""
         work = self.folder.work(name)
         work.path.mkdir(parents=True, exist_ok=True)
         return work
@@ -210,7 +210,7 @@ class Ledger:
 
     @property
     def is_extending(self) -> bool:
-        """Whether `replace_recipe` was called and what it was called for is not finished."""
+        """Whether an extension that `replace_recipe` announced is not finished."""
         return self.folder.pending_recipe.is_file()
 
     def require_intact(self) -> None:
@@ -294,7 +294,7 @@ class Ledger:
 
 
 def measurements(record: StageRecord) -> dict[str, Any]:
-    """What a clock and the machine say about a stage; stands beside the ledger."""
+    """Measured times and machine of a stage; written beside the ledger."""
     return {
         "committed_at": record.committed_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": {phase: float(cost["seconds"]) for phase, cost in record.cost.items()},
@@ -306,7 +306,7 @@ def committed_stages(out: Path) -> list[StageRecord]:
     """The records of the stages of a run, oldest first, without the row before the first.
 
     Raises:
-        InputError: no run folder, or no stage is committed yet.
+        InputError: not a run directory, or no stage is committed yet.
     """
     RunFolder(out).require()
     stages = [record for record in read_records(out) if record.index >= 0]
@@ -316,7 +316,7 @@ def committed_stages(out: Path) -> list[StageRecord]:
 
 
 def model_of(source: str | Path) -> tuple[str, StageRecord | None]:
-    """Where the weights are that `source` names: a checkpoint folder, a hub id, or a run, by its last stage.
+    """Path of the weights that `source` names: a checkpoint folder, a hub id, or a run, by its last stage.
 
     Returns:
         Checkpoint folder or hub id, and the stage's record where it is a run.
@@ -355,7 +355,7 @@ def read_records(out: Path) -> list[StageRecord]:
 
 
 def _read_lines(path: Path) -> tuple[list[Line], bytes]:
-    """The lines, and what stands behind the last newline: a line cut short by a crash, or still being written."""
+    """The lines, and what follows the last newline: a line cut short by a crash, or still being written."""
     if not path.exists():
         return [], b""
     *complete, torn = path.read_bytes().split(b"\n")

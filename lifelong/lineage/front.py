@@ -27,7 +27,7 @@ def interpolation_front(
     Args:
         run: the run folder.
         recipe: its recipe in plain values.
-        weights: from 0, the model before the stage at the new size, to 1, the trained one.
+        weights: from 0, the previous stage's model at the new size, to 1, the trained one.
         stage: name or number of a stage; the last one where not given.
 
     Raises:
@@ -62,7 +62,7 @@ def parse_weights(text: str) -> list[float]:
     """`0,0.5,1` as numbers.
 
     Raises:
-        InputError: one of them is no number from 0 to 1.
+        InputError: one of them is not a number from 0 to 1.
     """
     try:
         return [check_weight(float(part)) for part in text.split(",")]

@@ -34,7 +34,7 @@ def maps_since(out: str | Path, stage: int | str) -> list[ExpansionMap]:
         stage: index or name of a committed stage.
 
     Raises:
-        InputError: no run folder, or no such stage.
+        InputError: not a run directory, or no such stage.
         CorruptionError: a map is damaged.
     """
     run = RunFolder(out)
@@ -58,7 +58,7 @@ def carry_weights(maps: Sequence[ExpansionMap], weights: Mapping[str, Tensor]) -
 def carry_importances(
     maps: Sequence[ExpansionMap], values: Mapping[str, Tensor], *, power: int = 2
 ) -> dict[str, Tensor]:
-    """What is attached to gradients (`power` 1) or their squares (2: Fisher information); 0 where entries are new."""
+    """Grow quantities like gradients (`power` 1) or their squares (2: Fisher information); 0 where entries are new."""
     carried = dict(values)
     for mapping in maps:
         carried = mapping.apply_gradients(carried, power=power)
@@ -70,14 +70,14 @@ def stage_at_newest_size(out: str | Path, stage: int | str, *, dtype: torch.dtyp
 
     Args:
         out: the run folder.
-        stage: index or name of a committed stage; the newest itself is handed back as it is.
+        stage: index or name of a committed stage; the newest itself is returned as it is.
         dtype: of the weights; float32 where not given. In float64 the function is kept to 1e-10.
 
     Returns:
         A stock transformers model in evaluation mode.
 
     Raises:
-        InputError: no run folder, or no such stage.
+        InputError: not a run directory, or no such stage.
         CorruptionError: a file that is needed is damaged.
     """
     import torch

@@ -1,7 +1,7 @@
-"""The old model at the new size, and every model on the straight line from it to the trained one.
+"""Interpolation between the old model at the new size and the trained one.
 
-A growth is a linear map of the weights. Applied once more to the model before a stage it gives that model at the
-size after it, with the same function; between the two lies a family of models that trade what was learned for
+A growth is a linear map of the weights. Applied once more to the previous stage's model it gives that model at the
+size after it, with the same function; between the two is a family of models that trade what was learned for
 what was kept. Weight 0 is the old model, weight 1 the trained one.
 
 Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv 2109.01903), for models of one size.
@@ -46,7 +46,7 @@ class StageEnds:
         """The model at `weight` of the way, in place.
 
         Raises:
-            InputError: the weight lies outside 0 to 1.
+            InputError: the weight is not between 0 and 1.
         """
         check_weight(weight)
         import torch
@@ -67,7 +67,7 @@ def check_weight(weight: float) -> float:
     """The weight itself.
 
     Raises:
-        InputError: it is no number from 0 to 1.
+        InputError: it is not a number from 0 to 1.
     """
     if not 0 <= weight <= 1:
         raise InputError(
@@ -85,7 +85,7 @@ def stage_ends(run: Path, recipe: Mapping[str, Any], stage: str | None = None) -
         stage: name of a stage (`01-news`) or its number.
 
     Raises:
-        InputError: no run, nothing committed, or a first stage that began with random weights.
+        InputError: no run, nothing committed, or a first stage that started from a randomly initialised model.
         UnknownNameError: no such stage.
         CorruptionError: a file is not what was committed.
     """
@@ -106,7 +106,7 @@ def stage_ends(run: Path, recipe: Mapping[str, Any], stage: str | None = None) -
 def merge_stage(
     run: Path, recipe: Mapping[str, Any], weight: float, out: Path, stage: str | None = None
 ) -> StageRecord:
-    """Write the model at `weight` between the model before a stage and the trained one as a plain checkpoint.
+    """Write the model at `weight` between the previous stage's model and the trained one as a plain checkpoint.
 
     `merge.json` beside the weights says where they come from.
 
@@ -150,7 +150,7 @@ def _named(records: list[StageRecord], stage: str | None) -> StageRecord:
 
 
 def _source_before(run: Path, records: list[StageRecord], record: StageRecord, recipe: Mapping[str, Any]) -> str | Path:
-    """Where the model before a stage lies."""
+    """Folder of the previous stage's model."""
     if record.index > 0:
         before = records[record.index - 1]
         model = RunFolder(run).model(before.name)

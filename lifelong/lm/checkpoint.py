@@ -40,14 +40,14 @@ def save_model(
 
 
 def is_in_parts(model: PreTrainedModel) -> bool:
-    """Whether every process of the run holds only a part of each parameter (FSDP2)."""
+    """Whether the model is sharded: every process holds only a part of each parameter (FSDP2)."""
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def full_state_dict(model: PreTrainedModel) -> Mapping[str, Tensor] | None:
-    """All weights of a model that lies in parts on several processes, on the CPU of the first one; every one calls.
+    """Gather all weights of a sharded model on the CPU of the first process; every process calls.
 
     Returns:
         None where each process has them all anyway; nothing in any but the first.

@@ -3,7 +3,7 @@
 Everything works in place on the logits, in tiles of rows that fit a core's cache: on a CPU each pass over a
 whole chunk goes to memory and back, and about fifteen passes are needed. On an accelerator a tile is the chunk.
 
-Letters: C rows of a chunk, V vocabulary, K kept entries.
+Shape suffixes: C rows of a chunk, V vocabulary, K kept entries.
 
 With p the student's softmax, p' and t those at temperature tau, and W the mass of t, the gradient on the logits
 of (1 - a) CE + a tau^2 KL(t || p') is (1 - a) (p - onehot) + a tau (W p' - t).
@@ -24,7 +24,7 @@ TILE_ELEMENTS = 1 << 18
 
 @dataclass(frozen=True)
 class Rates:
-    """What is the same for all rows; `num_items` is what the sum over rows is divided by."""
+    """Constants of all rows; `num_items` is what the sum over rows is divided by."""
 
     temperature: float
     num_items: float | Tensor

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and FLOPs, from its shapes alone (it may live on the meta device).
+"""Cost of a model: parameters and FLOPs, from its shapes alone (it may live on the meta device).
 
 FLOPs count a multiplication and an addition separately. A backward pass costs twice a forward pass, so a
 training step is three forward passes and a teacher's step one.

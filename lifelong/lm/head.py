@@ -5,7 +5,7 @@ What all language models share is the output embedding. While a loss head is ins
 model's `forward` returns the loss. Only instance attributes are set: parameter names, `state_dict` and
 `save_pretrained` stay as they are, and wrappers (autocast, DDP, FSDP) see an ordinary forward.
 
-Letters: B sequences, T tokens, N predicted tokens, D width.
+Shape suffixes: B sequences, T tokens, N predicted tokens, D width.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH_ONLY = ("domain_ids", "is_replay")
 
 @dataclass(frozen=True)
 class Inheritance:
-    """What teaches one batch: targets for the labelled rows of the sequences with `alpha_B > 0`, in order."""
+    """Distillation inputs of one batch: targets for the labelled rows of the sequences with `alpha_B > 0`, in order."""
 
     targets: Sequence[Target]
     alpha_B: Tensor
@@ -81,9 +81,9 @@ def instance_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 def at_the_head(model: Any, batch: Mapping[str, Any], objective: str, look: Callable[[Tensor], T]) -> T:
-    """What `look` makes of the hidden states `[B, T, D]` where the output embedding would be applied to them.
+    """Apply `look` to the hidden states `[B, T, D]` in place of the output embedding.
 
-    Documents are masked from each other. Inside `look` the output embedding is whole, though its parameters may lie
+    Documents are masked from each other. Inside `look` the output embedding is whole, though its parameters may be
     in parts on several devices before and afterwards.
     """
     seen: list[T] = []

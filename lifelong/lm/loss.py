@@ -3,7 +3,7 @@
 Neither the student's nor the teacher's `[N, V]` logits exist whole: a chunk of rows is projected, its
 gradient is computed at once, and only gradients of hidden states and output embedding are kept.
 
-Letters: N predicted tokens, D width, E teacher width, V vocabulary, K kept entries, C rows of a chunk.
+Shape suffixes: N predicted tokens, D width, E teacher width, V vocabulary, K kept entries, C rows of a chunk.
 
 Source: Qin et al. 2022 (arXiv 2105.13880), equation 2: L = (1 - a) CE + a tau^2 KL(P_teacher || P_student).
 """
@@ -103,7 +103,7 @@ def ki_loss_parts(
     logit_scale: float = 1.0,
     vocab_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Like `ki_loss`, with the sums of CE and of tau^2 KL over the rows, detached."""
+    """KI loss as `ki_loss`, with the sums of CE and of tau^2 KL over the rows, detached."""
     targets = (targets,) if isinstance(targets, OnlineTarget | CachedTarget) else tuple(targets or ())
     exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
     _check(alpha, temperature)

@@ -3,7 +3,7 @@
 Recipes, caches and public functions name an objective by `clm` or `mlm`; `objective_of` turns the name into what the
 code asks. Free of torch: shapes are sliced, never computed with.
 
-Letters: B sequences, T tokens, `...` anything behind them.
+Shape suffixes: B sequences, T tokens, `...` anything behind them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CausalLM:
 
     @property
     def auto_class(self) -> Any:
-        """What transformers builds such a model with."""
+        """The auto class of transformers that builds such a model."""
         import transformers
 
         return transformers.AutoModelForCausalLM
@@ -80,7 +80,7 @@ class MaskedLM:
 
     @property
     def auto_class(self) -> Any:
-        """What transformers builds such a model with."""
+        """The auto class of transformers that builds such a model."""
         import transformers
 
         return transformers.AutoModelForMaskedLM
@@ -119,7 +119,7 @@ def objective_of(name: str) -> Objective:
     """The objective that a recipe, a cache or a caller names.
 
     Raises:
-        InputError: there is no such objective.
+        InputError: no such objective.
     """
     if name not in OBJECTIVES:
         raise InputError(f"objective: {name!r} is not {' or '.join(OBJECTIVES)}")

@@ -1,4 +1,4 @@
-"""Packed rows to a model's own arguments: the one place where documents are kept from each other.
+"""Packed rows as a model's own arguments: the one place where documents are masked from each other.
 
 Two ways are known, and which one a model obeys is found out by trying, so that no list of architectures has to be
 kept and one that obeys neither is refused:
@@ -11,7 +11,7 @@ kept and one that obeys neither is refused:
 A bidirectional model always needs the mask. With a cache or an attention mask in the first way, documents leak
 into each other without a word, and some causal models (OPT) never look at positions when they make their mask.
 
-Letters: B sequences, T tokens, D width.
+Shape suffixes: B sequences, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def packed_inputs(model: Any, batch: Mapping[str, Any], objective: str) -> dict[
 
 
 def packing_of(model: Any, objective: str) -> Packing:
-    """How packed documents are kept from each other in this model; tried once per model object, on a few tokens.
+    """Find how packed documents are masked from each other in this model; tried once per model object, on a few tokens.
 
     Raises:
         InputError: neither way works, so that a recurrent state or an unusual attention would carry one document

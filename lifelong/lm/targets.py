@@ -1,6 +1,6 @@
-"""What a teacher says about each predicted token: dense through its output embedding, or sparse from a cache.
+"""Targets of a teacher for each predicted token: dense through its output embedding, or sparse from a cache.
 
-Letters: N predicted tokens, E teacher width, V vocabulary, K kept entries, C rows of a chunk.
+Shape suffixes: N predicted tokens, E teacher width, V vocabulary, K kept entries, C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lifelong.errors import InputError
 
 
 class MappedMass:
-    """How much of a teacher's probability is on tokens that have a place in the student's vocabulary.
+    """Share of a teacher's probability on tokens that have a place in the student's vocabulary.
 
     Sums stay on the device until they are asked for.
     """

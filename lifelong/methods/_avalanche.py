@@ -6,7 +6,7 @@ positions, segments), y the labels `[B, T]`; the model it sees makes logits `[N,
 Its penalty enters the loss of the whole optimizer step, its gradients are taken while no others are there, and what it
 draws at random is a function of the step, so that it does not depend on accumulation and is resumed to the same bits.
 
-Letters: B rows, T tokens, N predicted tokens, V vocabulary.
+Shape suffixes: B rows, T tokens, N predicted tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _constructed(name: str, plugin: type, settings: Mapping[str, Any]) -> Any:
 
 
 def importlib_spec(module: str) -> Any:
-    """Where a module would be imported from; None where it is not installed."""
+    """Spec of a module; None where it is not installed."""
     from importlib.util import find_spec
 
     return find_spec(module)
@@ -141,7 +141,7 @@ class TokenClassifier(nn.Module):
 
 
 class Strategy(SimpleNamespace):
-    """What a plugin may ask its strategy for; anything else is an error that says so."""
+    """The attributes that a plugin may read from its strategy; any other raises an error that says so."""
 
     def __getattr__(self, name: str) -> Any:
         raise InputError(f"an Avalanche plugin asks its strategy for {name!r}, which the bridge does not have")
@@ -209,7 +209,7 @@ class AvalancheMethod(Method):
         model.zero_grad(set_to_none=True)
 
     def loss_term(self, model: PreTrainedModel) -> Tensor | None:
-        """What the plugin adds to the loss; it is shown a loss of 1, as one plugin refuses a loss of 0."""
+        """Term that the plugin adds to the loss; it is shown a loss of 1, as one plugin refuses a loss of 0."""
         one = torch.ones((), device=model.device)
         self.strategy.loss = one.clone()
         self._call("before_backward")

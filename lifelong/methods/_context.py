@@ -1,4 +1,4 @@
-"""From the `methods:` section of a recipe to the hooks of a stage: what methods are given, and what they leave."""
+"""Connects the `methods:` section of a recipe to the hooks of a stage: their inputs, and the state they leave."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 @dataclass
 class HeldEntries:
-    """Where to hold, by parameter name: True for entries that stay; and the weights before the step."""
+    """Masks of held entries by parameter name (True for entries that stay), and the weights before the step."""
 
     masks: Mapping[str, Tensor]
     before: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""What EWC, MAS and SI share: weights are held near anchors, each by its importance to earlier domains.
+"""Shared by EWC, MAS and SI: weights are pulled to anchors, each by its importance to earlier domains.
 
 All importances are in nats per token of an earlier domain: the penalty `strength / 2 * sum F (w - a)^2` estimates by
 how much the mean loss there has risen. With strength 1 an earlier domain counts as much as the new one, for models of
@@ -30,7 +30,7 @@ class Anchor:
     importances: Tensors
 
     def grown(self, context: StageContext) -> Anchor:
-        """At the size of the stage."""
+        """Grow anchors and importances to the size of the stage."""
         if context.mapping is None:
             return self
         names = stock_parameters(context.model)
@@ -39,7 +39,7 @@ class Anchor:
         return Anchor({name: weights[name] for name in names}, {name: importances[name] for name in names})
 
     def moved_to(self, device: torch.device) -> Anchor:
-        """On the device of the model."""
+        """Move anchors and importances to the device of the model."""
         return Anchor(
             {name: value.to(device) for name, value in self.weights.items()},
             {name: value.to(device) for name, value in self.importances.items()},

@@ -1,4 +1,4 @@
-"""Gradients of the replay memory, as lists with one tensor a trained parameter."""
+"""Gradients of the replay memory, as lists with one tensor per trained parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a continual-learning method can do, hook by hook; a method is a dataclass whose fields are its settings.
+"""Interface of a continual-learning method, hook by hook; a method is a dataclass whose fields are its settings.
 
 A method file in `lifelong/methods/` defines one subclass named `Plugin`. With strength 0 a method is
 never called, so that it equals sequential training bit for bit. In the order of a stage:
@@ -36,7 +36,7 @@ class MemoryBatches(Protocol):
 
 @dataclass
 class StageContext:
-    """What a method may know about the stage.
+    """Facts about the stage that a method may use.
 
     Attributes:
         stage_index: counts from 0.
@@ -100,7 +100,7 @@ class Method:
         """An optimizer step begins; `step` of them are done. No gradient is there yet and none may be left behind."""
 
     def edit_batch(self, batch: Batch) -> Batch:
-        """What the model is trained on instead of a micro-batch; as many tokens must be predicted."""
+        """Replace a micro-batch; as many tokens must be predicted."""
         return batch
 
     def loss_term(self, model: PreTrainedModel) -> Tensor | None:
@@ -122,12 +122,12 @@ class Method:
         return {}
 
     def planned_tokens(self, num_steps: int, sequence_length: int, earlier_domains: int) -> float:
-        """What `extra_tokens` will be after a stage, as far as it is known beforehand."""
+        """Expected `extra_tokens` after a stage, as far as known beforehand."""
         del num_steps, sequence_length, earlier_domains
         return 0.0
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a later stage or a resumed run needs."""
+        """State that a later stage or a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -54,6 +54,6 @@ class Plugin(Method):
         return float(num_steps * self.samples * sequence_length if earlier_domains else 0)
 
     def end_stage(self, context: StageContext) -> None:
-        """Nothing stays behind."""
+        """Drop the reference gradients; nothing is kept."""
         del context
         self.context, self.reference = None, []

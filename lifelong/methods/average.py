@@ -32,7 +32,7 @@ class Plugin(Method):
             raise InputError(f"methods.average.strength: must be between 0 and {self.largest:g}, not {self.strength}")
 
     def begin_stage(self, context: StageContext) -> None:
-        """Keep the start; random weights are not worth keeping."""
+        """Keep the start; randomly initialised weights are not worth keeping."""
         self.before = weights_of(context.model) if context.has_learned else {}
 
     @torch.no_grad()
@@ -44,7 +44,7 @@ class Plugin(Method):
         self.before = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Where the stage began."""
+        """State: the weights where the stage began."""
         return dict(self.before)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -1,10 +1,10 @@
-"""Domain prompts: a few learned tokens a domain stand behind the first token of every text of that domain.
+"""Domain prompts: a few learned tokens per domain follow the first token of every text of that domain.
 
 They are trained with the model or left as they were drawn, and laid beside the stage's model as `prompts.safetensors`
 (domain -> embeddings), where the evaluation of downstream tasks takes them from. The loss matrix is measured without
 them: the stage's model is a stock one.
 
-Letters: B sequences, T tokens, P tokens of a prompt, D width, K domains.
+Shape suffixes: B sequences, T tokens, P tokens of a prompt, D width, K domains.
 
 Source: Qin et al. 2022, ELLE (Findings of ACL), section 3.3; methods of one token each in their code.
 """

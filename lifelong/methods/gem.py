@@ -1,7 +1,7 @@
 """GEM: a step may raise the loss on no earlier domain's part of the memory; the nearest such step is taken.
 
 It holds one gradient a domain. The quadratic program of the paper is solved in its dual, where it is a least squares
-problem with non-negative unknowns, one a domain.
+problem with non-negative unknowns, one per domain.
 
 Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equations 10 and 11.
 """
@@ -68,7 +68,7 @@ class Plugin(Method):
         return float(num_steps * self.samples * sequence_length * earlier_domains)
 
     def end_stage(self, context: StageContext) -> None:
-        """Nothing stays behind."""
+        """Drop the reference gradients; nothing is kept."""
         del context
         self.context, self.references = None, []
 

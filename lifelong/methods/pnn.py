@@ -1,7 +1,7 @@
 """Progressive networks: every domain gets new width or depth that reads the old part; the old part never changes.
 
 A stage after the first one has to grow (`expand:`); only the entries that the growth has added are trained. The old
-weights lie inside the new ones, bit for bit, so that the model of any earlier stage can be cut out again. What all
+weights are part of the new ones, bit for bit, so that the model of any earlier stage can be cut out again. What all
 domains share is the output: unlike in the paper, where every task has its own, it reads old and new parts together.
 
 Source: Rusu et al. 2016 (arXiv 1606.04671), section 2.
@@ -51,6 +51,6 @@ class Plugin(Method):
             self.held.put_back(model, self.strength)
 
     def end_stage(self, context: StageContext) -> None:
-        """Nothing stays behind."""
+        """Release the held entries; nothing is kept."""
         del context
         self.held = None

@@ -24,7 +24,7 @@ PACKAGE = "lifelong.metrics"
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a table needs to know about a metric; `name` is its key in `matrix.json` and in `expect:`."""
+    """Description of a metric for tables; `name` is its key in `matrix.json` and in `expect:`."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ def metric_info(name: str) -> MetricInfo:
     """Title, unit and direction of one metric.
 
     Raises:
-        UnknownNameError: there is no such metric; offers the nearest.
+        UnknownNameError: no such metric; offers the nearest.
     """
     module = _module(name)
     return MetricInfo(

@@ -85,7 +85,7 @@ def _means(points: tuple[FactPoint, ...]) -> Curve:
 
 
 def _retained(curve: Curve, jumps: list[tuple[float, float, float]], behind: Curve) -> Curve:
-    """What is left of the gain from before the first injection to the peak behind the last one."""
+    """Retained part of the gain from before the first injection to the peak behind the last one."""
     if not jumps or not behind:
         return []
     peak_at, peak = max(behind, key=lambda point: point[1])

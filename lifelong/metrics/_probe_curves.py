@@ -17,7 +17,7 @@ Curve = list[tuple[int, float]]
 
 
 def earlier_domain_curves(history: RunHistory) -> Iterator[tuple[int, float, Curve]]:
-    """For every stage and earlier domain with probes: (stage, loss before the stage, [(tokens, loss), ...]).
+    """Curves of every stage and earlier domain with probes: (stage, loss before the stage, [(tokens, loss), ...]).
 
     The loss before the stage is the probe at token 0 where there is one, so that it is measured on the same
     documents as the others; else the entry of the loss matrix.

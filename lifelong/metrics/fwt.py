@@ -14,7 +14,7 @@ LOWER_IS_BETTER = False
 def compute(matrix: LossMatrix) -> float | None:
     """`mean over k met after the first stage of (R[-1][k] - R[t_k - 1][k])`, t_k the first stage on k.
 
-    Positive when the stages before helped. An initial model of random weights makes it large, as any
+    Positive when the stages before helped. A randomly initialised model makes it large, as any
     training helps then; compare it only between runs that start from the same model.
 
     Source: Lopez-Paz & Ranzato 2017 (arXiv 1706.08840), equation 4, with losses in place of accuracies.

@@ -1,4 +1,4 @@
-"""The beginning of a run: its tokenizer, held-out documents, initial model, and row -1 of the matrix."""
+"""Start of a run: its tokenizer, held-out documents, initial model, and row -1 of the matrix."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def known_columns(ledger: Ledger) -> list[str]:
 
 
 def require_heldouts(ledger: Ledger) -> None:
-    """Refuse to go on where the held-out documents of an earlier domain never were.
+    """Refuse to continue where the held-out documents of an earlier domain never were.
 
     Raises:
         InputError: names them.
@@ -157,7 +157,7 @@ def prepare_tokenizer(
 
 
 def tokenizer_folder(ledger: Ledger) -> Path:
-    """Where a run keeps its tokenizer."""
+    """Folder in which a run keeps its tokenizer."""
     return (ledger.folder.initial if ledger.records else ledger.work(INITIAL)).tokenizer
 
 

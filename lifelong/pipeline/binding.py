@@ -1,4 +1,4 @@
-"""Which recipe a run folder belongs to, and how that may change."""
+"""Binding of a run folder to its recipe, and how the recipe may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a committed stage keeps beside its weights."""
+"""Commit of a stage: the files it keeps beside its weights."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
 
 
 def _expansion(folder: StageFolder) -> dict[str, Any] | None:
-    """What the ledger says of a growth: its report, and the hash of its map."""
+    """Ledger entry of a growth: its report, and the hash of its map."""
     if not folder.expansion.exists():
         return None
     written = read_json(folder.expansion)
@@ -106,7 +106,7 @@ def replay_counts(curves: Sequence[PhaseLog]) -> dict[str, int]:
 
 
 def unmapped_json(curves: Sequence[PhaseLog]) -> dict[str, Any]:
-    """What a stage keeps of teachers with other vocabularies: the share of their probability without a place."""
+    """Record of teachers with other vocabularies: the share of their probability without a place."""
     mapped = [curve.mapped for curve in curves if curve.mapped]
     if not mapped:
         return {}

@@ -63,7 +63,7 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Where a run took place."""
+    """Environment of a run: machine and packages."""
     return {
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -1,4 +1,4 @@
-"""What all stages of a run share, and small facts about models that both a run and its plan need."""
+"""Shared inputs of all stages of a run, and small facts about models that both a run and its plan need."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class RunContext:
         return self.ledger.out
 
     def tokenizer_of(self, domain: str) -> PreTrainedTokenizerBase:
-        """What reads the text of a domain: its own tokenizer where vocabularies were merged, else the run's."""
+        """Tokenizer of a domain: its own tokenizer where vocabularies were merged, else the run's."""
         return self.tokenizer if self.merged is None else self.merged.of(domain)
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
-        """Of everything that decides which ids a text of any domain gets."""
+        """Fingerprint of everything that decides which ids a text of any domain gets."""
         return tokenizer_fingerprint(self.tokenizer) if self.merged is None else self.merged.fingerprint
 
     def save_model(self, model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:

@@ -69,12 +69,12 @@ class Stage:
 
     @property
     def work(self) -> WorkFolder:
-        """What the stage's phases have written."""
+        """Folder that the stage's phases write."""
         return self.context.ledger.work(self.name)
 
     @property
     def seed(self) -> int:
-        """Of the growth and the methods; each phase that trains has its own beside it."""
+        """Seed of the growth and the methods; each phase that trains has its own beside it."""
         return self.recipe.seed + 1_000 * (self.index + 1)
 
     @property
@@ -84,11 +84,11 @@ class Stage:
 
     @property
     def has_learned(self) -> bool:
-        """Whether the previous stage's model knows something: random weights do not."""
+        """Whether the previous stage's model was trained, i.e. is not randomly initialised."""
         return self.index > 0 or self.recipe.model.checkpoint is not None
 
     def has(self, path: Path) -> bool:
-        """Whether an earlier call has got so far; all processes hear the same."""
+        """Whether an earlier call has reached this point; the same in all processes."""
         return distributed.run_on_main_process(path.exists)
 
     def plan(self, tokens: int) -> StagePlan:
@@ -101,7 +101,7 @@ class Stage:
         return blocks_per_step(probe)
 
     def memory(self) -> ReplayMemory | None:
-        """Of earlier domains, as the last committed stage left it."""
+        """Memory of earlier domains, as the last committed stage left it."""
         folder = self.context.ledger.folder.memory_before(self.index)
         return ReplayMemory.open(folder) if folder is not None and self.recipe.replay is not None else None
 
@@ -113,7 +113,7 @@ class Stage:
 
     @property
     def replay(self) -> ReplayInputs | None:
-        """What replay depends on; None without a `replay:` section."""
+        """Inputs of replay; None without a `replay:` section."""
         if self.recipe.replay is None:
             return None
         return ReplayInputs(

@@ -1,4 +1,4 @@
-"""What a run will be, cost and need, before a machine is rented for it."""
+"""Plan of a run: shapes, cost and requirements, before a machine is rented for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What looks unwise in a recipe before a machine is rented for it."""
+"""Warnings about a recipe, before a machine is rented for it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def warnings_of(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[s
 
 
 def _replays(recipe: Recipe) -> bool:
-    """Whether the memory is used: trained on, or by a method that needs it."""
+    """Whether the memory is used: for training, or by a method that needs it."""
     methods = make_methods([(method.name, method.settings()) for method in recipe.methods])
     return bool((recipe.replay and recipe.replay.share) or any(method.needs_memory for method in methods))
 

@@ -1,13 +1,13 @@
-"""Disk of a run: what stays, and what is there for a time.
+"""Disk space of a run: what stays, and what is temporary.
 
 | what | bytes |
 |---|---|
-| model of a stage | 4 P; as much again where the next stage goes on from a trunk |
+| model of a stage | 4 P; as much again where the next stage starts from a pre-decay checkpoint |
 | resumable checkpoint | 4 P and the moments; `save_total_limit` of them and the one being written, of one stage |
 | tokenised corpus | 2 or 4 bytes a token by the size of the vocabulary, and 8 a document |
 | replay memory | 4 bytes a token; two generations while a stage is committed |
-| held-out text | 4 bytes a token, and the text itself |
-| teacher cache | as it lies there |
+| held-out text | 4 bytes per token, and the text itself |
+| teacher cache | as it is on disk |
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def disk_plan(
 
 
 def _heldout_bytes(recipe: Recipe, facts: CorpusStats | None) -> float:
-    """Of one domain: whole documents until there are enough tokens."""
+    """Bytes of held-out text of one domain: whole documents until there are enough tokens."""
     held = float(recipe.evaluate.tokens)
     per_token, documents = USUAL_BYTES_PER_TOKEN, 0.0
     if facts is not None and facts.tokens and facts.bytes_per_token:

@@ -1,4 +1,4 @@
-"""Memory of one device in a stage: what is there all the time, and the fullest moment of a step.
+"""Memory of one device in a stage: the constant part, and the peak of a step.
 
 | part | bytes, P parameters, N devices |
 |---|---|
@@ -40,7 +40,7 @@ FOREACH_BYTES = 4.0
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run is planned for.
+    """Devices that a run is planned for.
 
     Args:
         count: devices that share each optimizer step.
@@ -70,7 +70,7 @@ class Devices:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether a device holds a part of the weights only."""
+        """Whether the weights are sharded: a device holds only a part of them."""
         return self.sharding in ("fsdp2", "zero3")
 
 

@@ -1,4 +1,4 @@
-"""A few real steps of a stage, on made-up tokens: the stage trainer, the model, the batch and the teacher of a recipe.
+"""Throughput measurement: a few real steps of a stage on random tokens, with the trainer and models of a recipe.
 
 Nothing is read and nothing is written but a temporary folder; weights are random. What the steps cost is what they will
 cost in the run: the time of a step depends on shapes, not on what the numbers are.
@@ -36,7 +36,7 @@ SEGMENTS = 3
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What is tried.
+    """Inputs of a throughput measurement.
 
     Args:
         config: of the model.
@@ -64,7 +64,7 @@ class RehearsalResult:
 
     @property
     def tokens_per_second(self) -> float:
-        """By the median step."""
+        """Tokens per second of the median step."""
         return self.tokens_per_step / statistics.median(self.seconds)
 
 
@@ -115,7 +115,7 @@ def rehearse(rehearsal: Rehearsal, teacher: Teacher | None = None) -> RehearsalR
 
 
 def random_model(config: Any, objective: str) -> Any:
-    """A model with random weights in float32."""
+    """A randomly initialised model in float32."""
     return objective_of(objective).auto_class.from_config(config, dtype=torch.float32)
 
 

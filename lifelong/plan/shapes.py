@@ -1,4 +1,4 @@
-"""Configurations of the models that a recipe names, those included that another recipe has still to write.
+"""Configurations of the models that a recipe names, including those that another recipe has yet to write.
 
 A recipe may start from, or be taught by, a stage of an earlier run: `runs/ki-medium/stages/00-wikitext-103/model`.
 Before that run is there, its recipe says what the model will be.
@@ -33,7 +33,7 @@ class Shapes:
         """The configuration of a checkpoint, a run's stage that is still to come included.
 
         Raises:
-            InputError: there is no such checkpoint, and no known recipe writes it.
+            InputError: no such checkpoint, and no known recipe writes it.
         """
         key = (source, revision)
         if key not in self._found:

@@ -15,7 +15,7 @@ LEFT = ("stage", "domain", "curve", "fullest at", "what")
 
 
 def plan_tables(plan: RunPlan) -> Iterator[Table | Text]:
-    """What every stage is and costs, its learning rate, memory of a device, disk, notes and warnings."""
+    """Tables of every stage: shape, cost, learning rate, memory of a device, disk, notes and warnings."""
     yield stages_table(plan)
     yield rates_table(plan)
     yield memory_table(plan)

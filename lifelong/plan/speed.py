@@ -1,4 +1,4 @@
-"""How many FLOPs a device does in a second: as given, or measured on this machine."""
+"""FLOP/s of a device: as given, or measured on this machine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Speed:
             raise InputError(f"--mfu: must be in (0, 1], not {self.mfu:g}")
 
     def seconds(self, flops: float, devices: int, config: Any, train: Mapping[str, Any]) -> float:
-        """Of so many FLOPs on so many devices, with a model of this configuration."""
+        """Seconds for this many FLOPs on this many devices, with a model of this configuration."""
         return flops / (devices * self.achieved(config, train))
 
     def achieved(self, config: Any, train: Mapping[str, Any]) -> float:
@@ -58,7 +58,7 @@ class Speed:
         return self.measured[key]
 
     def describe(self) -> str:
-        """In words, for the plan."""
+        """Describe the speed for the plan."""
         if self.flops is not None:
             return f"{self.flops:.3g} FLOP/s per device at {self.mfu:.0%}"
         reached = sorted(self.measured.values())

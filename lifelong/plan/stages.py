@@ -1,4 +1,4 @@
-"""A dry run: what every stage will be, cost and need, from configurations alone; no weights are loaded."""
+"""A dry run: shape, cost and requirements of every stage, from configurations alone; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class RunPlan:
 
     @property
     def seconds(self) -> float | None:
-        """Of all stages; None where no speed is known."""
+        """Seconds of all stages; None where no speed is known."""
         known = [stage.seconds for stage in self.stages if stage.seconds is not None]
         return sum(known) if len(known) == len(self.stages) else None
 
@@ -282,7 +282,7 @@ def taught_share(inherit: InheritSection) -> float:
 
 
 def _notes(recipe: Recipe, shapes: Shapes, look: CorpusSample) -> list[str]:
-    """What was taken for granted."""
+    """Notes on the assumptions of the plan."""
     notes = [f"{source} does not exist yet: planned from recipe {writer}" for source, writer in shapes.coming.items()]
     hub = [card for card, reason in look.unread.items() if "hub" in reason and card != "tokenizer"]
     if hub:

@@ -1,4 +1,4 @@
-"""What one micro-batch keeps in memory beside the weights: forward and backward on tensors without storage.
+"""Memory of one micro-batch beside the weights: forward and backward on tensors without storage.
 
 A formula for activations holds for one way of writing one architecture. Here the model, the loss and autograd are
 asked themselves: they run on fake tensors, which have a shape and no content, and all that comes and goes is counted.
@@ -9,7 +9,7 @@ and what autocast keeps in float32 on top.
 On a GPU attention and dropout are other kernels than on a CPU: for `cuda` a fused attention is put in (it keeps its
 inputs, its output, one number a row, and a mask in the precision of the queries), and dropout one byte an element.
 
-Letters: B sequences, T tokens, H heads, D width, E teacher width, N predicted tokens, V vocabulary.
+Shape suffixes: B sequences, T tokens, H heads, D width, E teacher width, N predicted tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ACTIVATIONS, HEAD = "activations", "head"
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What the memory of a micro-batch depends on beside the model.
+    """Settings that the memory of a micro-batch depends on beside the model.
 
     Args:
         objective: clm or mlm.
@@ -87,7 +87,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """For every amount of gradients that there is during a micro-batch, the moment at which most else is there.
+    """Peaks of a micro-batch: for every amount of gradients held, the moment at which most else is held.
 
     `kept` are bytes that are there when forward is done, `gradients` those of all parameters.
     """
@@ -259,7 +259,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def counting_as(self, kind: str) -> Iterator[None]:
-        """What is made now is of this kind."""
+        """Count tensors that are made now as this kind."""
         before, self._kind = self._kind, kind
         yield
         self._kind = before

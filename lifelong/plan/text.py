@@ -1,4 +1,4 @@
-"""What a plan can know of the text: how much there is, how the tokenizer takes it, and whether held-out text is in it.
+"""Corpus statistics for a plan: size, tokens per word, and whether held-out text is in it.
 
 Only text that is here is looked at, and only its beginning; a hub data set is left alone.
 """
@@ -30,14 +30,14 @@ FERTILITY_RISE = 1.3
 
 @dataclass(frozen=True)
 class CorpusStats:
-    """What was found about a domain; None where it could not be told.
+    """Statistics of a domain; None where unknown.
 
     Args:
         name: of the domain.
         text_bytes: of the training split; an estimate by the size of the files where not all was read.
         documents: likewise.
         bytes_per_token: by the run's tokenizer, on the beginning.
-        tokens_per_word: likewise, words being what stands between white space.
+        tokens_per_word: likewise, words being separated by white space.
         heldout_tokens: of the held-out split.
         complete: whether all of the training split was read.
     """
@@ -180,7 +180,7 @@ def _fertility(stages: Sequence[str], facts: Mapping[str, CorpusStats]) -> list[
 def _overlaps(
     recipe: Recipe, stages: Sequence[str], domains: Mapping[str, Domain], read: Mapping[str, Sequence[Document]]
 ) -> list[str]:
-    """Training text of a stage that is held-out text of an earlier domain: evaluation would measure memory."""
+    """Warn of training text that is held-out text of an earlier domain: evaluation would measure memorisation."""
     warnings: list[str] = []
     filters: dict[str, DuplicateFilter] = {}
     for place, card in enumerate(stages):

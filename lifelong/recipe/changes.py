@@ -1,4 +1,4 @@
-"""How two recipes differ, and which differences a run folder takes."""
+"""Differences between two recipes, and which of them a run folder accepts."""
 
 from __future__ import annotations
 

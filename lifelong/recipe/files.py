@@ -1,4 +1,4 @@
-"""Recipe files: where they lie, and what one takes over from another by `base:`.
+"""Recipe files: where they are, and what one inherits from another by `base:`.
 
 A recipe that names a `base` is that recipe with changes: mappings are merged key by key, `null` takes a key out, and
 everything else is replaced. Entries of a list are changed one by one by a mapping with their numbers:
@@ -7,7 +7,7 @@ everything else is replaced. Entries of a list are changed one by one by a mappi
     methods: [{name: ewc}]
     stages: {1: {expand: {layers: 3}}}
 
-A recipe that is the same in several sizes lies in `any-size/` and says in which `sizes` it comes: `tiny/ewc` is
+A recipe that is the same in several sizes is in `any-size/` and lists its `sizes`: `tiny/ewc` is
 `any-size/ewc.yaml`, with the bases of `tiny/`.
 """
 
@@ -116,7 +116,7 @@ def merge(base: Any, change: Any, where: str) -> Any:
     """`base` with the changes; see the head of this file.
 
     Raises:
-        InputError: a mapping for a list has a key that is no number of an entry.
+        InputError: a mapping for a list has a key that is not an index of an entry.
     """
     if isinstance(base, Mapping) and isinstance(change, Mapping):
         merged = dict(base)

@@ -1,4 +1,4 @@
-"""Configuration of a model that starts from random weights, as a recipe describes it."""
+"""Configuration of a randomly initialised model, as a recipe describes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lifelong.recipe.recipe import Recipe
 
 
 def fresh_config(recipe: Recipe, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None = None) -> Any:
-    """Configuration of a model that starts from random weights."""
+    """Configuration of a randomly initialised model."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
     assert recipe.model.family is not None, "a recipe names a checkpoint or a family"
     return new_config(

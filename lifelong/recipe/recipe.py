@@ -33,7 +33,7 @@ from lifelong.train.settings import LrSection
 
 
 class ModelSection(Shape):
-    """`checkpoint` of any supported model, or `family` and sizes to start from random weights."""
+    """`checkpoint` of any supported model, or `family` and sizes of a randomly initialised one."""
 
     checkpoint: str | None = None
     revision: str | None = None
@@ -131,7 +131,7 @@ class Recipe(Section):
 
     @property
     def replay_mix(self) -> str:
-        """How replay is divided among earlier domains."""
+        """Division of replay among earlier domains."""
         chosen = self.replay.mix if self.replay else None
         return chosen or ("budget" if self.budget else "uniform")
 

@@ -1,4 +1,4 @@
-"""How replay is steered: which old domain to draw from, and how much replay a forgetting budget needs.
+"""Replay controllers: which old domain to draw from, and how much replay a forgetting budget needs.
 
 Plain numbers in, plain numbers out; nothing here knows a model.
 
@@ -26,18 +26,18 @@ _RECENT = 4
 def replay_weights(
     mix: str, memory: ReplayMemory, history: Mapping[str, Sequence[float]] | None = None
 ) -> dict[str, float]:
-    """How a stage begins to divide replay among the domains of the memory; the weights sum to 1.
+    """Initial replay weights of the domains of the memory; they sum to 1.
 
     Args:
         mix: uniform: evenly; proportional: by the tokens each domain was trained on; adaptive and budget: by
-            how far its loss stands above its best, the room in which it can fall. The domain learned last
-            stands at its best and will rise from there: it counts with the most that any other domain ever
-            lost right after its own stage, or stands above its best now.
+            how far its loss is above its best, the room in which it can fall. The domain learned last
+            is at its best and will rise from there: it counts with the most that any other domain ever
+            lost right after its own stage, or is above its best now.
         memory: whose domains are meant.
         history: losses in nats per token of each domain after each stage so far, in order.
 
     Raises:
-        UnknownNameError: there is no such mix.
+        UnknownNameError: no such mix.
     """
     if mix not in MIXES:
         raise UnknownNameError("mix", mix, MIXES, "replay.mix")
@@ -99,7 +99,7 @@ class Controller(Protocol):
         """The mix after a probe: nats per token of the domains that were measured."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed stage needs, in plain JSON values."""
+        """State that a resumed stage needs, in plain JSON values."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up a saved state."""
@@ -142,7 +142,7 @@ class BudgetController:
     Pressure of a domain is the relative rise of its perplexity over its reference, divided by what the
     budget allows: 1 is a budget just used up. After every probe the share is multiplied by
     exp(gain * (highest pressure - target)), within bounds, so that it settles where the most endangered
-    domain stands at `target` of its budget. It is raised by `gain` and given back by `release`, more slowly:
+    domain is at `target` of its budget. It is raised by `gain` and given back by `release`, more slowly:
     what is forgotten costs more than what is replayed in vain. Half of replay goes to the domains by their
     pressure, half evenly to all, those without a budget too.
 
@@ -158,7 +158,7 @@ class BudgetController:
         target: the part of its budget that a domain may use before the share rises.
 
     Raises:
-        InputError: a budget is not positive, has no reference, or the bounds are no bounds.
+        InputError: a budget is not positive, has no reference, or the bounds are invalid.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class BudgetController:
         return {name: value * self.budget[name] for name, value in over.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed stage needs."""
+        """State that a resumed stage needs."""
         return {"share": self.share, "pressures": dict(self.pressures)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

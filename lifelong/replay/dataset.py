@@ -1,4 +1,4 @@
-"""What is trained on, step by step: new blocks and replayed ones in exact shares.
+"""Training rows step by step: new blocks and replayed ones in exact shares.
 
 The order of everything is a pure function of (seed, stage, epoch) and of the shares in force, so a stage that
 is resumed asks for the same rows again and nothing has to be skipped.
@@ -120,7 +120,7 @@ class StageDataset:
     def set_mix(self, step: int, share: float, weights: Mapping[str, float] | None = None) -> None:
         """Changes the share and the weights from `step` on; earlier steps stay as they were.
 
-        Rows that a loader has already fetched are not recalled: choose a step that lies behind them.
+        Rows that a loader has already fetched are not recalled: choose a step after them.
 
         Raises:
             InputError: the share or a weight cannot be, or `step` is before the last change.
@@ -147,7 +147,7 @@ class StageDataset:
 
     @property
     def weights(self) -> dict[str, float]:
-        """How the last steps divide replay among the domains."""
+        """Replay weights of the domains in the last steps."""
         return dict(zip(self.replay_domains, self._segments[-1].weights, strict=True))
 
     def replay_blocks_of_step(self, step: int) -> int:

@@ -26,7 +26,7 @@ _LARGEST_ID = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Experience:
-    """What the memory keeps of one stage. `seen_*` is what the stage held, `priorities` ascend."""
+    """Blocks that the memory keeps of one stage. `seen_*` is what the stage held, `priorities` ascend."""
 
     stage: int
     domain: str
@@ -77,7 +77,7 @@ class ReplayMemory:
         return sum(item.tokens for item in self.experiences if item.domain == domain)
 
     def seen_tokens_of(self, domain: str) -> int:
-        """Tokens of the corpora that the kept blocks of this domain stand for."""
+        """Tokens of the corpora that the kept blocks of this domain represent."""
         return sum(item.seen_tokens for item in self.experiences if item.domain == domain)
 
     def blocks(self, domain: str) -> DomainBlocks:

@@ -1,4 +1,4 @@
-"""What a replay memory keeps.
+"""Storage policies of a replay memory.
 
 A policy is two decisions: in which order the blocks of a stage are kept, and how the capacity is divided
 among the stages.
@@ -85,7 +85,7 @@ def quotas_of(
     lengths: Sequence[NDArray[np.int64]],
     capacity_tokens: int,
 ) -> list[int]:
-    """How many blocks of each experience stay, from the beginning of its order.
+    """Number of blocks of each experience that stay, from the beginning of its order.
 
     Args:
         policy: decides the division.

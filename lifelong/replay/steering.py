@@ -1,4 +1,4 @@
-"""What a stage replays, from the recipe and from what is committed: weights, and who steers them while it trains.
+"""Replay of a stage, from the recipe and from what is committed: weights, and the controller that adjusts them.
 
 Steering reads small probes of the earlier domains and changes the rows of the steps to come. Its state goes
 into every checkpoint, so that a stage that is resumed makes the same choices again.
@@ -36,7 +36,7 @@ Adjustment = Callable[[Mapping[str, float]], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class ReplayInputs:
-    """What the replay of a stage depends on beside its memory.
+    """Inputs of the replay of a stage beside its memory.
 
     Args:
         section: of the recipe.
@@ -56,7 +56,7 @@ class ReplayInputs:
 
 
 def first_weights(inputs: ReplayInputs, memory: ReplayMemory) -> dict[str, float]:
-    """How a stage begins to divide replay."""
+    """Initial replay weights of a stage."""
     history = {
         domain: [loss.nats_per_token for row in inputs.losses for loss in row if loss.domain == domain]
         for domain in memory.domains
@@ -91,7 +91,7 @@ class ReplaySteering:
         self.controller, self.dataset, self.steps, self.adjust = controller, dataset, frozenset(steps), adjust
 
     def observe(self, step: int, points: Sequence[ProbePoint]) -> None:
-        """After `step` steps these losses were measured."""
+        """Take the losses measured after `step` steps."""
         if step not in self.steps:
             return
         mix = self.controller.observe({point.domain: point.nats_per_token for point in points})
@@ -108,7 +108,7 @@ class ReplaySteering:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed stage needs."""
+        """State that a resumed stage needs."""
         return {"controller": self.controller.state_dict(), "dataset": self.dataset.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -118,7 +118,7 @@ class ReplaySteering:
 
 
 def make_steering(inputs: ReplayInputs, dataset: StageDataset, adjust: Adjustment) -> ReplaySteering | None:
-    """Who steers the replay of a stage; None where nothing is replayed or the mix is fixed.
+    """Controller of the replay of a stage; None where nothing is replayed or the mix is fixed.
 
     Raises:
         InputError: the bounds of the share are none.
@@ -158,7 +158,7 @@ def affordable_probes(trained: int, probed: int) -> int:
 
 
 def check_steering(mix: str, sections: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What a steered mix asks of the `train:` sections of a recipe: no row may be fetched before it is chosen."""
+    """Lines for `train:` sections that do not fit a steered mix: rows would be fetched before they are chosen."""
     workers = max((section.get("dataloader_num_workers", 0) for section in sections), default=0)
     if mix in STEERED and workers:
         yield (
@@ -177,7 +177,7 @@ def check_budget(budget: Iterable[str], domains: Sequence[str]) -> Iterator[str]
 def memory_scores(
     section: ReplaySection, model: Any, corpus: BlockStore, collator: Collator, *, seed: int, stage: int
 ) -> NDArray[np.float64] | None:
-    """What a loss-ranked memory keeps blocks by: their loss under the model that has just learned them.
+    """Scores by which a loss-ranked memory keeps blocks: their loss under the model that has just learned them.
 
     Only blocks that random draws would offer are scored, several for each place in the memory; the others
     rank behind them.

@@ -1,4 +1,4 @@
-"""What all figures share: colours, axes, marks between stages."""
+"""Shared by all figures: colours, axes, marks between stages."""
 
 from __future__ import annotations
 

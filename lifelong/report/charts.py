@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: every domain over the whole life, the training loss, the inheritance rate.
+"""Line charts as inline SVG: every domain over the whole run, the training loss, the inheritance rate.
 
 The page draws them itself, so that they follow light and dark; `figures` writes the same for papers and slides.
 """
@@ -166,7 +166,7 @@ def swatches(names: Sequence[str], total: int) -> str:
 
 
 def life_chart(history: RunHistory) -> str:
-    """Held-out loss of every domain over the whole life, stages and growths marked."""
+    """Held-out loss of every domain over the whole run, stages and growths marked."""
     curves, spans = life_curves(history), stage_spans(history)
     names, total = list(curves), len(curves)
     labelled = total <= END_LABELS

@@ -46,7 +46,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of a group: mean over runs, an interval, and how it stands to the best group.
+    """A metric of a group: mean over runs, an interval, and how it compares with the best group.
 
     `p_value` is corrected for several comparisons; `test` names where it comes from, and is empty where
     nothing could be tested. The best group has neither.
@@ -62,7 +62,7 @@ class Estimate:
 
     @property
     def within_noise(self) -> bool:
-        """Not told apart from the best."""
+        """Whether it is indistinguishable from the best."""
         return self.p_value is not None and self.p_value >= ALPHA
 
 
@@ -114,7 +114,7 @@ def compare_runs(histories: Sequence[RunHistory]) -> Comparison:
 
 
 def _paired(groups: Sequence[Sequence[RunHistory]], values: Sequence[Any], histories: Sequence[RunHistory]) -> bool:
-    """Whether runs agree in something: all of them, or those of one seed where every group has the same seeds.
+    """Whether runs agree in a value: all of them, or those of one seed where every group has the same seeds.
 
     A tokenizer trained anew for every seed differs between seeds and not between the methods of a seed: paired
     differences over seeds are as valid as with one tokenizer.
@@ -219,7 +219,7 @@ def _limits(
     metrics: Mapping[str, tuple[Estimate, ...]],
     groups: Sequence[Sequence[RunHistory]],
 ) -> list[str]:
-    """What keeps the runs from being compared at face value, and what still compares."""
+    """Limits of the comparison: what is not comparable, and what still is."""
     found = []
     if not _paired(groups, [_tokenizer(history) for history in histories], histories):
         found.append(

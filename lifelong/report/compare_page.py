@@ -118,7 +118,7 @@ def _common_seeds(comparison: Comparison) -> int:
 
 
 def comparison_verdict(comparison: Comparison) -> str:
-    """Who is best in what matters most, and who cannot be told apart from it."""
+    """Verdict: the best group in the main metrics, and those indistinguishable from it."""
     sentences = []
     for name in VERDICT_METRICS:
         estimates = comparison.metrics.get(name, ())
@@ -149,7 +149,7 @@ def heading_of(name: str, *, unit: bool = True) -> str:
 
 
 def figure(estimate: Estimate) -> str:
-    """The mean and half the width of its interval, or the interval where it lies unevenly."""
+    """The mean and half the width of its interval, or the interval where it is asymmetric."""
     if estimate.mean is None:
         return "–"
     if estimate.low is None or estimate.high is None:
@@ -162,7 +162,7 @@ def figure(estimate: Estimate) -> str:
 
 
 def standing(estimate: Estimate) -> str:
-    """How an estimate stands to the best one."""
+    """How an estimate compares with the best one."""
     if estimate.p_value is None:
         return ""
     sign = "=" if estimate.within_noise else "≠"

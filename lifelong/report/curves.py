@@ -1,4 +1,4 @@
-"""What a run's charts draw, as plain numbers: stages on an axis of tokens, and one curve a domain."""
+"""Data of a run's charts as plain numbers: stages on an axis of tokens, and one curve per domain."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def life_curves(history: RunHistory) -> dict[str, LifeCurve]:
     """One curve a domain, in the order of the matrix.
 
     Probes look at a part of the documents that the full evaluations at the ends of stages look at. They are
-    shifted so that the first and the last of a stage meet those; what lies between keeps its shape.
+    shifted so that the first and the last of a stage meet those; the points between keep their shape.
     """
     matrix, spans = history.matrix, stage_spans(history)
     curves = {}

@@ -1,4 +1,4 @@
-"""What a domain holds, as a table for a terminal of 80 columns."""
+"""Summary of a domain as a table for a terminal of 80 columns."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def rows_of(scores: TaskScores) -> list[tuple[str, str, str, str]]:
 
 
 def tasks_table(tasks: Sequence[TaskScores]) -> Table:
-    """For a terminal."""
+    """Table of task scores for a terminal."""
     shown = Table(title="downstream, test split, per cent", caption=caption(tasks))
     for heading in ("task", "domain", "prompt", *(title for title, _ in SCORES)):
         shown.add_column(heading, justify="left" if heading in ("task", "domain", "prompt") else "right")
@@ -48,7 +48,7 @@ def tasks_table(tasks: Sequence[TaskScores]) -> Table:
 
 
 def tasks_section(tasks: Sequence[TaskScores]) -> str:
-    """For the page; empty without a task."""
+    """Section of task scores for the page; empty without a task."""
     if not tasks:
         return ""
     rows = [
@@ -70,7 +70,7 @@ def tasks_section(tasks: Sequence[TaskScores]) -> str:
 
 
 def caption(tasks: Sequence[TaskScores]) -> str:
-    """What the figures are."""
+    """Caption of the task scores."""
     seeds = max((len({run.seed for run in s.runs}) for s in tasks), default=0)
     text = (
         f"Copies of the model, fine-tuned with a classification head; per cent on the test split, mean ± standard "

@@ -1,6 +1,6 @@
-"""What every run had reached when all had spent the same: tokens, FLOPs or seconds of training.
+"""Comparison at equal cost: tokens, FLOPs or seconds of training.
 
-A dearer method gets less far in the stream for the same budget. The figure is the mean of bits per byte over all
+A more expensive method gets less far in the stream for the same budget. The figure is the mean of bits per byte over all
 domains of the stream, learned or not, on a straight line between the evaluations at the ends of stages; what
 evaluation and probes cost is left out, because they are the measurement and not the method.
 """
@@ -59,7 +59,7 @@ def at_budget(points: Sequence[tuple[float, float]], budget: float) -> float | N
 
 
 def equal_cost_values(groups: Sequence[Sequence[RunHistory]], field: str) -> list[list[float | None]]:
-    """For every run of every group, the figure at the budget that the cheapest run took."""
+    """Figure of every run of every group at the budget of the cheapest run."""
     curves = [[trajectory(run, field) for run in group] for group in groups]
     ends = [points[-1][0] for group in curves for points in group if points]
     if not ends:

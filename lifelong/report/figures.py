@@ -39,7 +39,7 @@ def write_figures(history: RunHistory, out: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """As PNG for slides and as SVG for print."""
+    """Save a figure as PNG for slides and as SVG for print."""
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "lifelong", "svg.fonttype": "none"}):
@@ -60,7 +60,7 @@ def columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
 
 
 def domains_figure(history: RunHistory) -> Figure:
-    """Held-out loss of every domain over the whole life."""
+    """Held-out loss of every domain over the whole run."""
     curves = life_curves(history)
     figure = new_figure(8, 4.4)
     axes = figure.subplots()

@@ -27,7 +27,7 @@ def heat_map(matrix: LossMatrix, intervals: Sequence[Sequence[Interval | None]] 
 
 
 def fits_figures(matrix: LossMatrix) -> bool:
-    """Whether a table with figures can be read."""
+    """Whether the matrix is small enough for a table with figures."""
     return len(matrix.domains) <= FIGURE_COLUMNS and len(matrix.stages) <= FIGURE_ROWS
 
 

@@ -74,7 +74,7 @@ def anchor(title: str) -> str:
 
 
 def unfinished(history: RunHistory) -> str:
-    """A line for a run that goes on."""
+    """Notice for an unfinished run."""
     if not history.unfinished:
         return ""
     names = ", ".join(history.unfinished[:8]) + (f" and {len(history.unfinished) - 8} more" if len(history.unfinished) > 8 else "")  # fmt: skip
@@ -107,7 +107,7 @@ def metrics_section(history: RunHistory, metrics: Mapping[str, float | None]) ->
 
 
 def expectation_table(history: RunHistory, metrics: Mapping[str, float | None]) -> str:
-    """What the recipe promised."""
+    """Table of the metrics that the recipe expects."""
     rows = [
         (
             item.metric,
@@ -123,7 +123,7 @@ def expectation_table(history: RunHistory, metrics: Mapping[str, float | None]) 
 
 
 def budget_table(history: RunHistory) -> str:
-    """How much of its forgetting budget every domain has used."""
+    """Table of the forgetting budget that every domain has used."""
     rows = [
         (row.domain, f"{row.allowed:.1%}", "–" if row.rise is None else f"{row.rise:+.1%}", row.state)
         for row in budget_rows(history)
@@ -133,7 +133,7 @@ def budget_table(history: RunHistory) -> str:
 
 
 def training_table(history: RunHistory) -> str:
-    """What each stage trained on and how long it was taught."""
+    """Table of the training of each stage, and how long it was taught."""
     rows = []
     for record, points in zip(history.stages, history.train, strict=True):
         train = [point for point in points if point.phase == "train"]
@@ -148,7 +148,7 @@ def training_table(history: RunHistory) -> str:
 
 
 def growth_table(history: RunHistory) -> str:
-    """What grew and how far the function moved."""
+    """Table of growths: what grew and how far the function moved."""
     rows = []
     for record, report in zip(history.stages, history.expansions, strict=True):
         if report is None:
@@ -234,7 +234,7 @@ def samples(history: RunHistory) -> str:
 
 
 def environment(history: RunHistory) -> str:
-    """Where and with what the run was made."""
+    """Environment in which the run was made."""
     versions = {
         label: ", ".join(f"{name} {version}" for name, version in history.environment.get(key, {}).items())
         for key, label in (("packages", "packages"), ("newer_than_tested", "newer than tested"))

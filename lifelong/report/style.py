@@ -1,4 +1,4 @@
-"""What both pages share: the style sheet, the shell around a body, and plain tables. Every string is escaped here."""
+"""Shared by both pages: the style sheet, the shell around a body, and plain tables. Every string is escaped here."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def document(title: str, sections: Iterable[str]) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,), long: int = -1) -> str:
-    """A plain table; every value is escaped. Columns in `left` stand left, `long` holds sentences."""
+    """A plain table; every value is escaped. Columns in `left` are left-aligned, `long` holds sentences."""
 
     def side(index: int) -> str:
         names = " ".join(name for name, on in (("left", index in left), ("long", index == long)) if on)

@@ -166,7 +166,7 @@ def _three_scales(loss: DomainLoss, nats: float | None) -> tuple[str, str, str]:
 
 
 def expansion_table(report: ExpansionReport) -> Table:
-    """What a growth did and how far the function moved."""
+    """Table of a growth: what it did and how far the function moved."""
     table = Table(title=f"growth of a {report.family} model, mode {report.mode}", show_header=False)
     for axis, before in report.source.items():
         after = report.target[axis]

@@ -1,10 +1,10 @@
-"""How sure a figure is: bootstrap over held-out documents, Student's t over seeds.
+"""Uncertainty of figures: bootstrap over held-out documents, Student's t over seeds.
 
 The documents of a domain are drawn with replacement, the same ones for every stage, and for every run that
 was evaluated on the same documents; what documents have in common then cancels in differences. The interval
 speaks about documents alone: another seed may move a figure further than that.
 
-Letters: S resamples, N documents, R rows of the loss matrix (the initial model and one a stage).
+Shape suffixes: S resamples, N documents, R rows of the loss matrix (the initial model and one per stage).
 
 Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13 (percentile intervals).
 """
@@ -196,7 +196,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _draws(domain: str, num_documents: int, resamples: int, seed: int) -> Floats:
-    """How often each document is drawn, `[S, N]`: a function of the domain, so that runs are paired."""
+    """Number of times each document is drawn, `[S, N]`: a function of the domain, so that runs are paired."""
     key = int.from_bytes(hashlib.sha256(f"{seed} {domain}".encode()).digest()[:8], "big")
     generator = np.random.default_rng(key)
     return generator.multinomial(num_documents, np.full(num_documents, 1 / num_documents), size=resamples).astype(float)

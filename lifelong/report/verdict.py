@@ -1,4 +1,4 @@
-"""What a run's figures say, in words and in cells; shared by the terminal, Markdown and HTML."""
+"""Summary of a run's figures, in words and in cells; shared by the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lifelong.records import ComputeLedger, Cost, LossMatrix, RunHistory
 
 PHASES = ("grow", "recover", "train", "probe", "evaluate")
 NAMED_DOMAINS = 8  # of a longer stream the verdict counts and names the extremes
-LARGEST_EXPONENT = 700.0  # exp of more is no finite number; a diverged model must be reported all the same
+LARGEST_EXPONENT = 700.0  # exp of more is not finite; a diverged model must be reported all the same
 HEADLINE_METRICS = ("ap", "ap_plus", "forgetting", "bwt", "fwt")
 
 
@@ -31,7 +31,7 @@ class Cell:
 
 
 def perplexity_of(nats: float) -> str:
-    """Perplexity of a loss, also where it is no finite number."""
+    """Perplexity of a loss, also where it is not finite."""
     if math.isnan(nats):
         return "nan"
     return format_perplexity(math.exp(nats)) if nats < LARGEST_EXPONENT else "> 1e304"
@@ -86,7 +86,7 @@ def verdict(history: RunHistory) -> str:
 
 
 def _learned(learned: list[tuple[str, float, float]]) -> str:
-    """What each domain gained while it was learned; the extremes of a long stream."""
+    """Sentence on what each domain gained while it was learned; the extremes of a long stream."""
     if not learned:
         return ""
     if len(learned) <= NAMED_DOMAINS:
@@ -102,7 +102,7 @@ def _learned(learned: list[tuple[str, float, float]]) -> str:
 
 
 def _forgotten(rises: list[tuple[str, float]]) -> str:
-    """How far earlier domains ended from their best."""
+    """Sentence on how far earlier domains ended from their best."""
     if not rises:
         return ""
     worst, rise = max(rises, key=lambda item: item[1])
@@ -189,7 +189,7 @@ class Expectation:
 
     @property
     def deviation(self) -> str:
-        """How far the value is from what was promised, absolute and relative."""
+        """Deviation of the value from the expected one, absolute and relative."""
         if self.value is None:
             return "not measured"
         difference = self.value - self.expected

@@ -55,7 +55,7 @@ def matrix_digest(data: Mapping[str, Any]) -> str:
 
 
 def altered_matrix(out: Path) -> str:
-    """What is wrong with the `matrix.json` in a report folder; empty where it is as it was written, or absent."""
+    """Fault of the `matrix.json` in a report folder; empty where it is as written, or absent."""
     path = ReportFolder(out).matrix
     if not path.is_file():
         return ""
@@ -98,7 +98,7 @@ def markdown(history: RunHistory) -> str:
 
 
 def summarise(out: Path) -> RunResult:
-    """Write the report of what is committed and hand back its figures."""
+    """Write the report of what is committed and return its figures."""
     history = read_history(out)
     write_report(history, RunFolder(out).report.path)
     cost = sum((ComputeLedger.from_json(record.cost).total for record in history.stages), Cost())

@@ -1,1 +1,1 @@
-"""Which documents of a corpus a stage trains on."""
+"""Data selection: which documents of a corpus a stage trains on."""

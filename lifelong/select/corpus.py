@@ -1,9 +1,9 @@
-"""Which documents of a corpus a stage trains on, as its `select:` section says.
+"""Selection of the documents a stage trains on, as its `select:` section says.
 
 Difference sampling (MiniPLM) keeps what a good model knows much better than a small one; "challenging yet
 learnable" (SALT) keeps what a small model finds hard but has among its guesses. Both score whole documents, as
 text, so that the models may have tokenizers of their own. Scores are written chunk by chunk: a stage that is
-interrupted goes on with the next chunk.
+interrupted resumes with the next chunk.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ Score = Callable[[DocumentScorer, Sequence[Document]], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class SelectionInputs:
-    """What a selection depends on.
+    """Inputs of a selection.
 
     Args:
         section: of the recipe.
         domain: of the stage.
         tokenizer: what reads the domain.
-        previous: the previous stage's model; what the name `previous` stands for.
+        previous: the previous stage's model; what the name `previous` refers to.
         objective: clm or mlm.
         sequence_length: of the run.
         seed: of the run.
@@ -213,7 +213,7 @@ def _challenge(selection: Selection) -> NDArray[np.float64]:
 
 
 def _openings(selection: Selection, scores: NDArray[np.float64]) -> dict[str, list[dict[str, Any]]]:
-    """How the documents with the highest and the lowest scores begin, in one reading of the corpus."""
+    """Openings of the documents with the highest and the lowest scores, in one reading of the corpus."""
     orders = {"highest": np.argsort(-scores, kind="stable"), "lowest": np.argsort(scores, kind="stable")}
     wanted = {int(row) for order in orders.values() for row in order[:SHOWN_DOCUMENTS]}
     found = {}

@@ -1,4 +1,4 @@
-"""Which documents of a corpus a stage trains on, from losses that somebody else measured.
+"""Selection scores of documents, from losses measured elsewhere.
 
 Losses are computed elsewhere (they need models); here they become scores, and scores a choice of rows.
 """
@@ -19,7 +19,7 @@ FloatArray = NDArray[np.floating]
 def difference_scores(
     teacher_nats: FloatArray, reference_nats: FloatArray, sizes: NDArray[np.integer] | None = None
 ) -> NDArray[np.float64]:
-    """How much better the teacher knows each text than a small reference model does [N].
+    """Difference score: how much better the teacher predicts each text than a small reference model [N].
 
     High: knowledge that takes a large model. Near 0: what both know (common), or neither (noise). Only sums
     over whole texts are compared, so teacher and reference may have different tokenizers; with `sizes` in
@@ -48,7 +48,7 @@ def difference_scores(
 def challenge_scores(
     token_nats: Sequence[FloatArray], token_ranks: Sequence[NDArray[np.integer]], *, top_k: int = 10
 ) -> NDArray[np.float64]:
-    """How challenging yet learnable each text is for a small model: the median of its capped losses [N].
+    """Challenging-yet-learnable score of each text for a small model: the median of its capped losses [N].
 
     A token counts with its loss only if the model has it among its `top_k` guesses, else with 0: what is far
     from all guesses is noise rather than a lesson.
@@ -91,7 +91,7 @@ def select_rows(
             proportional to exp(score / temperature) (Gumbel top-k, Kool et al. 2019, arXiv 1903.06059).
 
     Raises:
-        InputError: `keep` is no share.
+        InputError: `keep` is not a share.
     """
     if not 0.0 < keep <= 1.0:
         raise InputError(f"select.keep: {keep!r} is not in (0, 1]")

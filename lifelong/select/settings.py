@@ -14,7 +14,7 @@ class SelectSection(Section):
 
     `difference` (MiniPLM): by how much better `teacher` knows a document than the smaller `reference`.
     `challenge` (SALT): hard for the small `model`, but with the right tokens among its `top_k` guesses.
-    A model is a checkpoint, or `previous`, the model of the stage before.
+    A model is a checkpoint, or `previous`, the previous stage's model.
     """
 
     by: Literal["difference", "challenge"]

@@ -1,4 +1,4 @@
-"""From packed rows to the batch that models are trained on.
+"""Collates packed rows into the batch that models are trained on.
 
 Legend: B rows, T tokens (`sequence_length`).
 """

@@ -71,7 +71,7 @@ class Heldout:
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Of the tokenizer that made the ids."""
+        """Fingerprint of the tokenizer that made the ids."""
         return str(self._facts["tokenizer"])
 
     @property

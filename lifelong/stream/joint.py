@@ -14,7 +14,7 @@ class Corpus(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of what the blocks were made from."""
+        """Fingerprint of what the blocks were made from."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Block: ...

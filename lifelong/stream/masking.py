@@ -1,4 +1,4 @@
-"""Which positions are hidden: in training a function of (seed, epoch, row), in evaluation of the document.
+"""Masks of masked language modelling: in training a function of (seed, epoch, row), in evaluation of the document.
 
 Source: Devlin et al. 2019, BERT, section 3.1: of the chosen 15 %, 80 % become the mask token, 10 % a random
 token, 10 % stay.
@@ -25,7 +25,7 @@ def training_mask(
     protected: NDArray[np.bool_],
     rate: float = MASK_RATE,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """What the model sees and which positions it has to predict.
+    """Masked ids that the model sees, and the positions that it has to predict.
 
     Args:
         ids: tokens of a row [T].

@@ -1,4 +1,4 @@
-"""Order and chance as pure functions of a key: nothing here has a state, so nothing has to be saved.
+"""Shuffling and random draws as pure functions of a key: stateless, so nothing has to be saved.
 
 A generator of a library may change its stream between versions; a run that is resumed in a year must not.
 Everything is built on the 64-bit finaliser of splitmix64.
@@ -42,7 +42,7 @@ def uniforms(key: int, positions: int | NDArray[np.integer]) -> NDArray[np.float
 
 
 def permuted(index: int, length: int, key: int) -> int:
-    """Where `index` goes in a pseudo-random permutation of `range(length)`: no table, any length."""
+    """Position of `index` in a pseudo-random permutation of `range(length)`: no table, any length."""
     if not 0 <= index < length:
         raise IndexError(f"index {index} is outside a permutation of {length}")
     half = max(1, ((length - 1).bit_length() + 1) // 2)

@@ -1,4 +1,4 @@
-"""Text to tokens: training a tokenizer on the stream, and tokenising each corpus once, to Arrow."""
+"""Tokenisation: training a tokenizer on the stream, and tokenising each corpus once, to Arrow."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _tokenized(
 
 
 def manifest_of(store: BlockStore) -> dict[str, Any]:
-    """What was counted when the store was made: documents, bytes, tokens, left out, fingerprints."""
+    """Counts made when the store was written: documents, bytes, tokens, left out, fingerprints."""
     manifest: dict[str, Any] = json.loads((store.path.parent / "manifest.json").read_text(encoding="utf-8"))
     return manifest
 

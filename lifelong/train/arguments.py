@@ -143,7 +143,7 @@ def _zero_stage(section: Mapping[str, Any]) -> int | None:
 
 
 def micro_batches(section: Mapping[str, Any], processes: int) -> dict[str, int]:
-    """How an optimizer step is cut for so many processes: the same sequences in every step, whatever their number.
+    """Micro-batches of an optimizer step: the same sequences in every step, whatever the number of processes.
 
     A recipe says by `per_device_train_batch_size` times `gradient_accumulation_steps` how many sequences a step has.
     More processes first share the accumulation; where that is not enough, each takes fewer sequences at a time.

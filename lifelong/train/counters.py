@@ -1,6 +1,6 @@
 """Tokens and losses of a phase since the last log point, counted in each process and summed over all of them.
 
-Letters: B sequences.
+Shape suffixes: B sequences.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class TokenCounter:
         self.replay_tokens = state["replay_tokens"]
 
     def _names_of_domains(self) -> list[str]:
-        """Of all that may be replayed, in an order that all processes share."""
+        """Names of all domains that may be replayed, in an order that all processes share."""
         if self.domains:
             return self.domains
         columns = 1 + distributed.highest(max((int(name) for name in self._replayed), default=-1))

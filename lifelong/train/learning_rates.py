@@ -1,4 +1,4 @@
-"""The learning rate of a stage, and the weights that the next one goes on from."""
+"""The learning rate of a stage, and the weights that the next one starts from."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lifelong.train.policies._policy import StageSpan, make_policy
 from lifelong.train.settings import LrSection
 
 TRUNK = "trunk"
-"""Beside a stage's `model/`: the weights before the annealing, from which the next stage goes on."""
+"""Pre-decay checkpoint next to a stage's `model/`, from which the next stage starts."""
 
 
 def stage_span(stage_tokens: Sequence[int], index: int) -> StageSpan:
-    """Where a stage lies among the tokens of its stream, given those of every stage."""
+    """Span of a stage among the tokens of its stream, given those of every stage."""
     return StageSpan(sum(stage_tokens[:index]), stage_tokens[index], sum(stage_tokens))
 
 
@@ -64,7 +64,7 @@ def warmup_steps(
 def stage_trunk(
     lr: LrSection | None, num_steps: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Path
 ) -> Trunk | None:
-    """When and how the weights before an annealing are kept; None where the next stage goes on from the end."""
+    """When and how the pre-decay weights are kept; None where the next stage starts from the end."""
     step = None if lr is None else make_policy(lr).trunk_step(num_steps)
     if step is None:
         return None

@@ -1,4 +1,4 @@
-"""What a training phase is given and what it leaves."""
+"""Inputs and results of a training phase."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StopRequest:
 
 @dataclass
 class PhaseLog:
-    """What a phase leaves behind besides its weights.
+    """Training log and counters of a phase.
 
     `replayed` counts replayed tokens by domain; `seconds` does not hold `probe_seconds`; `mapped` is as in
     `TeacherCost`.
@@ -78,10 +78,10 @@ class Steering(Protocol):
     """Changes what comes next by what a probe found."""
 
     def observe(self, step: int, points: Sequence[ProbePoint]) -> None:
-        """After `step` optimizer steps these losses were measured."""
+        """Take the losses measured after `step` optimizer steps."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed phase needs, in plain JSON values."""
+        """State that a resumed phase needs, in plain JSON values."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
@@ -117,7 +117,7 @@ class TrainingInputs:
 
 @dataclass(frozen=True)
 class Trunk:
-    """Weights that the next stage goes on from, where they are not the last ones: `save` is called after `step`."""
+    """Weights that the next stage starts from, where they are not the last ones: `save` is called after `step`."""
 
     step: int
     save: Callable[[], None]

@@ -4,7 +4,7 @@ The loss is computed inside the model's forward by the loss head (see `inherit.h
 number of predicted tokens of the whole optimizer step, so that it does not depend on how the step is cut into
 micro-batches.
 
-Letters: B sequences, T tokens.
+Shape suffixes: B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.control.should_log = due
 
     def shard_teacher(self) -> None:
-        """With FSDP2 the teacher lies in parts like the student, wrapped by the same policy."""
+        """Shard the teacher like the student (FSDP2), wrapped by the same policy."""
         if self.is_fsdp_enabled and self.phase.inheritor is not None:
             from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
@@ -173,13 +173,13 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     @property
     def sharding(self) -> str | None:
-        """How parameters lie in parts on the devices; None where each holds all of them."""
+        """Sharding of the parameters over devices; None where each holds all of them."""
         if self.is_fsdp_enabled:
             return "FSDP2"
         return "DeepSpeed" if self.is_deepspeed_enabled else None
 
     def cost_of_teaching(self) -> dict[str, Any]:
-        """What the teachers of all processes have cost in this phase, and what they had no place for."""
+        """Cost of the teachers of all processes in this phase, and the mass they had no place for."""
         cost = self.phase.inheritor.cost if self.phase.inheritor is not None else TeacherCost()
         names = sorted(cost.mapped)  # the same in all processes: a teacher is named before it has taught
         mapped = [number for name in names for number in cost.mapped[name]]
@@ -188,7 +188,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         return {"teacher_tokens": int(tokens), "teacher_flops": flops, "mapped": found}
 
     def phase_state(self) -> dict[str, Any]:
-        """What a resumed phase needs beside Trainer's own state; every process calls."""
+        """State that a resumed phase needs beside Trainer's own; every process calls."""
         self.reduce_counters()
         inheritor, steering = self.phase.inheritor, self.phase.steering
         taught = self.cost_of_teaching()
@@ -292,7 +292,7 @@ def run_training_phase(model: PreTrainedModel, args: transformers.TrainingArgume
         with loss_head(model, phase.objective):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        # Trainer reads its state with weights_only: what is no plain tensor is refused, never run
+        # Trainer reads its state with weights_only: anything but a plain tensor is refused, never run
         if checkpoint is None or not (isinstance(error, pickle.UnpicklingError) or "PytorchStreamReader" in str(error)):
             raise
         reason = str(error).strip().splitlines()[0][:200]

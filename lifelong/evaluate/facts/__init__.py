@@ -1,1 +1,1 @@
-"""Invented facts that are put into a stage and asked for from then on."""
+"""Invented facts that are injected into a stage and probed from then on."""

@@ -1,4 +1,4 @@
-"""Facts put into a stage's text at chosen steps, so that their learning and forgetting can be watched.
+"""Facts injected into a stage's text at chosen steps, so that their learning and forgetting can be watched.
 
 The facts are invented: no corpus holds them, and what a model knows of them it has from these steps alone. A
 row of new text makes room for a row of facts; replay and all other rows stay as they are.
@@ -129,7 +129,7 @@ def injection_steps(times: Sequence[float], num_steps: int) -> list[int]:
 class InjectedDataset:
     """A stage's rows with some new ones replaced, from given steps on; everything else is the inner dataset's.
 
-    What does not fit the rows of new text of its step goes on in the next one.
+    What does not fit the rows of new text of its step continues in the next one.
 
     Raises:
         InputError: the stage has too few rows of new text behind a step.

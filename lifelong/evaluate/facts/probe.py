@@ -1,6 +1,6 @@
 """Log-probability of the missing part of every fact.
 
-Letters: F facts, T tokens.
+Shape suffixes: F facts, T tokens.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _shared(prompt: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> int:
 
 
 def fact_steps(injected_at: Sequence[int], num_steps: int, count: int) -> list[int]:
-    """When to ask: at the start, before every injection and densely after it; on a log scale without any.
+    """Probe steps of facts: at the start, before every injection and densely after it; on a log scale without any.
 
     Step n is the model after n optimizer steps; what is injected at step s has been learned from at s + 1.
     """

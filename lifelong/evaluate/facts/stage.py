@@ -1,4 +1,4 @@
-"""Facts of a run: which ones, where they are put in, and who asks for them in which stage."""
+"""Facts of a run: which ones, where they are injected, and in which stages they are probed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class StageFacts:
         return probe
 
     def to_json(self, points: Sequence[FactPoint], tokens: int) -> dict[str, Any]:
-        """What a stage of `tokens` trained tokens keeps in `history.json`."""
+        """Entry of a stage of `tokens` trained tokens in `history.json`."""
         steps = max((point.step for point in points), default=0)
         per_step = tokens // steps if steps else 0
         at = [step * per_step for step in injection_steps(self.section.at, steps)] if self.injects and steps else []

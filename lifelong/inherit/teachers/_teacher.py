@@ -1,6 +1,6 @@
-"""What the loss needs of a teacher, and what a teacher is made and checked from.
+"""Interface of a teacher to the loss, and the inputs it is built and checked from.
 
-Letters: B sequences.
+Shape suffixes: B sequences.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Teacher:
 
     @property
     def cost(self) -> TeacherCost:
-        """So far."""
+        """Cost of the teacher so far."""
         return TeacherCost()
 
     def teaches(self, batch: Batch) -> Tensor:
@@ -61,7 +61,7 @@ class Teacher:
         raise NotImplementedError
 
     def attend(self, batch: Batch) -> None:
-        """Not asked about `batch`: take part where the teachers of other processes need this one to run theirs."""
+        """Take part without teaching `batch`, where the teachers of other processes need this one to run theirs."""
 
     def shard(self, wrap: Callable[[Any], Any]) -> None:
         """Let every process hold a part of each parameter only, as `wrap` does it to a model."""
@@ -76,13 +76,13 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TeacherInputs:
-    """What the teacher of a stage is made from.
+    """Inputs from which the teacher of a stage is built.
 
     Args:
         temperature: both distributions are softened by it.
         domain: name of the stage's domain.
         student: the model of the stage, at its size.
-        previous: where the model before lies; None where there is none that has learned anything.
+        previous: folder of the previous stage's model; None where no model has learned anything.
         previous_fingerprint: of its weights.
         objective: clm or mlm.
         sequence_length: tokens of a row.
@@ -111,7 +111,7 @@ class TeacherInputs:
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of a run before it begins.
+    """Facts known of a run before it starts.
 
     Args:
         temperature: both distributions are softened by it.

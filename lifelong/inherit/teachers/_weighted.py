@@ -1,6 +1,6 @@
 """Several teachers in one: a mixture in probability space, or one for each domain.
 
-Letters: B sequences, T tokens, N predicted tokens, D domains, J teachers, K kept entries.
+Shape suffixes: B sequences, T tokens, N predicted tokens, D domains, J teachers, K kept entries.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MixtureTeacher(Teacher):
 
     @property
     def cost(self) -> TeacherCost:
-        """Of all of them together."""
+        """Cost of all teachers together."""
         return sum((teacher.cost for teacher in self.teachers), TeacherCost())
 
     def _weights(self, batch: Batch) -> Tensor:

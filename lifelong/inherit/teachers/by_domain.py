@@ -33,7 +33,7 @@ class Plugin(TeacherSection):
         return sum(teacher.flops_per_token(forward) for teacher in running) / max(1, len(running))
 
     def check(self, given: Given) -> Iterator[str]:
-        """Whether the domains are there, and what their teachers say."""
+        """Errors of the section: unknown domains, and those of the teachers."""
         if given.domains is not None:
             yield from map(str, unknown_domains(self.by_domain, given.domains, WHERE))
         yield from super().check(given)

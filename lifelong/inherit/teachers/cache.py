@@ -1,6 +1,6 @@
 """`{cache: FOLDER}`: targets that `lifelong cache` wrote; no model runs.
 
-Letters: N predicted tokens, K kept entries.
+Shape suffixes: N predicted tokens, K kept entries.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Plugin(TeacherSection):
         return [self.cache]
 
     def check(self, given: Given) -> Iterator[str]:
-        """Whether the cache is whole and fits the run; the run's own tokenizer is not there yet."""
+        """Check that the cache is complete and fits the run; the run's own tokenizer does not exist yet."""
         from lifelong.inherit.cache import TargetCache
 
         try:

@@ -21,7 +21,7 @@ class WeightedTeacher(Section):
     weight: Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] = 1.0
 
     def weights(self, domains: Sequence[str]) -> Mapping[str, float]:
-        """By domain."""
+        """Weights of the teachers, by domain."""
         return self.weight if isinstance(self.weight, dict) else dict.fromkeys(domains, self.weight)
 
 
@@ -45,7 +45,7 @@ class Plugin(TeacherSection):
         ]
 
     def check(self, given: Given) -> Iterator[str]:
-        """Whether the domains are there, and what the teachers say."""
+        """Errors of the section: unknown domains, and those of the teachers."""
         if given.domains is not None:
             yield from map(str, self._unknown(given.domains))
         yield from super().check(given)

@@ -1,6 +1,6 @@
-"""`{model: NAME}`, or its name alone: a frozen model that runs beside the student; `previous` is the stage before's.
+"""`{model: NAME}`, or its name alone: a frozen model that runs beside the student; `previous` is the previous stage's.
 
-Letters: B sequences, T tokens, N predicted tokens, D width, E the teacher's, V vocabulary.
+Shape suffixes: B sequences, T tokens, N predicted tokens, D width, E the teacher's, V vocabulary.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Plugin(TeacherSection):
         return [] if self.model == PREVIOUS else [(self.model, list(domains))]
 
     def flops_per_token(self, forward: Mapping[str, float]) -> float:
-        """Of its forward pass."""
+        """FLOPs per token of its forward pass."""
         return forward.get(self.model, 0.0)
 
     def check(self, given: Given) -> Iterator[str]:
-        """Whether there is such a checkpoint."""
+        """Check that the checkpoint exists."""
         from lifelong.lm.checkpoint import load_config
 
         del given
@@ -90,9 +90,9 @@ class Plugin(TeacherSection):
         return MappedTeacher(teacher, torch.from_numpy(ids_V), len(inputs.tokenizer), self.model)
 
     def _id_map(self, inputs: TeacherInputs, domains: Sequence[str]) -> IntArray | None:
-        """Where the tokens of the checkpoint stand in the union; None where it reads the run's ids.
+        """Ids of the checkpoint's tokens in the union; None where it reads the run's ids.
 
-        Equal width is no proof of an equal vocabulary: where the teacher brings a tokenizer, it is compared.
+        Equal width does not prove an equal vocabulary: where the teacher brings a tokenizer, it is compared.
         """
         from lifelong.inherit.vocabularies import read_by_all
         from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint

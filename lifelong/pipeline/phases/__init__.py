@@ -1,4 +1,4 @@
-"""What a stage goes through, in order; a new phase is one file and one word here."""
+"""Phases of a stage, in order; a new phase is one file and one word here."""
 
 from lifelong.pipeline.phases.evaluate import Evaluate
 from lifelong.pipeline.phases.grow import Grow

@@ -1,4 +1,4 @@
-"""What every phase of a stage is."""
+"""Base class of the phases of a stage."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Phase:
         """Write beside the stage's model what the run keeps of this phase."""
 
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
-        """What the phase has cost, by label."""
+        """Cost of the phase, by label."""
         del stage, model
         yield from ()
 
     def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
-        """What it will cost in stage `index`, for the plan."""
+        """Planned cost in stage `index`."""
         del recipe, index
         return PlannedTokens()

@@ -1,4 +1,4 @@
-"""The stage's text as blocks, chosen by `select:` where the recipe says so, and what the model knows of it before."""
+"""Prepares the stage's text as blocks, chosen by `select:` where the recipe says so, and its losses before training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Prepare(Phase):
         return model
 
     def keep(self, stage: Stage, folder: StageFolder) -> None:
-        """What was selected, and the losses where forward transfer starts."""
+        """Keep what was selected, and the losses where forward transfer starts."""
         if stage.section.select:
             selected = read_json(stage.work.selected.selection)
             write_json(folder.selection, {key: selected[key] for key in selected if key != "seconds"})

@@ -21,7 +21,7 @@ class Recover(TrainingPhase):
     folder = "recovered"
 
     def applies(self, stage: Stage) -> bool:
-        """After a growth that has something to recover from."""
+        """Whether a growth has something to recover from."""
         return bool(self.planned(stage.recipe, stage.index).trained) and stage.memory() is not None
 
     def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:

@@ -1,4 +1,4 @@
-"""What later stages may replay of this one."""
+"""Updates the replay memory with blocks of this stage."""
 
 from __future__ import annotations
 

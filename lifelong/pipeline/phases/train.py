@@ -105,7 +105,7 @@ class Train(TrainingPhase):
 
 
 def _adjustment(stage: Stage) -> Adjustment:
-    """What the methods make of the weights by which earlier domains are replayed."""
+    """Adjust the replay weights of earlier domains as the methods ask."""
 
     def adjust(weights: Mapping[str, float]) -> Mapping[str, float]:
         assert stage.hooks is not None, "the methods have begun"
@@ -117,7 +117,7 @@ def _adjustment(stage: Stage) -> Adjustment:
 
 
 def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Distiller | None:
-    """The stage's teacher; a model from random weights has nothing to hand down to its first stage."""
+    """The stage's teacher; a randomly initialised model has nothing to teach its first stage."""
     recipe, context = stage.recipe, stage.context
     if recipe.inherit is None:
         return None

@@ -1,4 +1,4 @@
-"""A phase that trains: its steps, its rows, and what it leaves in its folder. What else is active, each one adds."""
+"""Base of the phases that train: steps, rows, and results in its folder. Subclasses add what else is active."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lifelong.train.stage_trainer import run_training_phase
 
 @dataclass(frozen=True)
 class Rows:
-    """What a phase trains on: `share` of it from the memory, divided among earlier domains by `weights`."""
+    """Rows that a phase trains on: `share` of it from the memory, divided among earlier domains by `weights`."""
 
     tokens: int
     seed: int
@@ -49,7 +49,7 @@ class TrainingPhase(Phase):
     """Whether the next phase begins from what was written, as after a resumption, and not from this model."""
 
     def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:
-        """What is trained on."""
+        """Rows that the phase trains on."""
         raise NotImplementedError
 
     def inputs(self, stage: Stage, model: PreTrainedModel, dataset: Any, num_steps: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class TrainingPhase(Phase):
         return {}
 
     def finish(self, stage: Stage, trained: TrainingInputs) -> None:
-        """After the last step, in every process."""
+        """Hook after the last step, called in every process."""
 
     def write(self, stage: Stage, trained: TrainingInputs, folder: StageFolder) -> None:
         """Further files beside the model, in the main process."""
@@ -92,7 +92,7 @@ class TrainingPhase(Phase):
             yield "probe", Cost(flops=probed, seconds=seconds["probe_seconds"])
 
     def result(self, stage: Stage) -> StageFolder:
-        """What the phase leaves."""
+        """Result of the phase."""
         return StageFolder(stage.work.path / self.folder)
 
     def _train(self, stage: Stage, model: PreTrainedModel) -> None:
@@ -137,7 +137,7 @@ class TrainingPhase(Phase):
         run.stop.obey()  # asked for in the last step, when there was nothing left to save
 
     def _write(self, stage: Stage, model: PreTrainedModel, weights: Any, curve: PhaseLog, inputs: Any) -> None:
-        # times stand beside what is committed: the folder of an interrupted run is the same, bit for bit
+        # times are kept beside what is committed: the folder of an interrupted run is the same, bit for bit
         times = {"seconds": curve.seconds, "probe_seconds": curve.probe_seconds}
         write_json(stage.work.seconds(self.name), times)
         with atomic_directory(self.result(stage).path) as partial:

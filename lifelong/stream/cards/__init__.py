@@ -1,1 +1,1 @@
-"""Domain cards: where a corpus lies, how it is read, what it holds."""
+"""Domain cards: where a corpus is, how it is read, what it holds."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text. `key` is a hash of the text: equal texts have equal keys, wherever they stand."""
+    """One text. `key` is a hash of the text: equal texts have equal keys, wherever they are."""
 
     text: str
     key: str
@@ -22,12 +22,12 @@ class Bad:
     reason: str
 
 
-RawDocument = tuple[str, "str | Bad"]  # the place it stands at, and the text
+RawDocument = tuple[str, "str | Bad"]  # its place, and the text
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read: the field of the text, the longest document in bytes, plain text by file or by block."""
+    """Reading options: the field of the text, the longest document in bytes, plain text by file or by block."""
 
     text_field: str
     max_bytes: int

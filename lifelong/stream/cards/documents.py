@@ -1,4 +1,4 @@
-"""From a domain and a split to its documents: the one place that decides what is read.
+"""Documents of a split of a domain: the one place that decides what is read.
 
 Every rule of the card acts here, in this order: text that cannot be read, the held-out split, repeated
 documents, the limit `take_bytes`. What was left out is counted in a `Tally`.
@@ -23,7 +23,7 @@ _REASONS_KEPT = 5
 
 @dataclass
 class Tally:
-    """What a reading yielded and what it left out; filled while the documents are drawn."""
+    """Counts of what a reading yielded and left out; filled while the documents are drawn."""
 
     documents: int = 0
     bytes: int = 0

@@ -77,7 +77,7 @@ def load_domain(card: str | Path) -> Domain:
     """The domain of a card, given by name or by path.
 
     Raises:
-        InputError: there is no such card, or it is wrong; every fault of the card is in one message.
+        InputError: no such card, or it is wrong; every fault of the card is in one message.
     """
     text = str(card)
     if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
@@ -108,7 +108,7 @@ def known_domains() -> list[str]:
 
 
 def domain_folders() -> list[Path]:
-    """Where cards are looked for, in order."""
+    """Folders searched for cards, in order."""
     named = [Path(part) for part in os.environ.get("LIFELONG_DOMAINS", "").split(os.pathsep) if part]
     return [Path("domains"), *named, shipped_folder("domains")]
 

@@ -1,6 +1,6 @@
-"""From the patterns of a card to the files they name, and to what those files hold (a digest).
+"""Files that the patterns of a card name, and a digest of their content.
 
-A card may read what lies below its own folder and what it names in full: an absolute path or one that begins
+A card may read what is below its own folder and what it names in full: an absolute path or one that begins
 with a variable. It may not climb out with `..`: a card that was downloaded from somewhere must show at
 first sight what it reads.
 """
@@ -37,7 +37,7 @@ class CardFile(Section):
 
     @property
     def folder(self) -> Path:
-        """What relative paths of the card are relative to."""
+        """Folder that relative paths of the card start from."""
         return self.path.parent if self.path else Path()
 
 

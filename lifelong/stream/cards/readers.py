@@ -1,4 +1,4 @@
-"""Readers of local files: from a file to its raw documents, each with the place it stands at.
+"""Readers of local files: from a file to its raw documents, each with its place.
 
 Rows are read one at a time and no line is held that is longer than a document may be, so memory does not
 depend on the size of a file. JSON lines and text are parsed here rather than by `datasets`: that way a fault

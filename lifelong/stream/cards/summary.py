@@ -1,4 +1,4 @@
-"""What a domain holds, for a person to look at before months of training depend on it."""
+"""Summary of a domain, to be inspected before months of training depend on it."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """Of the documents compared."""
+        """Share of the documents compared."""
         return self.documents / self.compared
 
 
 @dataclass(frozen=True)
 class DomainSummary:
-    """What was found. Rates are shares of the documents compared; `fertility` is tokens per word.
+    """Figures of a domain. Rates are shares of the documents compared; `fertility` is tokens per word.
 
     `left_out` counts empty, bad and repeated documents of the training split, `bad_reasons` says why for the
     first. `overlaps` lists only what does overlap; `unread` names known domains that could not be compared.
@@ -77,7 +77,7 @@ class DomainSummary:
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should read before training on it."""
+        """Warnings to read before training on the domain."""
         found = [f"held-out text of {o.domain} ({o.split}) is in it: {o.documents} of {o.compared} documents"
                  for o in self.overlaps if o.split != "train"]  # fmt: skip
         if not self.licence:

@@ -15,7 +15,7 @@ def merged_tokenizers(section: TokenizerSection, checkpoint: str | None) -> Merg
 
     Args:
         section: names what is merged.
-        checkpoint: the model that a run begins with, whose ids stay; None for random weights.
+        checkpoint: the model that a run begins with, whose ids stay; None for a randomly initialised model.
 
     Raises:
         InputError: a tokenizer cannot be loaded, or its vocabulary cannot be merged.
@@ -47,7 +47,7 @@ def check_merge(
     *,
     facts: bool = False,
 ) -> Generator[str, None, dict[str, str]]:
-    """What can be judged about vocabularies without weights, before a run begins.
+    """Check the vocabularies as far as possible without weights, before a run starts.
 
     Args:
         section: of the recipe.

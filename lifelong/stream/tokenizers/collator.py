@@ -1,6 +1,6 @@
 """Batches of domains that are read by tokenizers of their own.
 
-Letters: T tokens.
+Shape suffixes: T tokens.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _FACTS, _MAPS = "vocabularies.json", "maps.safetensors"
 
 @dataclass(frozen=True)
 class DomainTokenizer:
-    """How the text of one domain is read.
+    """Tokenizer of one domain and its map into the union.
 
     Args:
         name: of the domain.
@@ -38,7 +38,7 @@ class DomainTokenizer:
         fingerprint: of the original.
         tokenizer: cuts as the original does, writes ids of the union.
         ids_V: place of every token of the original in the union; -1 where it has none.
-        shared: how many of them stand where the run's first vocabulary, or an earlier one, has the same token.
+        shared: how many of them share an id with the run's first vocabulary, or an earlier one.
         mask_id: id of the original's mask token.
         special_ids: ids of the original's special tokens.
     """
@@ -62,7 +62,7 @@ class DomainTokenizer:
         return inverse(self.ids_V, size)
 
     def facts(self) -> dict[str, Any]:
-        """What is kept of it beside the tokenizer and the map."""
+        """Facts kept beside the tokenizer and the map."""
         return {
             "source": self.source, "fingerprint": self.fingerprint, "merged": tokenizer_fingerprint(self.tokenizer),
             "map": _hash(self.ids_V), "tokens": len(self.ids_V), "shared": self.shared, "unplaced": self.unplaced,
@@ -87,11 +87,11 @@ class MergedTokenizers:
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     def of(self, domain: str) -> PreTrainedTokenizerBase:
-        """What reads the text of a domain; one without its own is read by the union's."""
+        """Tokenizer of a domain; the union's where it has none of its own."""
         return self.domains[domain].tokenizer if domain in self.domains else self.tokenizer
 
     def summary(self) -> str:
-        """How many tokens there are, and how many of each domain's are the same as others'."""
+        """Summary: number of tokens, and how many of each domain's are shared with others."""
         each = [
             f"{name} {len(own.ids_V):,} ({own.shared:,} were there"
             + (f", {own.unplaced:,} have no place)" if own.unplaced else ")")
@@ -115,7 +115,7 @@ class MergedTokenizers:
         self.save_domains(folder)
 
     def save_domains(self, folder: Path) -> None:
-        """Only what stands beside the tokenizer of the union."""
+        """Save only the tokenizers of the domains, beside that of the union."""
         from safetensors.numpy import save_file
 
         own = folder / DOMAIN_TOKENIZERS
@@ -183,7 +183,7 @@ def merge_tokenizers(
 
 
 def load_merged(folder: Path) -> MergedTokenizers | None:
-    """What `MergedTokenizers.save` wrote; None where the folder holds a single tokenizer.
+    """Load what `MergedTokenizers.save` wrote; None where the folder holds a single tokenizer.
 
     Raises:
         CorruptionError: a tokenizer or a map is not what was written.

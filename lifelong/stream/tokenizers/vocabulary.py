@@ -1,7 +1,7 @@
 """Vocabularies of several tokenizers as one: which of their tokens are the same string, and where each one goes.
 
-A token is what it stands for, whatever its tokenizer marks it with: `Ġthe` (byte-level BPE), `▁the`
-(sentencepiece) and `the` (WordPiece, whose `##the` goes on with a word) are all the bytes of " the". Special tokens
+A token is identified by the string it represents, whatever its tokenizer marks it with: `Ġthe` (byte-level BPE), `▁the`
+(sentencepiece) and `the` (WordPiece, whose `##the` continues a word) are all the bytes of " the". Special tokens
 agree by what they are for, others by the same spelling.
 
 Source: Khanuja et al. 2021 (MergeDistill, arXiv 2106.02834), section 3: union of the teachers' vocabularies.
@@ -51,7 +51,7 @@ class Vocabulary:
         name: of the tokenizer, for messages.
         spelling: how its tokens are written: `bytes`, `spaces` (sentencepiece), `words` (WordPiece) or `as is`.
         tokens: by id; None where no token has the id.
-        keys: what each token stands for; no two of a vocabulary are equal.
+        keys: the string each token represents; no two of a vocabulary are equal.
         roles: id of the special tokens by what they are for.
     """
 
@@ -106,7 +106,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, name: str) -> Vocabulary:
 
 
 def spelling_of(rules: Mapping[str, Any]) -> str:
-    """How a tokenizer writes its tokens, from its rules."""
+    """Spelling of a tokenizer's tokens, from its rules."""
     model = rules["model"]
     around = json.dumps([rules["pre_tokenizer"], rules["decoder"], rules["normalizer"]], ensure_ascii=False)
     if '"ByteLevel"' in around:
@@ -132,7 +132,7 @@ def _key(token: str, spelling: str, added: Mapping[str, Any] | None) -> Key:
 
 
 def spelled(key: Key, spelling: str) -> str | None:
-    """How a tokenizer of that spelling would write the token; None where it cannot."""
+    """The token in that spelling; None where it cannot."""
     kind, content = key
     if isinstance(content, str):
         return content if kind != "as is" or spelling == "as is" else None
@@ -154,7 +154,7 @@ class Union:
     """One vocabulary out of several.
 
     Args:
-        keys: what each id of the union stands for; None for ids of the first vocabulary without a token.
+        keys: the string each id of the union represents; None for ids of the first vocabulary without a token.
         roles: id of the special tokens by what they are for.
         maps: for each vocabulary, the union's id of every token `[V]`; -1 where it has no place.
     """

@@ -1,4 +1,4 @@
-"""What a learning-rate policy says about each stage of a stream.
+"""Interface of a learning-rate policy: its schedule for each stage of a stream.
 
 A policy file defines one subclass of `LrPolicy` named `Plugin`. Shares are of one stage, factors of the peak
 learning rate, `train.learning_rate`.
@@ -17,7 +17,7 @@ from lifelong.train.settings import POLICIES, LrSection
 
 @dataclass(frozen=True)
 class StageSpan:
-    """Where a stage lies in its stream, in tokens."""
+    """Span of a stage in its stream, in tokens."""
 
     before: int
     own: int
@@ -25,13 +25,13 @@ class StageSpan:
 
     @property
     def is_first(self) -> bool:
-        """Whether nothing comes before it."""
+        """Whether it is the first stage."""
         return self.before == 0
 
 
 @dataclass(frozen=True)
 class LrPolicy(ABC):
-    """Base of all policies; `keeps_trunk` says that the next stage goes on from before the decay of this one."""
+    """Base of all policies; `keeps_trunk` says that the next stage starts from before the decay of this one."""
 
     lr: LrSection
 
@@ -67,7 +67,7 @@ class LrPolicy(ABC):
         return 1.0 - self.lr.decay
 
     def trunk_step(self, num_steps: int) -> int | None:
-        """Steps after which the weights are kept for the next stage; None where it goes on from the end."""
+        """Steps after which the weights are kept for the next stage; None where it starts from the end."""
         return max(1, round(self.decay_start * num_steps)) if self.keeps_trunk else None
 
     def decayed(self, top: float, progress: float) -> float:
@@ -81,7 +81,7 @@ class LrPolicy(ABC):
 
 
 def cosine(floor: float, progress: float) -> float:
-    """From 1 to `floor` along half a cosine."""
+    """Decay from 1 to `floor` along half a cosine."""
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

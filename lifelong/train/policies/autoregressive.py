@@ -16,5 +16,5 @@ class Plugin(LrPolicy):
         return self.peak(span) * cosine(self.lr.floor, self.after_warmup(progress))
 
     def peak(self, span: StageSpan) -> float:
-        """Where a cosine over everything up to the end of this stage would be at its beginning."""
+        """Peak of the stage: where a cosine over everything up to its end would be at its beginning."""
         return cosine(self.lr.floor, span.before / (span.before + span.own))

@@ -13,5 +13,5 @@ class Plugin(LrPolicy):
         return cosine(self.lr.floor, (span.before + progress * span.own) / span.total)
 
     def warmup(self, span: StageSpan) -> float:
-        """Of the first stage alone."""
+        """Warmup of the first stage alone."""
         return self.lr.warmup if span.is_first else 0.0

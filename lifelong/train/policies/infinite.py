@@ -1,6 +1,6 @@
 """A stage stays at a constant; only the first warms up and cools down to it.
 
-The end of a stage is annealed for its released model; the next stage goes on from the weights before that.
+The end of a stage is annealed for its released model; the next stage starts from the weights before that.
 
 Source: Ibrahim et al. 2024 (arXiv 2403.08763), section 7.
 """
@@ -26,7 +26,7 @@ class Plugin(LrPolicy):
         return cosine(lr.constant, min(1.0, max(0.0, progress - lr.warmup) / lr.cooldown))
 
     def warmup(self, span: StageSpan) -> float:
-        """Of the first stage alone."""
+        """Warmup of the first stage alone."""
         return self.lr.warmup if span.is_first else 0.0
 
     def conflict(self) -> str | None:

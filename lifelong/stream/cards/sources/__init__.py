@@ -53,7 +53,7 @@ class Source(Section):
         raise NotImplementedError
 
     def fingerprint(self, card: CardFile, memo_dir: Path | None) -> dict[str, Any] | None:
-        """What pins the content of all splits, in JSON values; None has the documents themselves hashed.
+        """Values that pin the content of all splits, in JSON; None has the documents themselves hashed.
 
         Args:
             card: the card around the section.

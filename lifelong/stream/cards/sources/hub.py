@@ -52,7 +52,7 @@ class HubSource(Source):
             yield place, value if fine else Bad(f"{place}: {field}: no text but {type(value).__name__}")
 
     def fingerprint(self, card: CardFile, memo_dir: Path | None) -> dict[str, Any]:
-        """What pins the content: the commit where it is known, else a hash of the local data files."""
+        """Values that pin the content: the commit where it is known, else a hash of the local data files."""
         builder = _guarded(card, self, _builder)
         return {"hub": [self.model_dump(), str(builder.hash or builder.config_id)]}
 

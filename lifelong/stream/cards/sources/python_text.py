@@ -1,4 +1,4 @@
-"""Real text that is installed together with Python: what a first run can learn from without a download.
+"""Real text that is installed with Python: data for a first run without a download.
 
 - `reference_prose`: the language reference that `help()` shows (`pydoc_data`), one section a document
 - `stdlib_code`: the source of the standard library, one module a document
@@ -24,7 +24,7 @@ from lifelong.stream.cards.document import RawDocument, Reading
 from lifelong.stream.cards.paths import CardFile
 from lifelong.stream.cards.sources import Source
 
-# tests and generated tables are no prose; pydoc_data is the other domain
+# tests and generated tables are not prose; pydoc_data is the other domain
 _LEFT_OUT = {
     "test",
     "tests",
