@@ -1,8 +1,8 @@
 """Federated silos against the same tokens trained in one place, and against every silo alone.
 
-Three domains, one a silo; the same initial weights, tokenizer, tokens and learning rate everywhere. The federations
-run in this process with Flower's strategies (see `lifelong.federation.rehearse`). Reported is the held-out loss of
-every domain at the end.
+Three domains, one per silo; the same initial weights, tokenizer, tokens and learning rate everywhere. The federations
+run in this process with Flower's strategies (see `lifelong.federation.simulate_federation`). Reported is the held-out
+loss of every domain at the end.
 
     LIFELONG_DATA=... python -m benchmarks.federated [--forms central,h10,h50,...] [--seeds 1]
 """
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from lifelong.evaluate.cards import evaluate_cards
-from lifelong.federation.server import FederationPlan, rehearse
+from lifelong.federation.server import FederationPlan, simulate_federation
 from lifelong.ledger.history import read_history
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import Recipe, parse_recipe
@@ -66,7 +66,7 @@ def federated(
     def absent(domain: str, number: int) -> bool:
         return away is not None and domain == DOMAINS[1] and away[0] * rounds < number <= away[1] * rounds
 
-    rehearse(whole, DOMAINS, out, made, absent)
+    simulate_federation(whole, DOMAINS, out, made, absent)
     return outcome(out / "server") | {"rounds": rounds}
 
 

@@ -304,10 +304,10 @@ def bench_step(options: argparse.Namespace, objective: str) -> dict[str, float]:
         cache = {"use_cache": False} if objective == "clm" else {}
         return model(input_ids=batch["input_ids"], labels=batch["labels"], **cache).loss
 
-    def ours(inheritor: Distiller | None) -> Form:
+    def ours(distiller: Distiller | None) -> Form:
         def loss() -> Tensor:
             with loss_head(model, objective):
-                inheritance = inheritor.for_batch(batch, progress=0.0, step=next(steps)) if inheritor else None
+                inheritance = distiller.for_batch(batch, progress=0.0, step=next(steps)) if distiller else None
                 return model(**batch, inheritance=inheritance).loss
 
         return loss

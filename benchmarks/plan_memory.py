@@ -2,7 +2,7 @@
 
 Every shape is trained for a few steps by the stage trainer in fresh processes: one each for the resident set, one for
 all under PyTorch's profiler, which is told of every tensor's memory when it comes and goes. What is there before the
-model (Python, libraries, a rehearsal with a toy model) is taken off both. On a GPU it is the allocator's peak.
+model (Python, libraries, a workload with a toy model) is taken off both. On a GPU it is the allocator's peak.
 
     python -m benchmarks.plan_memory [--only NAME ...] [--how tensors resident] [--part memory run] [--json FILE]
 
@@ -35,7 +35,7 @@ from lifelong.expand import new_config
 from lifelong.plan import Devices, Speed, plan_recipe
 from lifelong.plan.disk import folder_bytes
 from lifelong.plan.memory import DeviceMemory, device_memory
-from lifelong.plan.rehearsal import Rehearsal, rehearse
+from lifelong.plan.throughput import Workload, measure_throughput
 from lifelong.recipe import Recipe, load_recipe
 from lifelong.train.arguments import training_arguments
 
@@ -53,7 +53,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LIMIT = 0.15
 
 
-def rehearsal_of(name: str) -> Rehearsal:
+def workload_of(name: str) -> Workload:
     family, objective, layers, width, heads, vocab, length, train, teacher = SHAPES[name]
 
     def shape(layers: int, width: int) -> Any:
@@ -65,16 +65,16 @@ def rehearsal_of(name: str) -> Rehearsal:
         return config
 
     train = {**train, "use_cpu": DEVICE == "cpu"}
-    return Rehearsal(shape(layers, width), objective, length, train, shape(*teacher) if teacher else None, steps=2)
+    return Workload(shape(layers, width), objective, length, train, shape(*teacher) if teacher else None, steps=2)
 
 
-def planned(rehearsal: Rehearsal) -> DeviceMemory:
-    train = {key: value for key, value in rehearsal.train.items() if key != "bf16"}
+def planned(workload: Workload) -> DeviceMemory:
+    train = {key: value for key, value in workload.train.items() if key != "bf16"}
     return device_memory(
-        rehearsal.config, training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0),
-        Devices(1, "none", DEVICE), objective=rehearsal.objective, length=rehearsal.length,
-        teachers=[rehearsal.teacher] if rehearsal.teacher is not None else [],
-        low_precision=bool(rehearsal.train.get("bf16")),
+        workload.config, training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0),
+        Devices(1, "none", DEVICE), objective=workload.objective, length=workload.length,
+        teachers=[workload.teacher] if workload.teacher is not None else [],
+        low_precision=bool(workload.train.get("bf16")),
     )  # fmt: skip
 
 
@@ -82,36 +82,36 @@ def planned(rehearsal: Rehearsal) -> DeviceMemory:
 
 
 def child(names: list[str], how: str) -> None:
-    """Print the bytes at the peak of each rehearsal, over what was there before."""
+    """Print the bytes at the peak of each workload, over what was there before."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     toy = new_config("llama", vocab_size=300, max_positions=32, layers=1, hidden_size=16, heads=2)
-    rehearse(Rehearsal(toy, "clm", 32, {"use_cpu": DEVICE == "cpu"}, toy, steps=1))
+    measure_throughput(Workload(toy, "clm", 32, {"use_cpu": DEVICE == "cpu"}, toy, steps=1))
     measure = {"cuda": cuda_peak, "tensors": tensor_peak, "resident": resident_peak}[how]
     for name in names:
         gc.collect()
-        print(json.dumps({name: measure(rehearsal_of(name))}), flush=True)
+        print(json.dumps({name: measure(workload_of(name))}), flush=True)
 
 
-def cuda_peak(rehearsal: Rehearsal) -> int:
+def cuda_peak(workload: Workload) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    rehearse(rehearsal)
+    measure_throughput(workload)
     return torch.cuda.max_memory_allocated() - before
 
 
-def resident_peak(rehearsal: Rehearsal) -> int:
+def resident_peak(workload: Workload) -> int:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    rehearse(rehearsal)
+    measure_throughput(workload)
     return resident("VmHWM") - before
 
 
-def tensor_peak(rehearsal: Rehearsal) -> int:
+def tensor_peak(workload: Workload) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        rehearse(rehearsal)
+        measure_throughput(workload)
     events = profile.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     now = most = 0
@@ -139,7 +139,7 @@ def memory(names: list[str], ways: list[str]) -> dict[str, Any]:
                 peaks[name][how] = peak
     found: dict[str, Any] = {}
     for name in names:
-        plan = planned(rehearsal_of(name))
+        plan = planned(workload_of(name))
         found[name] = {"plan": plan.to_json(), **peaks[name]}
         ratios = ", ".join(
             f"plan / {how} {plan.total / peak:.3f} ({peak / 1e6:.0f} MB)" for how, peak in peaks[name].items()

@@ -36,7 +36,7 @@ from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.plan import Devices
 from lifelong.plan.memory import device_memory
-from lifelong.plan.rehearsal import Rehearsal, dummy_collator, random_model, random_rows, rehearse
+from lifelong.plan.throughput import Workload, dummy_collator, measure_throughput, random_model, random_rows
 from lifelong.train.arguments import training_arguments
 
 # layers, width, feed-forward, heads, vocabulary; the teacher is of the same family
@@ -59,20 +59,20 @@ def shape(sizes: Sequence[int], options: argparse.Namespace) -> Any:
     return config
 
 
-def cached(rehearsal: Rehearsal, count: int, folder: Path) -> CachedTeacher:
-    """A teacher whose targets lie on disk for every row of the rehearsal."""
+def cached(workload: Workload, count: int, folder: Path) -> CachedTeacher:
+    """A teacher whose targets lie on disk for every row of the workload."""
     settings = CacheSettings(
         scheme=scheme_to_json(TopK(TOP_K)),
         temperature=2.0,
-        vocab_size=rehearsal.config.vocab_size,
+        vocab_size=workload.config.vocab_size,
         tokenizer="made up",
         teacher="random",
-        objective=rehearsal.objective,
-        sequence_length=rehearsal.length,
+        objective=workload.objective,
+        sequence_length=workload.length,
         corpora={},
     )
-    teacher = OnlineTeacher(random_model(rehearsal.teacher, rehearsal.objective).to(DEVICE), rehearsal.objective)
-    collate, rows = dummy_collator(rehearsal), random_rows(rehearsal, count)
+    teacher = OnlineTeacher(random_model(workload.teacher, workload.objective).to(DEVICE), workload.objective)
+    collate, rows = dummy_collator(workload), random_rows(workload, count)
     batches = ({name: value.to(DEVICE) for name, value in collate([row]).items()} for row in rows)
     with torch.inference_mode():
         fill_cache(
@@ -80,17 +80,17 @@ def cached(rehearsal: Rehearsal, count: int, folder: Path) -> CachedTeacher:
             lambda *_: None,
         )  # fmt: skip
     return CachedTeacher(
-        TargetCache(folder), tokenizer="made up", temperature=2.0, objective=rehearsal.objective,
-        sequence_length=rehearsal.length,
+        TargetCache(folder), tokenizer="made up", temperature=2.0, objective=workload.objective,
+        sequence_length=workload.length,
     )  # fmt: skip
 
 
-def once(rehearsal: Rehearsal, teacher: Any) -> tuple[float, int]:
+def once(workload: Workload, teacher: Any) -> tuple[float, int]:
     """Tokens/s and bytes at the peak (0 on a CPU)."""
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    speed = rehearse(rehearsal, teacher).tokens_per_second
+    speed = measure_throughput(workload, teacher).tokens_per_second
     return speed, torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
 
 
@@ -100,8 +100,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "per_device_train_batch_size": options.batch, "bf16": options.bf16, "torch_compile": options.compile,
         "gradient_checkpointing": options.checkpointing, "use_cpu": DEVICE == "cpu",
     }  # fmt: skip
-    plain = Rehearsal(student, "clm", options.length, train, None, options.steps)
-    online = Rehearsal(student, "clm", options.length, train, teacher, options.steps)
+    plain = Workload(student, "clm", options.length, train, None, options.steps)
+    online = Workload(student, "clm", options.length, train, teacher, options.steps)
     step = training_flops_per_token(meta_model(student, "clm"), options.length)
     beside = forward_flops_per_token(meta_model(teacher, "clm"), options.length)
     rounds: dict[str, list[tuple[float, int]]] = {"plain": [], "KI online": [], "KI cached": []}
@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def planned(plain: Rehearsal, online: Rehearsal, way: str, options: argparse.Namespace) -> int:
+def planned(plain: Workload, online: Workload, way: str, options: argparse.Namespace) -> int:
     """Bytes by the plan."""
     train = {key: value for key, value in plain.train.items() if key not in ("bf16", "torch_compile")}
     arguments = training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import ClassVar
 
 import pytest
 
-from lifelong import InputError, metrics, plugins, run_recipe
+from lifelong import InputError, Method, metrics, plugins, run_recipe
 from lifelong.cli import main
 from lifelong.errors import UnknownNameError
 from lifelong.expand.family import family_of, load_family
@@ -105,6 +106,17 @@ def test_plugins_of_other_distributions_are_listed(add_ons, monkeypatch, capsys,
 def test_a_family_of_another_distribution_is_found_by_its_model_type(add_ons):
     assert family_of("lama").name == "lama"
     assert family_of("llama").name == "llama"
+
+
+def test_earlier_names_of_the_class_attributes_still_work():
+    class Theirs(Method):
+        sharded: ClassVar[bool] = True
+        alone: ClassVar[bool] = True
+
+    assert Theirs.supports_sharding
+    assert Theirs.exclusive
+    assert not Method.supports_sharding
+    assert not Method.exclusive
 
 
 def test_a_method_and_a_metric_of_another_distribution_take_part_in_a_run(add_ons, tmp_path):

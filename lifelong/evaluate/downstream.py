@@ -327,5 +327,5 @@ def _encoded(
     encoder = Encoder(tokenizer)
     end = [] if tokenizer.sep_token_id is None else [int(tokenizer.sep_token_id)]
     for text in texts:
-        first, *rest = encoder.held_out(text).tolist()
+        first, *rest = encoder.encode_for_scoring(text).tolist()
         yield [first, *[-1] * prompt_tokens, *rest[: length - 1 - prompt_tokens - len(end)], *end]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from lifelong.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lifelong.federation.server import FederationPlan, client_app, rehearse, server_app
+    from lifelong.federation.server import FederationPlan, client_app, server_app, simulate_federation
 
-__all__ = ["FederationPlan", "client_app", "rehearse", "server_app"]
+__all__ = ["FederationPlan", "client_app", "server_app", "simulate_federation"]
 if not TYPE_CHECKING:  # Flower's processes import the apps by this name
     __getattr__, __dir__ = lazy_exports(__name__, dict.fromkeys(__all__, "lifelong.federation.server"))

@@ -340,7 +340,7 @@ def make_server_app(lead: Callable[[Mapping[str, Any], Callable[[Terms], Federat
 # --- a rehearsal in one process -----------------------------------------------------------------------------
 
 
-def rehearsal_grid(
+def simulation_grid(
     app: Any, nodes: Sequence[Mapping[str, Any]], absent: Callable[[str, int], bool] | None = None
 ) -> Any:
     """A Flower grid whose silos are called one after the other in this process; no port, no other process.

@@ -410,7 +410,7 @@ def _numbers(text: str) -> dict[str, float]:
     return numbers
 
 
-def rehearse(
+def simulate_federation(
     recipe: Recipe,
     cards: Sequence[str | Path],
     out: str | Path,
@@ -432,7 +432,7 @@ def rehearse(
         {"recipe": str(out / "recipe.yaml"), "domain": str(card), "out": str(out / f"silo-{Path(card).stem}")}
         for card in cards
     ]
-    grid = flower.rehearsal_grid(client_app(), nodes, absent)
+    grid = flower.simulation_grid(client_app(), nodes, absent)
     return lead_federation(recipe, out / "server", plan or FederationPlan(), lambda terms: Federation(grid, terms))
 
 

@@ -45,7 +45,7 @@ from lifelong.stream.heldout import Heldout, write_heldout
 from lifelong.stream.tokenize import tokenize_domain
 from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
 from lifelong.train.arguments import blocks_per_step, training_arguments
-from lifelong.train.learning_rates import stage_level, stage_span
+from lifelong.train.learning_rates import stage_lr_factor, stage_span
 from lifelong.train.phase import TrainingInputs
 from lifelong.train.stage_trainer import run_training_phase
 
@@ -215,7 +215,7 @@ class FederatedSilo:
             recipe.objective,
             per_step * recipe.sequence_length,
             methods=[moments],
-            lr_level=round_level(recipe, arguments, order),
+            lr_factor=round_lr_factor(recipe, arguments, order),
             domains=[self.domain],
         )
         curve = run_training_phase(model, arguments, phase)
@@ -299,14 +299,16 @@ class FederatedSilo:
             stream.write(json.dumps(line) + "\n")
 
 
-def round_level(recipe: Recipe, arguments: transformers.TrainingArguments, order: Order) -> Callable[[float], float]:
+def round_lr_factor(
+    recipe: Recipe, arguments: transformers.TrainingArguments, order: Order
+) -> Callable[[float], float]:
     """Progress of a round -> learning rate over the peak: the round's part of one schedule over all rounds.
 
     Raises:
         InputError: a schedule that depends on more than the step.
     """
     first, total = (order.number - 1) * order.local_steps, order.rounds * order.local_steps
-    policy = stage_level(recipe.lr, stage_span([stage.tokens for stage in recipe.stages], 0))
+    policy = stage_lr_factor(recipe.lr, stage_span([stage.tokens for stage in recipe.stages], 0))
     if policy is None:
         scheduler: Any = transformers.get_scheduler(
             arguments.lr_scheduler_type,

@@ -39,7 +39,7 @@ def save_model(
     tokenizer.save_pretrained(folder)
 
 
-def is_in_parts(model: PreTrainedModel) -> bool:
+def is_sharded(model: PreTrainedModel) -> bool:
     """Whether the model is sharded: every process holds only a part of each parameter (FSDP2)."""
     from torch.distributed.tensor import DTensor
 
@@ -52,7 +52,7 @@ def full_state_dict(model: PreTrainedModel) -> Mapping[str, Tensor] | None:
     Returns:
         None where each process has them all anyway; nothing in any but the first.
     """
-    if not is_in_parts(model):
+    if not is_sharded(model):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

@@ -42,7 +42,8 @@ def check_methods(
     """
     sections: list[tuple[str, Mapping[str, Any]]] = [(method.name, method.settings()) for method in methods]
     for section in sections:
-        yield from refusals(_check_alone, section, memory=has_memory, sharded=is_sharded(train), trunk=keeps_pre_decay)
+        limits = {"memory": has_memory, "sharded": is_sharded(train), "keeps_pre_decay": keeps_pre_decay}
+        yield from refusals(_check_alone, section, **limits)
     make_methods(sections)
 
 

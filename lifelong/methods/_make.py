@@ -22,7 +22,7 @@ def make_methods(sections: list[tuple[str, Mapping[str, Any]]]) -> list[Method]:
     made = [(name, _make_method(name, settings)) for name, settings in sections]
     active = [(name, method) for name, method in made if method.strength != 0]
     for name, method in active:
-        if method.alone and len(active) > 1:
+        if method.exclusive and len(active) > 1:
             others = ", ".join(other for other, _ in active if other != name) or name
             raise InputError(f"methods.{name}: trains parameters of its own and cannot be combined with {others}")
     return [method for _, method in active]
@@ -61,7 +61,7 @@ def _is_like(value: object, default: object) -> bool:
     return isinstance(value, type(default))
 
 
-def check_method(method: Method, name: str, *, memory: bool, sharded: bool, trunk: bool = False) -> None:
+def check_method(method: Method, name: str, *, memory: bool, sharded: bool, keeps_pre_decay: bool = False) -> None:
     """Refuse a method that cannot be right where it is asked for.
 
     Args:
@@ -69,7 +69,7 @@ def check_method(method: Method, name: str, *, memory: bool, sharded: bool, trun
         name: in the recipe.
         memory: whether the run keeps a replay memory.
         sharded: whether parameters are sharded over devices.
-        trunk: whether weights are kept in the middle of a stage.
+        keeps_pre_decay: whether weights are kept in the middle of a stage.
 
     Raises:
         InputError: it needs a memory, or whole parameters, or has no stock model to keep.
@@ -81,12 +81,12 @@ def check_method(method: Method, name: str, *, memory: bool, sharded: bool, trun
             f"methods.{name}: needs a memory of earlier domains; add replay: {{memory_tokens: 200k, share: 0}} (with "
             "share 0 the memory is kept and not trained on)"
         )
-    if sharded and not method.sharded:
+    if sharded and not method.supports_sharding:
         raise InputError(
             f"methods.{name}: reads or changes whole parameters, but this run shards them over devices (FSDP or "
             "ZeRO-3); run it with plain data parallelism instead, or without the method"
         )
-    if trunk and method.adds_parameters:
+    if keeps_pre_decay and method.adds_parameters:
         raise InputError(
             f"methods.{name}: adds parameters to the model while a stage is trained, but lr.policy infinite keeps the "
             "model in the middle of it; choose another policy, for example wsd"

@@ -71,10 +71,10 @@ class StageContext:
 class Method:
     """Base of all methods: every hook may be left out.
 
-    Of the class: `needs_memory` says whether there must be a replay memory; `sharded` whether the method is right when
-    every device holds a part of each parameter only (FSDP, ZeRO-3), where others are refused; `alone` that it replaces
-    parameters, so that no other method can be beside it; `adds_parameters` that the model is no stock one while a stage
-    is trained.
+    Class attributes: `needs_memory`, the method needs a replay memory; `supports_sharding`, it is right when every
+    device holds only a part of each parameter (FSDP, ZeRO-3; other methods are refused there); `exclusive`, it replaces
+    parameters, so that no other method can be combined with it; `adds_parameters`, the model is not a stock one while
+    a stage is trained.
     """
 
     strength: float = 1.0
@@ -84,9 +84,16 @@ class Method:
     """The raw optimizer, while a stage is trained."""
 
     needs_memory: ClassVar[bool] = False
-    sharded: ClassVar[bool] = False
-    alone: ClassVar[bool] = False
+    supports_sharding: ClassVar[bool] = False
+    exclusive: ClassVar[bool] = False
     adds_parameters: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        """Methods of other packages may still say `sharded` and `alone`."""
+        super().__init_subclass__()
+        for before, now in (("sharded", "supports_sharding"), ("alone", "exclusive")):
+            if before in vars(cls):
+                setattr(cls, now, vars(cls)[before])
 
     def begin_stage(self, context: StageContext) -> None:
         """The model has its size and its starting weights; nothing is trained yet."""
@@ -134,12 +141,13 @@ class Method:
         """Inverse of `state_dict`."""
 
 
-ADDED = "added_by_a_method"
+METHOD_PARAMETER = "added_by_a_method"
+"""Attribute of parameters that a method adds to the model for a stage."""
 
 
 def stock_parameters(model: Any) -> dict[str, Any]:
     """Parameters of the model by name, without those that a method has added for the time of a stage."""
-    return {name: value for name, value in model.named_parameters() if not getattr(value, ADDED, False)}
+    return {name: value for name, value in model.named_parameters() if not getattr(value, METHOD_PARAMETER, False)}
 
 
 AVALANCHE = "avalanche:"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.errors import InputError
-from lifelong.methods._method import ADDED, Batch, Method, StageContext
+from lifelong.methods._method import METHOD_PARAMETER, Batch, Method, StageContext
 
 PARAMETER = "domain_prompts"
 PROMPTS_FILE = "prompts.safetensors"
@@ -54,7 +54,7 @@ class Plugin(Method):
                 self.prompts[name] = torch.randn(self.tokens, table.weight.shape[1], generator=generator) * std
         rows_KPD = torch.stack([self.prompts[name] for name in context.columns]).to(table.weight)
         parameter = nn.Parameter(rows_KPD, requires_grad=self.trained)
-        setattr(parameter, ADDED, True)
+        setattr(parameter, METHOD_PARAMETER, True)
         context.model.register_parameter(PARAMETER, parameter)
         self.model, self.first_id = context.model, table.num_embeddings
         table.__dict__["forward"] = self._with_prompts(table.forward)

@@ -25,7 +25,7 @@ ADAPTER = "domain"
 class Plugin(Method):
     """Settings: `rank`, and `alpha` over it the factor of the additions, which the strength multiplies."""
 
-    alone: ClassVar[bool] = True
+    exclusive: ClassVar[bool] = True
     adds_parameters: ClassVar[bool] = True
 
     rank: int = 8

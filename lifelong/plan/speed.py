@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lifelong.errors import InputError
 from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import training_flops_per_token
-from lifelong.plan.rehearsal import Rehearsal, rehearse
+from lifelong.plan.throughput import Workload, measure_throughput
 
 USUAL_MFU = 0.4
 """Share of its peak that a device reaches in training where nothing else is said."""
@@ -72,5 +72,5 @@ def measure(config: Any, train: Mapping[str, Any], objective: Literal["clm", "ml
     Raises:
         InputError: a setting that this machine does not have.
     """
-    result = rehearse(Rehearsal(config, objective, length, train, steps=steps))
+    result = measure_throughput(Workload(config, objective, length, train, steps=steps))
     return result.tokens_per_second * training_flops_per_token(meta_model(config, objective), length, objective)

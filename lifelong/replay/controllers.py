@@ -139,22 +139,22 @@ class AdaptiveController:
 class BudgetController:
     """Raises or lowers the replay share so that no domain forgets more than its budget.
 
-    Pressure of a domain is the relative rise of its perplexity over its reference, divided by what the
+    The budget usage of a domain is the relative rise of its perplexity over its reference, divided by what the
     budget allows: 1 is a budget just used up. After every probe the share is multiplied by
-    exp(gain * (highest pressure - target)), within bounds, so that it settles where the most endangered
-    domain is at `target` of its budget. It is raised by `gain` and given back by `release`, more slowly:
+    exp(gain * (highest usage - target)), within bounds, so that it settles where the most endangered
+    domain is at `target` of its budget. It is raised by `gain` and lowered by `decrease_gain`, more slowly:
     what is forgotten costs more than what is replayed in vain. Half of replay goes to the domains by their
-    pressure, half evenly to all, those without a budget too.
+    usage, half evenly to all, those without a budget too.
 
     Args:
         budget: allowed relative rise of perplexity by domain, 0.02 for 2 %.
         reference: best nats per token of each of these domains so far, on the documents that are probed.
         domains: all domains of the memory; those of the budget if absent.
         share: to begin with.
-        lowest: bound of the share.
-        highest: bound of the share.
-        gain: how hard a probe pulls up.
-        release: how hard it pulls down.
+        min_share: lower bound of the share.
+        max_share: upper bound of the share.
+        gain: of an increase of the share after a probe.
+        decrease_gain: of a decrease.
         target: the part of its budget that a domain may use before the share rises.
 
     Raises:
@@ -168,14 +168,14 @@ class BudgetController:
         *,
         domains: Sequence[str] | None = None,
         share: float = 0.1,
-        lowest: float = 0.01,
-        highest: float = 0.5,
+        min_share: float = 0.01,
+        max_share: float = 0.5,
         gain: float = 1.0,
-        release: float = 0.7,
+        decrease_gain: float = 0.7,
         target: float = 0.7,
     ) -> None:
-        if not 0.0 < lowest <= highest < 1.0:
-            raise InputError(f"replay share bounds: 0 < lowest <= highest < 1 is needed, got {lowest} and {highest}")
+        if not 0.0 < min_share <= max_share < 1.0:
+            raise InputError(f"replay share: 0 < min_share <= max_share < 1 is needed, got {min_share} and {max_share}")
         for name, allowed in budget.items():
             if not allowed > 0:
                 raise InputError(f"budget.{name}: {allowed!r} is not a positive rise, such as 2%")
@@ -184,42 +184,42 @@ class BudgetController:
         self.budget = dict(budget)
         self.domains = tuple(budget if domains is None else domains)
         self.reference = {name: reference[name] for name in budget}
-        self.lowest, self.highest, self.target = lowest, highest, target
-        self.gain, self.release = gain, release
-        self.share = min(highest, max(lowest, share))
-        self.pressures: dict[str, float] = dict.fromkeys(budget, 0.0)
+        self.min_share, self.max_share, self.target = min_share, max_share, target
+        self.gain, self.decrease_gain = gain, decrease_gain
+        self.share = min(max_share, max(min_share, share))
+        self.usage: dict[str, float] = dict.fromkeys(budget, 0.0)
 
-    def pressure_of(self, name: str, nats: float) -> float:
+    def budget_usage(self, name: str, nats: float) -> float:
         """Part of its budget that a domain uses at this loss."""
         return math.expm1(min(nats - self.reference[name], 50.0)) / self.budget[name]
 
     def observe(self, losses: Mapping[str, float]) -> Mix:
         """The mix after a probe: nats per token of the domains that were measured."""
-        measured = {name: self.pressure_of(name, losses[name]) for name in self.budget if name in losses}
-        self.pressures.update(measured)
+        measured = {name: self.budget_usage(name, losses[name]) for name in self.budget if name in losses}
+        self.usage.update(measured)
         if measured:
             # one wild probe moves the share by no more than a factor e^gain
-            error = max(-1.0, min(1.0, max(self.pressures.values()) - self.target))
-            pull = (self.gain if error > 0 else self.release) * error
-            self.share = min(self.highest, max(self.lowest, self.share * math.exp(pull)))
+            error = max(-1.0, min(1.0, max(self.usage.values()) - self.target))
+            pull = (self.gain if error > 0 else self.decrease_gain) * error
+            self.share = min(self.max_share, max(self.min_share, self.share * math.exp(pull)))
         return Mix(self.share, self.weights)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Half evenly, half by pressure."""
-        return _partly_even({name: max(0.0, self.pressures.get(name, 0.0)) for name in self.domains})
+        """Replay weights: half evenly, half by budget usage."""
+        return _partly_even({name: max(0.0, self.usage.get(name, 0.0)) for name in self.domains})
 
     @property
     def broken(self) -> dict[str, float]:
         """Domains over their budget at the last probe, with the relative rise of their perplexity."""
-        over = {name: value for name, value in self.pressures.items() if value > 1.0}
+        over = {name: value for name, value in self.usage.items() if value > 1.0}
         return {name: value * self.budget[name] for name, value in over.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """State that a resumed stage needs."""
-        return {"share": self.share, "pressures": dict(self.pressures)}
+        return {"share": self.share, "pressures": dict(self.usage)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up a saved state."""
         self.share = float(state["share"])
-        self.pressures = {name: float(value) for name, value in state["pressures"].items()}
+        self.usage = {name: float(value) for name, value in state["pressures"].items()}

@@ -137,8 +137,8 @@ def make_steering(inputs: ReplayInputs, dataset: StageDataset, adjust: Adjustmen
             {name: budget_reference(inputs, name) for name in budget},
             domains=domains,
             share=section.share,
-            lowest=section.min_share,
-            highest=section.max_share,
+            min_share=section.min_share,
+            max_share=section.max_share,
         )
     return ReplaySteering(controller, dataset, steps, adjust)
 

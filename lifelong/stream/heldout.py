@@ -129,7 +129,7 @@ def write_heldout(
             pending: list[tuple[Document, NDArray[np.int32]]] = []
             reached = 0
             for document in read_documents(domain, split):
-                pending.append((document, encoder.held_out(document.text)))
+                pending.append((document, encoder.encode_for_scoring(document.text)))
                 reached += len(pending[-1][1]) - 1
                 if len(pending) == _DOCUMENTS_PER_BATCH:
                     writer.write_batch(_batch(pending, schema))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong.files import atomic_directory
 from lifelong.lm.checkpoint import save_model
-from lifelong.train.phase import Trunk
+from lifelong.train.phase import PreDecayCheckpoint
 from lifelong.train.policies._policy import StageSpan, make_policy
 from lifelong.train.settings import LrSection
 
@@ -27,7 +27,7 @@ def stage_span(stage_tokens: Sequence[int], index: int) -> StageSpan:
     return StageSpan(sum(stage_tokens[:index]), stage_tokens[index], sum(stage_tokens))
 
 
-def stage_level(lr: LrSection | None, span: StageSpan) -> Callable[[float], float] | None:
+def stage_lr_factor(lr: LrSection | None, span: StageSpan) -> Callable[[float], float] | None:
     """Progress of a stage -> learning rate over the peak; None where it follows `train.lr_scheduler_type`."""
     return None if lr is None else partial(make_policy(lr).factor, span)
 
@@ -38,7 +38,7 @@ def stage_curve(
     """Learning rates in the middle of equal parts of a stage, by policy or as transformers schedules it."""
     at = [min(num_steps - 1, int((place + 0.5) / points * num_steps)) for place in range(points)]
     peak = float(arguments.learning_rate)
-    if (by_policy := stage_level(lr, span)) is not None:
+    if (by_policy := stage_lr_factor(lr, span)) is not None:
         return [peak * by_policy(step / num_steps) for step in at]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     scheduler: Any = transformers.get_scheduler(
@@ -61,9 +61,9 @@ def warmup_steps(
     return round(make_policy(lr).warmup(span) * num_steps)
 
 
-def stage_trunk(
+def pre_decay_checkpoint(
     lr: LrSection | None, num_steps: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Path
-) -> Trunk | None:
+) -> PreDecayCheckpoint | None:
     """When and how the pre-decay weights are kept; None where the next stage starts from the end."""
     step = None if lr is None else make_policy(lr).trunk_step(num_steps)
     if step is None:
@@ -74,10 +74,10 @@ def stage_trunk(
             with atomic_directory(work / TRUNK) as partial_folder:
                 save_model(model, tokenizer, partial_folder)
 
-    return Trunk(step, save)
+    return PreDecayCheckpoint(step, save)
 
 
-def keep_trunk(work: Path, folder: Path) -> None:
+def keep_pre_decay(work: Path, folder: Path) -> None:
     """Lay the weights before the annealing, where there are any, beside the stage's model."""
     if (work / TRUNK).exists():
         shutil.copytree(work / TRUNK, folder / TRUNK)

@@ -101,7 +101,7 @@ class TrainingInputs:
     collator: Callable[[Sequence[Any]], dict[str, Tensor]]
     objective: str
     tokens_per_step: int
-    inheritor: Distiller | None = None
+    distiller: Distiller | None = None
     methods: Sequence[Method] = ()
     probe: Callable[[int, int], Sequence[ProbePoint]] | None = None
     observer: RunObserver = field(default_factory=RunObserver)
@@ -111,12 +111,12 @@ class TrainingInputs:
     tracker_dir: Path | None = None
     fact_probe: Callable[[int, int], Sequence[FactPoint]] | None = None
     steering: Steering | None = None
-    lr_level: Callable[[float], float] | None = None
-    trunk: Trunk | None = None
+    lr_factor: Callable[[float], float] | None = None
+    pre_decay: PreDecayCheckpoint | None = None
 
 
 @dataclass(frozen=True)
-class Trunk:
+class PreDecayCheckpoint:
     """Weights that the next stage starts from, where they are not the last ones: `save` is called after `step`."""
 
     step: int

@@ -59,12 +59,12 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning rate of the phase's policy, where it has one."""
-        if self.phase.lr_level is None:
+        if self.phase.lr_factor is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if getattr(self, "lr_scheduler", None) is None:
-            level = self.phase.lr_level
+            factor = self.phase.lr_factor
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: level(step / num_training_steps)
+                optimizer or self.optimizer, lambda step: factor(step / num_training_steps)
             )
         return self.lr_scheduler
 
@@ -77,9 +77,9 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> Any:
         """Scalar loss of one micro-batch, its share of the whole step's mean."""
         inheritance = None
-        if self.phase.inheritor is not None:
+        if self.phase.distiller is not None:
             progress = self.state.global_step / self.state.max_steps
-            inheritance = self.phase.inheritor.for_batch(inputs, progress=progress, step=self.state.global_step)
+            inheritance = self.phase.distiller.for_batch(inputs, progress=progress, step=self.state.global_step)
         batch: Mapping[str, Tensor] = inputs
         for place, method in enumerate(self.phase.methods):
             edited = method.edit_batch(batch)
@@ -118,8 +118,8 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             logs["ce"] = float(sums["ce"]) / tokens
             if "kl" in sums:
                 logs["kl"] = float(sums["kl"]) / tokens
-            if self.phase.inheritor is not None:
-                logs["alpha"] = self.phase.inheritor.alpha(self.state.global_step / self.state.max_steps)
+            if self.phase.distiller is not None:
+                logs["alpha"] = self.phase.distiller.alpha(self.state.global_step / self.state.max_steps)
             point = TrainPoint(
                 phase=self.phase.name,
                 step=self.state.global_step,
@@ -166,10 +166,10 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def shard_teacher(self) -> None:
         """Shard the teacher like the student (FSDP2), wrapped by the same policy."""
-        if self.is_fsdp_enabled and self.phase.inheritor is not None:
+        if self.is_fsdp_enabled and self.phase.distiller is not None:
             from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-            self.phase.inheritor.shard(lambda model: fsdp2_prepare_model(self.accelerator, model))
+            self.phase.distiller.shard(lambda model: fsdp2_prepare_model(self.accelerator, model))
 
     @property
     def sharding(self) -> str | None:
@@ -180,7 +180,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def cost_of_teaching(self) -> dict[str, Any]:
         """Cost of the teachers of all processes in this phase, and the mass they had no place for."""
-        cost = self.phase.inheritor.cost if self.phase.inheritor is not None else TeacherCost()
+        cost = self.phase.distiller.cost if self.phase.distiller is not None else TeacherCost()
         names = sorted(cost.mapped)  # the same in all processes: a teacher is named before it has taught
         mapped = [number for name in names for number in cost.mapped[name]]
         tokens, flops, *rest = distributed.summed([cost.tokens, cost.flops, *mapped]).tolist()
@@ -190,13 +190,13 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
     def phase_state(self) -> dict[str, Any]:
         """State that a resumed phase needs beside Trainer's own; every process calls."""
         self.reduce_counters()
-        inheritor, steering = self.phase.inheritor, self.phase.steering
+        distiller, steering = self.phase.distiller, self.phase.steering
         taught = self.cost_of_teaching()
         return {
             "sharding": self.sharding,
             "curve": {**self.curve.to_json(), "seconds": self.seconds},
             **self.counter.state_dict(),
-            "inheritor": {**inheritor.state_dict(), **taught} if inheritor is not None else None,
+            "inheritor": {**distiller.state_dict(), **taught} if distiller is not None else None,
             "steering": steering.state_dict() if steering is not None else None,
         }
 
@@ -209,8 +209,8 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         elif inherited is not None:
             # the first process has the sums
             inherited = {**inherited, "teacher_tokens": 0, "teacher_flops": 0.0, "mapped": {}}
-        if self.phase.inheritor is not None and inherited is not None:
-            self.phase.inheritor.load_state_dict(inherited)
+        if self.phase.distiller is not None and inherited is not None:
+            self.phase.distiller.load_state_dict(inherited)
         if self.phase.steering is not None and state["steering"] is not None:
             self.phase.steering.load_state_dict(state["steering"])
 
@@ -250,8 +250,8 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         trainer = self.trainer
         for method in trainer.phase.methods:
             method.end_step(trainer.model)
-        if trainer.phase.trunk is not None and trainer.phase.trunk.step == state.global_step:
-            trainer.phase.trunk.save()
+        if trainer.phase.pre_decay is not None and trainer.phase.pre_decay.step == state.global_step:
+            trainer.phase.pre_decay.save()
         trainer.run_probe()
         # what a clock or a signal says in one process has to happen in all of them, at the same step
         late = distributed.is_main_process() and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES

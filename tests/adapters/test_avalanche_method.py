@@ -56,7 +56,7 @@ def test_with_strength_zero_it_is_sequential_training(trained, sequential, tmp_p
     assert make_methods([(f"avalanche:{name}", {**PLUGINS[name], "strength": 0})]) == []
 
 
-def test_resuming_equals_going_on(trained, tmp_path):
+def test_resuming_equals_an_uninterrupted_run(trained, tmp_path):
     name, run = trained
     resumed = Run(tmp_path, section(name), stop_at=(1, 2), growth=None, train=CAREFUL)
     assert same(resumed.weights, run.weights)
@@ -87,7 +87,7 @@ def test_growth_is_refused_where_shapes_are_kept_and_fine_where_not(tmp_path):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_is_refused_with_the_reason(name):
+def test_broken_input_is_refused_with_the_reason(name):
     with pytest.raises(InputError, match=f"avalanche:{name}: ") as caught:
         make_methods([(f"avalanche:{name}", {})])
     assert BROKEN[name] in str(caught.value)

@@ -42,7 +42,7 @@ def test_a_recipe_without_settings_names_it(name):
 
 
 @given(names, shares, shares, st.floats(0, 0.9), st.sampled_from(SPANS), st.floats(0, 1))
-def test_a_factor_lies_between_zero_and_the_peak_of_the_stage(name, warmup, decay, floor, span, progress):
+def test_a_factor_is_between_zero_and_the_peak_of_the_stage(name, warmup, decay, floor, span, progress):
     policy = make_policy(LrSection(policy=name, warmup=warmup, decay=decay, floor=floor))
     assert 0 < policy.peak(span) <= 1
     assert 0 <= policy.factor(span, progress) <= policy.peak(span) + 1e-12

@@ -125,9 +125,9 @@ def test_the_trainer_keeps_them_apart_with_a_teacher_beside_it(case, tmp_path):
     arguments = training_arguments({"use_cpu": True}, output_dir=tmp_path, max_steps=1, seed=0)
     losses = []
     for shown in (batch, with_another_first_document(batch)):
-        inheritor = Distiller(OnlineTeacher(tiny_like(model), objective), make_schedule("constant", alpha=0.5, until=1))
+        distiller = Distiller(OnlineTeacher(tiny_like(model), objective), make_schedule("constant", alpha=0.5, until=1))
         trainer = StageTrainer(
-            model, arguments, TrainingInputs("train", [0], lambda rows: {}, objective, 48, inheritor)
+            model, arguments, TrainingInputs("train", [0], lambda rows: {}, objective, 48, distiller)
         )
         inputs = {**shown, "is_replay": torch.zeros(2, dtype=torch.bool), "domain_ids": torch.zeros(2).long()}
         with loss_head(model, objective), torch.no_grad():

@@ -195,7 +195,7 @@ def test_new_neurons_become_directions_of_their_own(strategy):
     assert rank(down) == 16
 
 
-def test_equal_halves_never_part():
+def test_clone_pairs_do_not_stay_equal_halves():
     """The control of the test above: with even shares the clones stay copies, and the rank stays."""
     model = tiny("llama", intermediate_size=8)
     grown, _ = expand_model(model, intermediate_size=16, strategy="clone")

@@ -83,7 +83,7 @@ def test_a_dtype_stays(tmp_path):
     assert {value.dtype for value in load_file(tmp_path / "grown" / "model.safetensors").values()} == {torch.bfloat16}
 
 
-def test_a_checkpoint_that_is_no_safetensors_grows_too(tmp_path):
+def test_a_pickled_checkpoint_grows_too(tmp_path):
     model = tiny("gpt2")
     model.config.save_pretrained(tmp_path / "small")
     torch.save(model.state_dict(), tmp_path / "small" / "pytorch_model.bin")
@@ -148,7 +148,7 @@ def test_an_unknown_architecture_is_told_how_to_add_one(folder):
     assert nothing_left(folder.parent / "grown")
 
 
-def test_a_folder_that_exists_is_left_alone(folder):
+def test_an_existing_folder_is_not_touched(folder):
     (folder.parent / "grown").mkdir()
     with pytest.raises(InputError, match="already exists"):
         expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)

@@ -56,7 +56,7 @@ def test_heads_that_cannot_be_placed_are_refused():
     ("bert", {"hidden_size": 36}),
     ("llama", {"heads": 6, "kv_heads": 3}),
 ])  # fmt: skip
-def test_an_approximate_growth_goes_on_and_reports_the_gap(family, targets):
+def test_an_approximate_growth_continues_and_reports_the_gap(family, targets):
     model = tiny(family) if family == "bert" else tiny(family, heads=6, kv_heads=2)
     _, report = expand_model(model, approximate=True, **targets)
     assert report.passed
@@ -64,7 +64,7 @@ def test_an_approximate_growth_goes_on_and_reports_the_gap(family, targets):
     assert 1e-6 < report.max_logit_difference_float64 < 100
 
 
-def test_an_unknown_architecture_is_told_what_there_is():
+def test_an_unknown_architecture_lists_the_known_ones():
     with pytest.raises(UnknownNameError, match=r"add_a_family.md.*no family for model_type 't5'.*Known:.*llama"):
         family_of(types.SimpleNamespace(model_type="t5"))
     with pytest.raises(UnknownNameError, match="no axis 'hiden_size'; did you mean 'hidden_size'"):
@@ -94,7 +94,7 @@ def test_weights_that_are_not_finite_are_refused():
         expand_model(model, layers=3)
 
 
-def test_the_model_itself_is_left_alone_and_so_is_the_random_state():
+def test_model_and_random_state_are_unchanged():
     model = tiny("gpt2")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()

@@ -35,7 +35,7 @@ def test_a_foreign_file_is_named(run, name):
     assert check_run(run) == [f"{name}: does not belong to the run"]
 
 
-def test_what_file_managers_leave_is_let_be(run):
+def test_files_of_file_managers_are_ignored(run):
     (run / "stages/.DS_Store").write_text("")
     assert check_run(run) == []
 
@@ -71,7 +71,7 @@ def test_a_lost_record_is_written_again_from_the_ledger(run):
     assert record.read_bytes() == whole
 
 
-def test_a_line_of_a_newer_version_is_no_damage_but_asks_for_an_update(run):
+def test_a_line_of_a_newer_version_asks_for_an_update(run):
     import hashlib
     import json
 

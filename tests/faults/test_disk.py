@@ -114,7 +114,7 @@ def test_a_folder_that_may_not_be_written_is_refused_and_can_still_be_read(run, 
         (ValueError("a shape is wrong"), None),
     ],
 )
-def test_only_what_the_disk_did_is_told_as_such(error, said, tmp_path):
+def test_only_storage_errors_are_reported_as_storage_errors(error, said, tmp_path):
     message = storage_message(error, tmp_path)
     assert message is None if said is None else said in message
 
@@ -158,7 +158,7 @@ def test_a_recipe_that_was_changed_in_the_run_folder_is_found(run, stream, monke
     assert check_run(run) == []
 
 
-def test_an_interrupted_extension_is_no_damage(run, stream):
+def test_an_interrupted_extension_is_not_reported_as_damage(run, stream):
     class Killer(RunObserver):
         def stepped(self, point):
             raise ZeroDivisionError
@@ -227,7 +227,7 @@ def test_the_lock_does_not_outlive_its_owner_in_a_worker(tmp_path):
         os.kill(worker, signal.SIGKILL)
 
 
-def test_a_stop_that_was_asked_for_in_the_last_step_is_not_forgotten(short, finished_short, tmp_path):
+def test_a_stop_requested_in_the_last_step_is_honoured(short, finished_short, tmp_path):
     class AskLate(RunObserver):
         asked = 0
 

@@ -22,7 +22,7 @@ from lifelong.federation.server import (
     lead_federation,
     main,
     open_silo,
-    rehearse,
+    simulate_federation,
     write_app,
 )
 from lifelong.federation.silo import (
@@ -31,7 +31,7 @@ from lifelong.federation.silo import (
     RowsFrom,
     check_federated,
     put_weights,
-    round_level,
+    round_lr_factor,
     silo_domains,
     weights_of,
 )
@@ -120,10 +120,10 @@ def federate(
     plan: FederationPlan,
     absent: Callable[[str, int], bool] | None = None,
 ) -> Exchange:
-    from lifelong.federation.flower import Federation, rehearsal_grid
+    from lifelong.federation.flower import Federation, simulation_grid
 
     out.mkdir(parents=True, exist_ok=True)
-    grid = rehearsal_grid(client_app(), corpora.nodes(recipe, out), absent)
+    grid = simulation_grid(client_app(), corpora.nodes(recipe, out), absent)
     answer, kept = grid.send_and_receive, []
 
     def recording(messages: Sequence[Any], *, timeout: float | None = None) -> list[Any]:
@@ -156,7 +156,7 @@ def lost_and_found(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -
     )
 
 
-def test_rounds_go_on_without_a_silo_and_it_comes_back(lost_and_found: Exchange) -> None:
+def test_rounds_continue_without_a_silo_until_it_returns(lost_and_found: Exchange) -> None:
     history = json.loads((lost_and_found.out / "server/stages/00-sea/rounds.json").read_text())["rounds"]
     assert [sorted(done["trained"]) for done in history] == [
         sorted(NAMES),
@@ -268,7 +268,7 @@ def test_a_federation_is_not_extended(lost_and_found: Exchange, corpora: Corpora
 def test_one_silo_is_plain_training_bit_for_bit(corpora: Corpora, tmp_path: Path) -> None:
     """With its moments kept, its learning rate and its position in the corpus, rounds leave no trace."""
     recipe = corpora.recipe("sea", tokens=8 * 4 * 32)
-    rehearse(recipe, [corpora.cards["sea"]], tmp_path / "federated", FederationPlan(local_steps=2))
+    simulate_federation(recipe, [corpora.cards["sea"]], tmp_path / "federated", FederationPlan(local_steps=2))
     plain = recipe.to_plain()
     plain["stages"][0]["domain"] = str(corpora.cards["sea"])
     run_recipe(parse_recipe(plain), tmp_path / "plain")
@@ -284,7 +284,7 @@ def test_one_silo_is_plain_training_bit_for_bit(corpora: Corpora, tmp_path: Path
 
 
 @needs_flower
-def test_a_server_that_died_goes_on(corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_server_resumes(corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With server momentum, which has to survive too."""
     recipe = corpora.recipe("sea", "farm", tokens=3 * 2 * 4 * 32)
     plan = FederationPlan(local_steps=1, strategy="fedavgm", options={"server_momentum": 0.5})
@@ -315,7 +315,7 @@ def test_a_silo_that_cannot_begin_says_why_without_its_text(corpora: Corpora, tm
     card = write_domain(tmp_path / "broken", "law", documents=20)
     (tmp_path / "broken/law.valid.jsonl").write_text('{"text": "a secret contract" \n')
     with pytest.raises(InputError, match="1 of 3 silos cannot start") as refused:
-        rehearse(recipe, [corpora.cards["sea"], corpora.cards["farm"], card], tmp_path / "one", PLAN)
+        simulate_federation(recipe, [corpora.cards["sea"], corpora.cards["farm"], card], tmp_path / "one", PLAN)
     assert "InputError in silo law; its own log says more" in str(refused.value)
     assert "secret" not in str(refused.value)
     assert str(tmp_path) not in str(refused.value)
@@ -325,9 +325,9 @@ def test_a_silo_that_cannot_begin_says_why_without_its_text(corpora: Corpora, tm
 def test_silos_have_to_agree(corpora: Corpora, tmp_path: Path) -> None:
     recipe = corpora.recipe("sea", "farm", tokens=TOKENS)
     with pytest.raises(InputError, match="several silos hold domain 'sea'"):
-        rehearse(recipe, [corpora.cards["sea"]] * 2, tmp_path / "twice", PLAN)
+        simulate_federation(recipe, [corpora.cards["sea"]] * 2, tmp_path / "twice", PLAN)
     with pytest.raises(InputError, match="1 of 2 silos cannot start\n  1 did not answer"):
-        rehearse(
+        simulate_federation(
             recipe, [corpora.cards[name] for name in ("sea", "farm")], tmp_path / "away", PLAN, lambda *_: _[0] == "sea"
         )
     train_tokenizer([load_domain(corpora.cards["law"])], vocab_size=300).save_pretrained(tmp_path / "tokenizer")
@@ -343,7 +343,7 @@ def test_a_round_without_any_silo_stops(corpora: Corpora, tmp_path: Path) -> Non
     recipe = corpora.recipe("sea", "farm", tokens=TOKENS)
     cards = [corpora.cards[name] for name in ("sea", "farm")]
     with pytest.raises(LifelongError, match="no silo contributed to round 1"):
-        rehearse(recipe, cards, tmp_path, PLAN, lambda _, number: number == 1)
+        simulate_federation(recipe, cards, tmp_path, PLAN, lambda _, number: number == 1)
 
 
 def test_a_silo_refuses_another_model(corpora: Corpora) -> None:
@@ -392,19 +392,21 @@ def test_rounds_are_parts_of_one_walk_and_one_schedule(corpora: Corpora, tmp_pat
         parts[0][8]
     arguments = training_arguments(recipe.train, output_dir=tmp_path, max_steps=2, seed=0)
     rates = [
-        round_level(recipe, arguments, Order(number, 5, 2, ""))(step / 2) for number in range(1, 6) for step in (0, 1)
+        round_lr_factor(recipe, arguments, Order(number, 5, 2, ""))(step / 2)
+        for number in range(1, 6)
+        for step in (0, 1)
     ]
     assert rates == pytest.approx([0, 0.5, 1, *((1 + math.cos(math.pi * place / 8)) / 2 for place in range(1, 8))])
     by_policy = corpora.recipe("sea", tokens=100, lr={"policy": "wsd", "warmup": 0.2, "decay": 0.2}, train={})
     rates = [
-        round_level(by_policy, arguments, Order(number, 5, 2, ""))(step / 2)
+        round_lr_factor(by_policy, arguments, Order(number, 5, 2, ""))(step / 2)
         for number in range(1, 6)
         for step in (0, 1)
     ]
     assert rates == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 1, 1, 0.5])
 
 
-def test_what_cannot_be_federated_is_said_at_once(corpora: Corpora) -> None:
+def test_unsupported_recipes_are_refused_at_once(corpora: Corpora) -> None:
     plain = corpora.recipe("sea", tokens=100).to_plain()
     plain |= {"tokenizer": {"train": {"vocab_size": 300}}, "inherit": {"alpha": 0.5}, "replay": {"share": 0.1}}
     plain["stages"].append(plain["stages"][0])

@@ -63,7 +63,7 @@ def test_targets_are_found_in_any_order_batch_and_padding(tmp_path):
     assert torch.allclose(found, torch.zeros_like(expected).scatter(1, ids, values), atol=1e-3)
 
 
-def test_a_cache_that_was_cut_short_goes_on_to_the_same_targets(tmp_path):
+def test_an_interrupted_cache_resumes_to_the_same_targets(tmp_path):
     settings = CacheSettings(scheme_to_json(TauSampler(0.05)), 2.0, V, "tok", "model", "clm", T)
     batches = [batch(seed) for seed in range(6)]
     batches[4] = batches[1]  # text that comes twice is stored once
@@ -97,7 +97,7 @@ def test_a_cache_that_was_cut_short_goes_on_to_the_same_targets(tmp_path):
             assert np.array_equal(mine, theirs)
 
 
-def test_what_a_row_is_found_by():
+def test_cache_key_of_a_row():
     one = batch(0)
     assert block_keys(one) == block_keys({name: tensor.clone() for name, tensor in one.items()})
     for name in ("input_ids", "position_ids", "labels"):
@@ -119,7 +119,7 @@ def test_a_cache_that_does_not_fit_is_refused(tmp_path, changes, message):
         teacher(cache, **changes)
 
 
-def test_a_block_that_is_not_there(tmp_path):
+def test_missing_block_raises(tmp_path):
     cache = write(tmp_path / "c", [batch(0)])
     with pytest.raises(InputError, match="has no targets for 4 of 4 blocks"):
         teacher(cache).targets(batch(1))
@@ -144,7 +144,7 @@ def test_a_damaged_cache_is_refused(tmp_path):
         TargetCache(tmp_path / "nowhere")
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_content_is_not_touched(tmp_path):
     write(tmp_path / "c", [batch(0)])
     with pytest.raises(InputError, match=r"other settings \(temperature is 2.0 there, 1.0 here\)"):
         CacheWriter(tmp_path / "c", CacheSettings(SETTINGS.scheme, 1.0, V, "tok", "model", "clm", T))

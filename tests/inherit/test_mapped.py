@@ -120,12 +120,12 @@ def test_a_renumbered_teacher_teaches_the_same(objective):
     for plain, mapped in (*pairs, tuple(MixtureTeacher(each, route, objective) for each in zip(*pairs, strict=True))):
         found = []
         for teacher in (plain, mapped):
-            inheritor = Distiller(teacher, make_schedule("constant", alpha=0.7), temperature=2.0)
+            distiller = Distiller(teacher, make_schedule("constant", alpha=0.7), temperature=2.0)
             with loss_head(student, objective):
-                inheritance = inheritor.for_batch(batch, progress=0.0, step=0)
+                inheritance = distiller.for_batch(batch, progress=0.0, step=0)
                 found.append(student(**batch, inheritance=inheritance, num_items=None).loss)
         torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
-    rows = [rows for rows, _ in inheritor.cost.mapped.values()]
+    rows = [rows for rows, _ in distiller.cost.mapped.values()]
     assert sum(rows) == 3 * int((batch["labels"] != -100).sum())  # each alone, and once between them
 
 
@@ -141,7 +141,7 @@ def test_the_sums_survive_a_resumption():
     assert second.cost.mapped == {"teacher 1": (3, 1.0)}
 
 
-def test_what_a_teacher_cannot_read_is_refused():
+def test_teacher_with_incompatible_tokens_is_refused():
     batch = packed_batch("clm")
     some = torch.arange(VOCAB)
     some[batch["input_ids"][0, 0]] = -1
@@ -159,7 +159,7 @@ def test_what_a_teacher_cannot_read_is_refused():
             ki_loss(hidden, weight, labels, targets=target, alpha=0.5)
 
 
-def test_padding_that_the_teacher_lacks_is_no_matter():
+def test_padding_unknown_to_the_teacher_does_not_matter():
     batch = packed_batch("clm")
     pad = batch["input_ids"][batch["segment_ids"] == 0]
     unused = next(i for i in range(VOCAB) if not bool((batch["input_ids"][batch["segment_ids"] > 0] == i).any()))

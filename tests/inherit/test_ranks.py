@@ -31,7 +31,7 @@ def gradients(objective, wrap, tied):
     items = int((batch["labels"] != -100).sum())
     rows = slice(0, 2) if rank == 0 else slice(2, 6)  # uneven on purpose
     mine = {name: tensor[rows] for name, tensor in batch.items()}
-    inheritor = Distiller(OnlineTeacher(build(objective, 1), objective), make_schedule("constant", alpha=0.6), temperature=2.0)
+    distiller = Distiller(OnlineTeacher(build(objective, 1), objective), make_schedule("constant", alpha=0.6), temperature=2.0)
     with loss_head(student, objective):
         if wrap == "ddp":
             model = DistributedDataParallel(student, find_unused_parameters=True)  # as Trainer does
@@ -40,7 +40,7 @@ def gradients(objective, wrap, tied):
             for layer in layers:
                 fully_shard(layer)
             model = fully_shard(student)
-        inheritance = inheritor.for_batch(mine, progress=0.0, step=0)
+        inheritance = distiller.for_batch(mine, progress=0.0, step=0)
         loss = model(**mine, inheritance=inheritance, num_items=items).loss
         (loss * 2).backward()  # data parallelism averages what must be summed
     found = {}
@@ -84,9 +84,9 @@ CASES = [("clm", "ddp", True), ("clm", "fsdp2", False), ("mlm", "ddp", False), (
 def test_two_processes_give_the_gradient_of_one(two_ranks, objective, wrap, tied):
     from lifelong.inherit.teachers.model import OnlineTeacher
     from tests.inherit.models import build, packed_batch
-    from tests.inherit.test_teachers import assert_same_gradients, gradients, inheritor_of, ours
+    from tests.inherit.test_teachers import assert_same_gradients, distiller_of, gradients, ours
 
     student = build(objective, 0, tie_word_embeddings=tied)
     batch = packed_batch(objective, rows=6)
-    ours(student, inheritor_of(OnlineTeacher(build(objective, 1), objective)), batch, objective).backward()
+    ours(student, distiller_of(OnlineTeacher(build(objective, 1), objective)), batch, objective).backward()
     assert_same_gradients(two_ranks[objective, wrap, tied], gradients(student), 1e-6)

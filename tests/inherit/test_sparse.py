@@ -85,7 +85,7 @@ SCHEMES = [TauSampler(1 / 20), TopK(7), TopK(1, renormalise=True), RandomSamplin
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @given(seed=st.integers(0, 10**6), rows=st.integers(0, 20), vocab=st.sampled_from([8, 70, 600]), scale=st.sampled_from([0.1, 3.0, 30.0]))  # fmt: skip
-def test_what_is_decoded_is_what_was_encoded(scheme, seed, rows, vocab, scale):
+def test_encoding_round_trip(scheme, seed, rows, vocab, scale):
     p = distributions(rows, seed, scale, vocab)
     rng = np.random.default_rng(seed)
     parts = [scheme.sparsify(p, rng), scheme.sparsify(p[: rows // 2], rng)]

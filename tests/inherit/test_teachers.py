@@ -37,9 +37,9 @@ def reference(model, mixed_of, batch, objective, alpha_B):
     return ((1 - alpha) * ce + alpha * TAU**2 * kl).sum() / len(labels)
 
 
-def ours(model, inheritor, batch, objective, num_items=None):
+def ours(model, distiller, batch, objective, num_items=None):
     with loss_head(model, objective):
-        inheritance = inheritor.for_batch(batch, progress=0.0, step=0)
+        inheritance = distiller.for_batch(batch, progress=0.0, step=0)
         return model(**batch, inheritance=inheritance, num_items=num_items).loss
 
 
@@ -54,7 +54,7 @@ def assert_same_gradients(one, other, tolerance):
         assert float((one[name] - other[name]).abs().max()) < tolerance * scale, name
 
 
-def inheritor_of(teacher, alpha=0.6, **settings):
+def distiller_of(teacher, alpha=0.6, **settings):
     return Distiller(teacher, make_schedule("constant", alpha=alpha), temperature=TAU, **settings)
 
 
@@ -69,7 +69,7 @@ def test_gradient_of_a_whole_model_in_float64(objective, on):
     def says(batch, _):
         return (full_logits(teacher, batch, objective)[0] / TAU).softmax(-1)
 
-    loss = ours(student, inheritor_of(OnlineTeacher(teacher, objective), on=on), batch, objective)
+    loss = ours(student, distiller_of(OnlineTeacher(teacher, objective), on=on), batch, objective)
     loss.backward()
     alpha_B = torch.full((4,), 0.6) if on == "all" else batch["is_replay"] * 0.6  # a float32 number, as in ours
     expected = reference(plain, says, batch, objective, alpha_B)
@@ -87,12 +87,12 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(objective):
 
     def gradient(parts):
         model = copy.deepcopy(student)
-        inheritor = inheritor_of(
+        distiller = distiller_of(
             MixtureTeacher(teachers, weights_by_domain(table), objective), alpha=0.5, bernoulli=True
         )
         for rows in torch.arange(8).chunk(parts):
             part = {name: tensor[rows] for name, tensor in batch.items()}
-            ours(model, inheritor, part, objective, num_items=items).backward()
+            ours(model, distiller, part, objective, num_items=items).backward()
         return gradients(model)
 
     whole = gradient(1)
@@ -138,33 +138,33 @@ class Counting:
 
 def test_a_teacher_whose_rate_is_zero_is_not_called_and_is_freed():
     teacher = Counting(OnlineTeacher(build("clm", 1), "clm"))
-    inheritor = Distiller(teacher, make_schedule("linear", alpha=0.0))
-    assert inheritor.for_batch(packed_batch("clm"), progress=0.0, step=0) is None
+    distiller = Distiller(teacher, make_schedule("linear", alpha=0.0))
+    assert distiller.for_batch(packed_batch("clm"), progress=0.0, step=0) is None
     assert teacher.shown == []
     assert teacher.closed
     teacher = Counting(OnlineTeacher(build("clm", 1), "clm"))
-    inheritor = Distiller(teacher, make_schedule("linear", alpha=1.0, until=0.3))
-    assert inheritor.for_batch(packed_batch("clm"), progress=0.29, step=0) is not None
+    distiller = Distiller(teacher, make_schedule("linear", alpha=1.0, until=0.3))
+    assert distiller.for_batch(packed_batch("clm"), progress=0.29, step=0) is not None
     assert not teacher.closed
-    assert inheritor.for_batch(packed_batch("clm"), progress=0.3, step=1) is None
+    assert distiller.for_batch(packed_batch("clm"), progress=0.3, step=1) is None
     assert teacher.closed
     assert teacher.shown == [4]
-    assert inheritor.cost.tokens == 4 * 24
+    assert distiller.cost.tokens == 4 * 24
 
 
 def test_bernoulli_runs_the_teacher_on_a_share_and_is_unbiased():
     objective, batch = "clm", packed_batch("clm", rows=4)
     student, teacher = build(objective, 0), build(objective, 1)
-    inheritor = inheritor_of(OnlineTeacher(teacher, objective), alpha=0.4, bernoulli=True)
+    distiller = distiller_of(OnlineTeacher(teacher, objective), alpha=0.4, bernoulli=True)
     losses = []
     with loss_head(student, objective), torch.no_grad():
         for step in range(400):
-            inheritance = inheritor.for_batch(batch, progress=0.0, step=step)
+            inheritance = distiller.for_batch(batch, progress=0.0, step=step)
             losses.append(float(student(**batch, inheritance=inheritance).loss))
-    plain = float(ours(student, inheritor_of(OnlineTeacher(teacher, objective), alpha=0.4), batch, objective).detach())
+    plain = float(ours(student, distiller_of(OnlineTeacher(teacher, objective), alpha=0.4), batch, objective).detach())
     spread = torch.tensor(losses).std() / 400**0.5
     assert abs(sum(losses) / 400 - plain) < 4 * float(spread)
-    assert abs(inheritor.cost.tokens / (400 * 96) - 0.4) < 0.05
+    assert abs(distiller.cost.tokens / (400 * 96) - 0.4) < 0.05
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -184,7 +184,7 @@ def test_a_mixture_runs_only_active_teachers_and_mixes_probabilities(objective):
             for j, model in enumerate(models)
         )
 
-    loss = ours(student, inheritor_of(teacher, alpha=0.5), batch, objective)
+    loss = ours(student, distiller_of(teacher, alpha=0.5), batch, objective)
     expected = reference(plain, says, batch, objective, 0.5 * (batch["domain_ids"] < 2))
     assert abs(float(loss.detach() - expected.detach())) < 1e-12
     loss.backward()
@@ -205,14 +205,14 @@ def test_padding_of_a_teachers_vocabulary_has_probability_zero():
     student, teacher = build("clm", 0), build("clm", 1, vocab_size=VOCAB + 14)
     batch = packed_batch("clm")
     with pytest.raises(InputError, match="the teacher has a vocabulary of 64 tokens, the student of 50"):
-        ours(student, inheritor_of(OnlineTeacher(teacher, "clm")), batch, "clm")
-    loss = ours(student, inheritor_of(OnlineTeacher(teacher, "clm", vocab_size=VOCAB)), batch, "clm")
+        ours(student, distiller_of(OnlineTeacher(teacher, "clm")), batch, "clm")
+    loss = ours(student, distiller_of(OnlineTeacher(teacher, "clm", vocab_size=VOCAB)), batch, "clm")
     smaller = build("clm", 1, vocab_size=VOCAB + 14)
     smaller.resize_token_embeddings(VOCAB)
-    assert torch.allclose(loss, ours(student, inheritor_of(OnlineTeacher(smaller, "clm")), batch, "clm"), atol=1e-6)
+    assert torch.allclose(loss, ours(student, distiller_of(OnlineTeacher(smaller, "clm")), batch, "clm"), atol=1e-6)
 
 
-def test_surpassed_ends_at_the_first_look_that_says_so_and_stays_so():
+def test_early_stop_ends_at_the_first_check_and_stays_ended():
     student_nats = iter([2.0, 1.9, 5.0])  # equal is not better
     looks = []
 
@@ -227,14 +227,14 @@ def test_surpassed_ends_at_the_first_look_that_says_so_and_stays_so():
             surpassed=TeacherEarlyStop(2.0, nats, 4),
         )
 
-    inheritor = fresh()
+    distiller = fresh()
     batch = packed_batch("clm")
     for step in range(8):
         for _ in range(2):  # two micro-batches of a step look once
-            assert inheritor.for_batch(batch, progress=step / 20, step=step) is not None
+            assert distiller.for_batch(batch, progress=step / 20, step=step) is not None
     assert len(looks) == 1  # none at step 0
     resumed = fresh()
-    resumed.load_state_dict(inheritor.state_dict())
+    resumed.load_state_dict(distiller.state_dict())
     assert resumed.for_batch(batch, progress=0.4, step=8) is None
     assert resumed.teacher is None
     assert resumed.alpha(0.5) == 0
@@ -243,7 +243,7 @@ def test_surpassed_ends_at_the_first_look_that_says_so_and_stays_so():
     again = fresh()
     again.load_state_dict(resumed.state_dict())
     assert again.teacher is None
-    assert again.cost.tokens == inheritor.cost.tokens == 8 * 2 * 96
+    assert again.cost.tokens == distiller.cost.tokens == 8 * 2 * 96
 
 
 def test_the_target_of_a_frozen_teacher_keeps_no_graph():

@@ -124,7 +124,7 @@ def test_a_mixture_of_the_previous_stage_and_a_model(cards, teachers, tmp_path):
     assert all(points for points in taught_points(tmp_path / "run"))
 
 
-def test_the_teacher_leaves_when_it_is_surpassed(cards, teachers, tmp_path):
+def test_distillation_stops_once_the_student_is_better(cards, teachers, tmp_path):
     """The previous stage knows nothing of the new domain: the student passes it early in the stage."""
     recipe = student(cards, teachers, schedule="constant", until="surpassed", looks=6)
     run_recipe(recipe, tmp_path / "run")

@@ -84,9 +84,9 @@ def test_a_student_of_two_teachers(folder, teachers, student):
         heldout = Heldout.open(student / "heldout" / name)
         own = load_tokenizer(student / "stages/01-farm/model", name)
         original = load_tokenizer(teachers["clm"][name])
-        ids = Encoder(own).held_out(heldout.text(0))
+        ids = Encoder(own).encode_for_scoring(heldout.text(0))
         assert heldout.ids(0).tolist() == ids.tolist()
-        assert len(Encoder(original).held_out(heldout.text(0))) == len(ids)
+        assert len(Encoder(original).encode_for_scoring(heldout.text(0))) == len(ids)
     assert all(taught(student, "00-sea"))
     assert all(taught(student, "01-farm"))
     last = json.loads((student / "stages/01-farm/history.json").read_text())["unmapped_mass"]
@@ -217,7 +217,7 @@ def refusal(plain, out):
     return " ".join(str(caught.value).split())
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(folder, teachers, tmp_path):
+def test_invalid_recipe_is_refused_before_anything_is_written(folder, teachers, tmp_path):
     out = tmp_path / "run"
     plain, clm = merged(folder, teachers), teachers["clm"]
     inherit = plain["inherit"]

@@ -1,6 +1,6 @@
 """Laws that hold for every method file, without naming any.
 
-What a method cannot do without, it says by class attributes (`needs_memory`, `sharded`, `alone`), never by its name.
+What a method cannot do without, it says by class attributes (`needs_memory`, `supports_sharding`, `exclusive`), never by its name.
 """
 
 import gc
@@ -47,7 +47,7 @@ def trained(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_with_strength_zero_it_is_not_even_made(name):
+def test_strength_zero_creates_no_plugin(name):
     assert make_methods([(name, {"strength": 0})]) == []
 
 
@@ -75,7 +75,7 @@ def test_another_seed_gives_other_bits(sequential, tmp_path):
     assert not same(Run(tmp_path, seed=1, train=CAREFUL).weights, sequential.weights)
 
 
-def test_resuming_equals_going_on(trained, tmp_path):
+def test_resuming_equals_an_uninterrupted_run(trained, tmp_path):
     """To the same bits; the first stage, which is not interrupted, shows the same of the same seed."""
     name, run = trained
     resumed = Run(tmp_path, [{"name": name}], stop_at=(1, 2), train=CAREFUL)
@@ -99,7 +99,7 @@ def test_its_state_survives_a_save_and_a_load(trained):
     assert same(method.state_dict(), run.made[0].state_dict())
 
 
-def test_what_it_plans_to_compute_is_what_it_computes(trained):
+def test_planned_tokens_equal_computed_tokens(trained):
     """Where it can be known beforehand; nothing is planned that is not done."""
     _, run = trained
     (method,) = run.made
@@ -132,7 +132,7 @@ def cards(tmp_path_factory):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sharded_run_is_right_or_refused(name, cards):
     sharded = small_recipe(cards, name, train={"use_cpu": True, "fsdp": True})
-    if plugin(name).sharded:
+    if plugin(name).supports_sharding:
         check_recipe(sharded)
     else:
         with pytest.raises(InputError, match=rf"methods\.{name}: .*FSDP"):
@@ -152,7 +152,7 @@ def test_a_method_that_needs_a_memory_says_so(name, cards):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_kept_in_the_middle_of_a_stage_is_a_stock_model(name, cards):
+def test_weights_saved_inside_a_stage_are_a_stock_model(name, cards):
     infinite = small_recipe(cards, name, lr={"policy": "infinite"})
     if plugin(name).adds_parameters:
         with pytest.raises(InputError, match=rf"methods\.{name}: adds parameters.*infinite"):
@@ -161,9 +161,9 @@ def test_what_is_kept_in_the_middle_of_a_stage_is_a_stock_model(name, cards):
         check_recipe(infinite)
 
 
-def test_what_can_be_combined_runs_through_the_whole_pipeline(cards, tmp_path):
+def test_combined_methods_run_through_the_whole_pipeline(cards, tmp_path):
     """Every hook is wired: all methods that can stand together, at once; their cost is in the ledger."""
-    together = [name for name in METHODS if not plugin(name).alone]
+    together = [name for name in METHODS if not plugin(name).exclusive]
     data = recipe_data(
         cards, methods=[{"name": name, "strength": 0.5} for name in together], evaluate={"tokens": 100, "samples": 0}
     )

@@ -75,7 +75,7 @@ def test_the_ledger_lists_paths_from_the_run_folder():
     assert RunFolder("").stage("00-a").model.as_posix() == "stages/00-a/model"
 
 
-def test_stages_come_by_number_and_nothing_else_is_one(tmp_path):
+def test_stages_are_sorted_by_number_and_other_folders_ignored(tmp_path):
     for name in ("100-c", "02-b", "00-a", ".03-d.partial", "0x-e", "notes"):
         (tmp_path / "stages" / name).mkdir(parents=True)
     (tmp_path / "stages/01-file").write_text("")

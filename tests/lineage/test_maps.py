@@ -67,7 +67,7 @@ def test_anchors_and_importances_are_carried_by_the_same_maps(run):
     assert all((value >= 0).all() for value in fisher.values())
 
 
-def test_what_is_no_stage_and_what_is_damaged_are_named(run, tmp_path):
+def test_unknown_stages_and_damaged_files_are_reported(run, tmp_path):
     with pytest.raises(InputError, match="is not a run directory"):
         maps_since(tmp_path, 0)
     with pytest.raises(UnknownNameError, match="no committed stage '01-fram'; did you mean '01-farm'"):

@@ -64,7 +64,7 @@ def test_the_head_is_the_one_that_transformers_gives(name):
 
 
 @pytest.mark.parametrize(("pad", "eos", "expected"), [(3, 2, 3), (0, 2, 0), (None, 2, 2), (None, None, 0)])
-def test_padding_is_some_token_where_a_tokenizer_has_none_for_it(pad, eos, expected):
+def test_padding_falls_back_to_another_token(pad, eos, expected):
     assert pad_id(SimpleNamespace(pad_token_id=pad, eos_token_id=eos)) == expected
 
 

@@ -216,7 +216,7 @@ def test_freeze_old_trains_the_inserted_blocks_only(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pnn", "freeze-old"])
-def test_growth_is_asked_for_where_nothing_new_could_learn(name, tmp_path):
+def test_methods_that_train_new_parameters_require_growth(name, tmp_path):
     growth = None if name == "pnn" else {"intermediate_size": 32}
     with pytest.raises(InputError, match=f"methods.{name}: .*(does not grow|inserts no layer)"):
         Run(tmp_path, [{"name": name}], growth=growth)
@@ -230,7 +230,7 @@ def test_average_is_the_mean_of_start_and_end(tmp_path):
         assert torch.allclose(value, (start[name] + plain.weights[name]) / 2, atol=1e-7), name
 
 
-def test_lora_starts_at_the_model_before_and_moves_it_by_a_low_rank(tmp_path):
+def test_lora_starts_at_the_previous_model_and_adds_a_low_rank_update(tmp_path):
     run = Run(tmp_path, [{"name": "lora", "rank": 2}], growth=None)
     (method,) = run.made
     factors = method.exports()["adapter.safetensors"]
@@ -238,7 +238,7 @@ def test_lora_starts_at_the_model_before_and_moves_it_by_a_low_rank(tmp_path):
     assert any(bool(value.any()) for name, value in factors.items() if "lora_B" in name)
 
 
-def test_a_prompt_stands_behind_the_first_token_of_every_text():
+def test_a_prompt_follows_the_first_token_of_every_text():
     batch = collator()([{"block": blocks_of("next")[0], "domain_id": 0, "is_replay": False, "mask_key": 0}])
     edited, inserted = with_prompt_ids(batch, torch.tensor([100]), 2)
     assert inserted == 4

@@ -240,7 +240,7 @@ def test_a_hub_checkpoint_that_cannot_be_reached_is_one_message(tmp_path):
         plan_recipe(load_recipe("adapt-qwen3"))
 
 
-def test_a_broken_budget_rejects_the_stage(cards, tmp_path):
+def test_an_exceeded_budget_rejects_the_stage(cards, tmp_path):
     data = recipe_data(cards, budget={str(cards / "sea.yaml"): 0.0001}, replay=None, inherit=None)
     data["budget"] = {"sea": "0.01%"}
     data["stages"][0]["domain"] = "sea"

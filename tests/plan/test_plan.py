@@ -265,12 +265,12 @@ def test_held_out_text_of_an_earlier_domain_in_a_later_one_is_named(cards):
         ((1, None, "gpu"), "kind of device"),
     ],
 )
-def test_devices_that_cannot_be(options, text):
+def test_invalid_devices_are_refused(options, text):
     with pytest.raises(InputError, match=text):
         planned_devices(*options)
 
 
-def test_speeds_that_cannot_be(cards):
+def test_invalid_speeds_are_refused(cards):
     recipe = parse_recipe(recipe_data(cards))
     for options, text in (
         ((-1.0, None, False), "--flops"),
@@ -282,7 +282,7 @@ def test_speeds_that_cannot_be(cards):
             planned_speed(recipe, *options)
 
 
-def test_a_recipe_whose_base_is_still_to_come_is_planned_by_the_recipe_that_writes_it():
+def test_a_missing_base_is_planned_from_the_recipe_that_writes_it():
     plan = plan_recipe(load_recipe("ki/adapt-cs-20m"), Devices(8, "fsdp2", "cuda"))
     base = load_recipe("ki/base").model
     assert plan.stages[0].shape["layers"] == base.layers

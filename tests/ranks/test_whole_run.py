@@ -17,7 +17,7 @@ def assert_same(found):
     assert found.same_cost
 
 
-def test_a_killed_process_ends_all_and_one_process_goes_on(two_processes, tmp_path):
+def test_a_killed_process_ends_all_and_one_process_resumes(two_processes, tmp_path):
     """Two processes train; the second dies at step 4 of the second stage; one goes on from the checkpoint of step 3."""
     recipe, run, ended = two_processes.recipe, two_processes.run, two_processes.ended
     do({"recipe": str(recipe), "out": tmp_path / "one", "order": tmp_path / "one-order", "mode": "ddp"})

@@ -75,7 +75,7 @@ def test_a_recipe_survives_yaml(tmp_path):
     assert load_recipe(path).fingerprint == recipe.fingerprint
 
 
-def test_files_that_are_no_recipe(tmp_path):
+def test_files_that_are_not_recipes_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n")

@@ -94,7 +94,7 @@ def test_controller_keeps_a_budget_that_a_fixed_share_breaks() -> None:
 
 
 def test_controller_gives_back_what_is_not_needed_and_helps_the_endangered() -> None:
-    controller = BudgetController({"a": 0.02, "b": 0.02}, {"a": 3.0, "b": 3.0}, share=0.3, lowest=0.02)
+    controller = BudgetController({"a": 0.02, "b": 0.02}, {"a": 3.0, "b": 3.0}, share=0.3, min_share=0.02)
     for _ in range(40):
         mix = controller.observe({"a": 2.99, "b": 2.98})
     assert mix.share == 0.02
@@ -113,8 +113,8 @@ def test_controller_refuses_nonsense() -> None:
         BudgetController({"wiki": 0.0}, {"wiki": 3.0})
     with pytest.raises(InputError, match="no loss"):
         BudgetController({"wiki": 0.1}, {})
-    with pytest.raises(InputError, match="lowest"):
-        BudgetController({"wiki": 0.1}, {"wiki": 3.0}, lowest=0.6, highest=0.5)
+    with pytest.raises(InputError, match="min_share"):
+        BudgetController({"wiki": 0.1}, {"wiki": 3.0}, min_share=0.6, max_share=0.5)
 
 
 def test_difference_scores_compare_across_lengths() -> None:

@@ -53,7 +53,7 @@ def steered(cards, tmp_path_factory):
     return out, shown
 
 
-def test_what_was_shown_is_what_the_mix_says_to_one_block(steered):
+def test_replayed_blocks_follow_the_mix_to_one_block(steered):
     out, shown = steered
     for stage in (1, 2):
         segments = mixes(out, stage)
@@ -117,7 +117,7 @@ def test_a_budget_that_a_fixed_share_breaks_is_kept_when_it_steers(cards, tmp_pa
     assert check_run(tmp_path / "run") == []
 
 
-def test_an_extension_that_broke_its_budget_is_mended_too(steered, cards, tmp_path):
+def test_an_extension_that_exceeded_its_budget_can_be_amended(steered, cards, tmp_path):
     out = shutil.copytree(steered[0], tmp_path / "run")
     town = str(cards / "town.yaml")
     broken = ["budget.law=0.1%", "replay.mix=uniform", "replay.share=0.02"]
@@ -131,7 +131,7 @@ def test_an_extension_that_broke_its_budget_is_mended_too(steered, cards, tmp_pa
     assert check_run(out) == []
 
 
-def test_a_recipe_cannot_be_mended_where_no_budget_was_broken(steered, cards):
+def test_a_recipe_cannot_be_amended_unless_a_budget_was_exceeded(steered, cards):
     changed = parse_recipe(three_domains(cards, **{**STEERED, "replay": {**STEERED["replay"], "share": 0.3}}))
     with pytest.raises(InputError, match=r"belongs to another recipe; different: replay\.share"):
         run_recipe(changed, steered[0])
@@ -148,7 +148,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), BAD)
-def test_what_cannot_be_steered_is_refused_before_anything_is_written(cards, tmp_path, changes, error, message):
+def test_invalid_steering_is_refused_before_anything_is_written(cards, tmp_path, changes, error, message):
     with pytest.raises(InputError) as caught:
         run_recipe(parse_recipe(three_domains(cards, **changes)), tmp_path / "run")
     assert message in str(caught.value)

@@ -29,7 +29,7 @@ def test_the_trajectory_is_the_mean_over_the_stream_against_training_alone():
     assert [bits for _, bits in points] == [pytest.approx(sum(row) / len(DOMAINS)) for row in rows]
 
 
-def test_a_dearer_run_is_read_where_the_cheap_one_ends():
+def test_a_more_expensive_run_is_read_at_the_cost_of_the_cheapest():
     cheap, dear = costing(run("a"), 1e12), costing(run("b"), 2e12)
     ((low,), (high,)) = equal_cost_values([[cheap], [dear]], "flops")
     end = trajectory(cheap, "flops")[-1][1]

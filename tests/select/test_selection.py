@@ -88,7 +88,7 @@ def test_noise_is_left_out_and_told_about(noisy, tmp_path, by):
     assert check_run(tmp_path / "run") == []
 
 
-def test_an_interrupted_scoring_goes_on_where_it_stopped(noisy, tmp_path, monkeypatch):
+def test_an_interrupted_scoring_resumes_where_it_stopped(noisy, tmp_path, monkeypatch):
     folder, sections = noisy
     recipe = selecting(folder, {**sections["difference"], "keep": 0.4})
     monkeypatch.setattr(selection, "CHUNK_DOCUMENTS", 30)

@@ -74,7 +74,7 @@ def test_wrong_card(tmp_path: Path, text: str, message: str) -> None:
     assert str(tmp_path / "bio.yaml") in str(error.value)
 
 
-def test_card_that_is_no_text(tmp_path: Path) -> None:
+def test_a_binary_card_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bio.yaml").write_bytes(b"name: \xff\n")
     with pytest.raises(InputError, match="not UTF-8"):
         load_domain(tmp_path / "bio.yaml")

@@ -124,7 +124,7 @@ def test_laws_of_the_union(parts, fixed):
                 assert (place >= 0) == (key in union.keys)
 
 
-def test_tokens_agree_by_what_they_stand_for(sources):
+def test_tokens_are_equal_by_the_string_they_represent(sources):
     """`Ġthe`, `▁the` and WordPiece's `the` are one token; a byte token is the byte; roles meet."""
     merged = merge_tokenizers(sources)
     by_name = {name: load_tokenizer(source).get_vocab() for name, source in sources.items()}
@@ -154,7 +154,7 @@ def test_every_text_is_cut_as_before(sources, fixed, tmp_path):
         stock = AutoTokenizer.from_pretrained(tmp_path / "domain_tokenizers" / name)
         ids_V = merged.domains[name].ids_V
         for text in TEXTS:
-            before, after = Encoder(original).held_out(text), Encoder(stock).held_out(text)
+            before, after = Encoder(original).encode_for_scoring(text), Encoder(stock).encode_for_scoring(text)
             if (ids_V[before] >= 0).all():
                 assert ids_V[before].tolist() == after.tolist()
             else:  # a token without a place: cut more finely
@@ -178,7 +178,7 @@ def test_the_whole_union_is_one_plain_tokenizer(sources):
     assert merged.tokenizer.pad_token_id == 1
 
 
-def test_what_was_written_is_what_is_read(sources, tmp_path):
+def test_cache_round_trip(sources, tmp_path):
     merged = merge_tokenizers(sources)
     merged.save(tmp_path)
     again = load_merged(tmp_path)
@@ -225,7 +225,7 @@ def test_a_union_may_be_merged_again(sources, tmp_path):
     assert len(more.tokenizer) > len(merged.tokenizer)
 
 
-def test_what_cannot_be_merged_has_one_message(sources):
+def test_unmergeable_vocabularies_give_one_message(sources):
     with pytest.raises(InputError, match="cannot be loaded"):
         merge_tokenizers({"one": "/nowhere"})
     with pytest.raises(InputError, match="no checkpoint whose vocabulary could stay"):
@@ -259,7 +259,9 @@ def test_masked_text_of_a_domain_stays_in_its_tokens(sources, fixed):
     domain = merged.domains["two"]
     plain = Collator.for_tokenizer(merged.tokenizer, "mlm", 64, seed=5)
     collator = replace(DomainCollator.of(plain, merged.domains, ["x", "two"]), mask_rate=0.9)
-    ids = Encoder(merged.of("two")).held_out("the hens then sail shipping 7 ships, the seal they sail " * 2)[:64]
+    ids = Encoder(merged.of("two")).encode_for_scoring("the hens then sail shipping 7 ships, the seal they sail " * 2)[
+        :64
+    ]
     block = Block(ids, np.zeros(1, np.int32), np.zeros(1, np.int32))
     row = {"block": block, "domain_id": 1, "is_replay": False, "mask_key": 3}
     batch = collator([row])
@@ -268,6 +270,6 @@ def test_masked_text_of_a_domain_stays_in_its_tokens(sources, fixed):
     assert (batch["labels"][batch["labels"] != -100].numpy() == np.pad(ids, (0, 64 - len(ids)))[batch["labels"][0] != -100]).all()  # fmt: skip
     if not fixed:
         own = replace(Collator.for_tokenizer(original, "mlm", 64, seed=5), mask_rate=0.9)
-        theirs = Block(Encoder(original).held_out("the hens then sail shipping 7 ships, the seal they sail " * 2)[:64], *(np.zeros(1, np.int32),) * 2)  # fmt: skip
+        theirs = Block(Encoder(original).encode_for_scoring("the hens then sail shipping 7 ships, the seal they sail " * 2)[:64], *(np.zeros(1, np.int32),) * 2)  # fmt: skip
         there = own([{**row, "block": theirs}])["input_ids"][0, : len(ids)]
         assert domain.ids_V[there.numpy()].tolist() == batch["input_ids"][0, : len(ids)].tolist()

@@ -53,7 +53,7 @@ def test_pieces_of_work_are_done_once_and_by_equally_many_calls(count, processes
     assert all(0 <= place < count for own in taken for place, _ in own)
 
 
-def test_a_single_process_asks_nobody():
+def test_a_single_process_needs_no_communication():
     assert distributed.run_on_main_process(lambda: 7) == 7
     assert (distributed.world_size(), distributed.rank(), distributed.is_main_process()) == (1, 0, True)
     assert distributed.summed([1.5, 2.0]).tolist() == [1.5, 2.0]
@@ -95,7 +95,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("environment", "section", "accelerator", "reason"), REFUSED)
-def test_what_would_not_be_right_is_refused_with_a_reason(monkeypatch, environment, section, accelerator, reason):
+def test_unsupported_use_is_refused_with_a_reason(monkeypatch, environment, section, accelerator, reason):
     monkeypatch.setattr(arguments, "_has_accelerator", lambda: accelerator)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -103,7 +103,7 @@ def test_what_would_not_be_right_is_refused_with_a_reason(monkeypatch, environme
         check_processes(section)
 
 
-def test_what_is_right_is_not_refused(monkeypatch, tmp_path):
+def test_valid_input_is_accepted(monkeypatch, tmp_path):
     monkeypatch.setattr(arguments, "_has_accelerator", lambda: True)
     config = tmp_path / "zero2.json"
     config.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
@@ -127,7 +127,7 @@ def test_a_sharded_launch_refuses_what_keeps_whole_weights(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])
-def test_other_verbs_are_for_one_process(monkeypatch, capsys, rank, told):
+def test_other_commands_refuse_several_processes(monkeypatch, capsys, rank, told):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("sys.argv", ["lifelong", "list", "recipes"])

@@ -32,7 +32,7 @@ def test_continue_is_one_cosine_over_all_stages():
     assert ends == pytest.approx([0.5 * (1 + 2**-0.5), 0.5, 0.0])
 
 
-def test_infinite_goes_on_where_the_annealing_began():
+def test_infinite_continues_from_the_pre_decay_weights():
     policy = made("infinite", decay=0.25, constant=0.6, cooldown=0.3)
     assert policy.factor(SPANS[0], 0.75) == pytest.approx(0.6)
     assert policy.factor(SPANS[1], 0.0) == pytest.approx(0.6)
@@ -78,7 +78,7 @@ def rates(out, stage):
     return [point["learning_rate"] / 3e-3 for point in points]
 
 
-def test_a_run_follows_its_policy_and_infinite_goes_on_from_before_the_annealing(cards, tmp_path):
+def test_a_run_follows_its_policy_and_infinite_starts_from_the_pre_decay_weights(cards, tmp_path):
     out = tmp_path / "run"
     recipe = short_run(cards, out, lr={"policy": "infinite", "warmup": 0.2, "decay": 0.4})
     policy = made("infinite", warmup=0.2, decay=0.4)

@@ -35,7 +35,10 @@ class FactProbe:
     ) -> None:
         self.objective = objective
         encoder = Encoder(tokenizer)
-        rows = [(encoder.held_out(fact.prompt), encoder.held_out(f"{fact.prompt} {fact.target}")) for fact in facts]
+        rows = [
+            (encoder.encode_for_scoring(fact.prompt), encoder.encode_for_scoring(f"{fact.prompt} {fact.target}"))
+            for fact in facts
+        ]
         length = max(len(whole) for _, whole in rows)
         ids_FT = np.full((len(rows), length), pad_id, dtype=np.int64)
         labels_FT, segments_FT = np.full_like(ids_FT, IGNORED), np.zeros_like(ids_FT)

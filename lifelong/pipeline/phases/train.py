@@ -22,7 +22,7 @@ from lifelong.pipeline.stage import Stage
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import Cost, ProbePoint
 from lifelong.replay.steering import Adjustment, ReplaySteering, first_weights, make_steering
-from lifelong.train.learning_rates import keep_trunk, stage_level, stage_span, stage_trunk
+from lifelong.train.learning_rates import keep_pre_decay, pre_decay_checkpoint, stage_lr_factor, stage_span
 from lifelong.train.phase import TrainingInputs
 from lifelong.train.resume import load_methods, save_methods
 
@@ -66,11 +66,13 @@ class Train(TrainingPhase):
         facts = stage.facts
         return {
             "dataset": dataset if facts is None else facts.injected(dataset),
-            "inheritor": _inheritor(stage, model, num_steps),
+            "distiller": _distiller(stage, model, num_steps),
             "methods": stage.methods,
             "probe": _probe(stage, model, num_steps, steering),
-            "lr_level": stage_level(recipe.lr, stage_span([section.tokens for section in recipe.stages], stage.index)),
-            "trunk": stage_trunk(recipe.lr, num_steps, model, run.tokenizer, stage.work.path),
+            "lr_factor": stage_lr_factor(
+                recipe.lr, stage_span([section.tokens for section in recipe.stages], stage.index)
+            ),
+            "pre_decay": pre_decay_checkpoint(recipe.lr, num_steps, model, run.tokenizer, stage.work.path),
             "fact_probe": None if facts is None else facts.probe(model, num_steps),
             "steering": steering,
         }
@@ -86,7 +88,7 @@ class Train(TrainingPhase):
         """State and files of the methods, the weights before the decay, and how replay was steered."""
         save_methods(stage.methods, folder.methods)
         write_exports(stage.methods, folder.path)
-        keep_trunk(stage.work.path, folder.path)
+        keep_pre_decay(stage.work.path, folder.path)
         if isinstance(trained.steering, ReplaySteering):
             write_json(folder.mix, trained.steering.mixes)
 
@@ -116,7 +118,7 @@ def _adjustment(stage: Stage) -> Adjustment:
     return adjust
 
 
-def _inheritor(stage: Stage, student: PreTrainedModel, num_steps: int) -> Distiller | None:
+def _distiller(stage: Stage, student: PreTrainedModel, num_steps: int) -> Distiller | None:
     """The stage's teacher; a randomly initialised model has nothing to teach its first stage."""
     recipe, context = stage.recipe, stage.context
     if recipe.inherit is None:

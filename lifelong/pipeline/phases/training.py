@@ -13,7 +13,7 @@ from lifelong import distributed
 from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.inherit.build import stage_collator
 from lifelong.ledger.folder import StageFolder
-from lifelong.lm.checkpoint import full_state_dict, is_in_parts, load_model
+from lifelong.lm.checkpoint import full_state_dict, is_sharded, load_model
 from lifelong.lm.flops import forward_flops_per_token, training_flops_per_token
 from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
@@ -70,7 +70,7 @@ class TrainingPhase(Phase):
         if not there:
             self._train(stage, model)
         stage.result = folder
-        if there or self.reloads or is_in_parts(model):
+        if there or self.reloads or is_sharded(model):
             return load_model(folder.model, stage.recipe.objective)
         return model
 

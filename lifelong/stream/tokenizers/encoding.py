@@ -78,7 +78,7 @@ class Encoder:
         ids = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return [np.array(row, dtype=np.int32) for row in ids]
 
-    def held_out(self, text: str) -> IntArray:
+    def encode_for_scoring(self, text: str) -> IntArray:
         """Ids of a document as it is evaluated: with the first token in front, nothing behind."""
         return np.concatenate([np.array([self.first_id], dtype=np.int32), *self.encode_batch([text])])
 

@@ -35,7 +35,7 @@ SEGMENTS = 3
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Workload:
     """Inputs of a throughput measurement.
 
     Args:
@@ -56,7 +56,7 @@ class Rehearsal:
 
 
 @dataclass(frozen=True)
-class RehearsalResult:
+class Throughput:
     """Seconds of every timed step, and the tokens of one."""
 
     tokens_per_step: int
@@ -82,36 +82,36 @@ class _Clock:
         return ()
 
 
-def rehearse(rehearsal: Rehearsal, teacher: Teacher | None = None) -> RehearsalResult:
+def measure_throughput(workload: Workload, teacher: Teacher | None = None) -> Throughput:
     """Train for `steps + 1` steps; the first, which makes the optimizer's state, is not timed.
 
     Args:
-        rehearsal: what is tried.
+        workload: what is measured.
         teacher: instead of a model with the teacher's configuration.
 
     Raises:
         InputError: a setting that TrainingArguments refuses.
     """
     transformers.set_seed(0)
-    model = random_model(rehearsal.config, rehearsal.objective)
-    if teacher is None and rehearsal.teacher is not None:
-        teacher = OnlineTeacher(random_model(rehearsal.teacher, rehearsal.objective), rehearsal.objective)
+    model = random_model(workload.config, workload.objective)
+    if teacher is None and workload.teacher is not None:
+        teacher = OnlineTeacher(random_model(workload.teacher, workload.objective), workload.objective)
     with tempfile.TemporaryDirectory() as folder:
-        train = {**rehearsal.train, "save_strategy": "no", "report_to": "none"}
-        arguments = training_arguments(train, output_dir=Path(folder), max_steps=rehearsal.steps + 1, seed=0)
+        train = {**workload.train, "save_strategy": "no", "report_to": "none"}
+        arguments = training_arguments(train, output_dir=Path(folder), max_steps=workload.steps + 1, seed=0)
         blocks = blocks_per_step(arguments)
         clock = _Clock(arguments.device.type)
         phase = TrainingInputs(
-            "rehearsal",
-            random_rows(rehearsal, blocks * (rehearsal.steps + 1)),
-            dummy_collator(rehearsal),
-            rehearsal.objective,
-            blocks * rehearsal.length,
+            "throughput",
+            random_rows(workload, blocks * (workload.steps + 1)),
+            dummy_collator(workload),
+            workload.objective,
+            blocks * workload.length,
             None if teacher is None else Distiller(teacher, make_schedule("constant", alpha=0.5), temperature=2.0),
             probe=clock,
         )
         run_training_phase(model, arguments, phase)
-    return RehearsalResult(blocks * rehearsal.length, tuple(np.diff(clock.times)[1:].tolist()))
+    return Throughput(blocks * workload.length, tuple(np.diff(clock.times)[1:].tolist()))
 
 
 def random_model(config: Any, objective: str) -> Any:
@@ -119,18 +119,18 @@ def random_model(config: Any, objective: str) -> Any:
     return objective_of(objective).auto_class.from_config(config, dtype=torch.float32)
 
 
-def dummy_collator(rehearsal: Rehearsal) -> Collator:
+def dummy_collator(workload: Workload) -> Collator:
     """The stream's collator for token ids without a tokenizer."""
-    return Collator(rehearsal.objective, rehearsal.length, pad_id=0, mask_id=1, vocab_size=rehearsal.config.vocab_size)
+    return Collator(workload.objective, workload.length, pad_id=0, mask_id=1, vocab_size=workload.config.vocab_size)
 
 
-def random_rows(rehearsal: Rehearsal, count: int) -> list[PackedRow]:
+def random_rows(workload: Workload, count: int) -> list[PackedRow]:
     """Rows of random tokens, a few documents in each."""
     draw = np.random.default_rng(0)
-    starts = np.linspace(0, rehearsal.length, SEGMENTS, endpoint=False).astype(np.int32)
+    starts = np.linspace(0, workload.length, SEGMENTS, endpoint=False).astype(np.int32)
     rows: list[PackedRow] = []
     for number in range(count):
-        ids = draw.integers(2, rehearsal.config.vocab_size, rehearsal.length).astype(np.int32)
+        ids = draw.integers(2, workload.config.vocab_size, workload.length).astype(np.int32)
         rows.append(
             PackedRow(block=Block(ids, starts, np.zeros_like(starts)), domain_id=0, is_replay=False, mask_key=number)
         )
