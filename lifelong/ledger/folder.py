@@ -179,7 +179,7 @@ class RunFolder(_Folder):
             InputError: nothing was committed here.
         """
         if not self.exists:
-            raise InputError(f"{str(self.path)!r} is not a run directory: it has no {self.ledger.name}")
+            raise InputError(f"{str(self.path)!r} is not a run folder: it has no {self.ledger.name}")
         return self
 
     @property

@@ -139,7 +139,7 @@ class Ledger:
         """Take the run folder, creating it where needed; the lock dies with its owner.
 
         Raises:
-            InputError: the folder is not a run directory, or another process holds it.
+            InputError: the folder is not a run folder, or another process holds it.
             CorruptionError: what is committed there is damaged.
             StorageError: now or later, the disk is full, read-only or failing.
         """
@@ -306,7 +306,7 @@ def committed_stages(out: Path) -> list[StageRecord]:
     """The records of the stages of a run, oldest first, without the row before the first.
 
     Raises:
-        InputError: not a run directory, or no stage is committed yet.
+        InputError: not a run folder, or no stage is committed yet.
     """
     RunFolder(out).require()
     stages = [record for record in read_records(out) if record.index >= 0]

@@ -34,7 +34,7 @@ def maps_since(out: str | Path, stage: int | str) -> list[ExpansionMap]:
         stage: index or name of a committed stage.
 
     Raises:
-        InputError: not a run directory, or no such stage.
+        InputError: not a run folder, or no such stage.
         CorruptionError: a map is damaged.
     """
     run = RunFolder(out)
@@ -77,7 +77,7 @@ def stage_at_newest_size(out: str | Path, stage: int | str, *, dtype: torch.dtyp
         A stock transformers model in evaluation mode.
 
     Raises:
-        InputError: not a run directory, or no such stage.
+        InputError: not a run folder, or no such stage.
         CorruptionError: a file that is needed is damaged.
     """
     import torch

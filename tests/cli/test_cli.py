@@ -22,8 +22,8 @@ def test_help_of_every_verb_loads_no_heavy_library():
     (("run", "quickstrat"), "did you mean 'quickstart'"),
     (("list", "domain"), "did you mean 'domains'"),
     (("schema", "recipes"), "did you mean 'recipe'"),
-    (("check", "nowhere"), "is not a run directory"),
-    (("report", "nowhere"), "is not a run directory"),
+    (("check", "nowhere"), "is not a run folder"),
+    (("report", "nowhere"), "is not a run folder"),
     (("expand", "a", "b"), "name at least one larger size"),
 ])  # fmt: skip
 def test_bad_input_is_one_message_and_exit_code_2(monkeypatch, capsys, arguments, message):

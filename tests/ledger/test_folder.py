@@ -104,7 +104,7 @@ def test_a_source_is_a_run_or_a_model(tmp_path):
     assert RunFolder.locate(tmp_path) is None
     assert RunFolder.locate("gpt2") is None
     assert model_of("gpt2") == ("gpt2", None)
-    with pytest.raises(InputError, match=f"^{str(tmp_path)!r} is not a run directory: it has no ledger.jsonl$"):
+    with pytest.raises(InputError, match=f"^{str(tmp_path)!r} is not a run folder: it has no ledger.jsonl$"):
         RunFolder(tmp_path).require()
     (tmp_path / "ledger.jsonl").touch()
     located = RunFolder.locate(str(tmp_path))

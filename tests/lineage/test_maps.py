@@ -68,7 +68,7 @@ def test_anchors_and_importances_are_carried_by_the_same_maps(run):
 
 
 def test_unknown_stages_and_damaged_files_are_reported(run, tmp_path):
-    with pytest.raises(InputError, match="is not a run directory"):
+    with pytest.raises(InputError, match="is not a run folder"):
         maps_since(tmp_path, 0)
     with pytest.raises(UnknownNameError, match="no committed stage '01-fram'; did you mean '01-farm'"):
         stage_at_newest_size(run, "01-fram")
