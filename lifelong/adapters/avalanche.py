@@ -1,9 +1,8 @@
 """The bridge to Avalanche, and the only file that imports it.
 
 A stream becomes an Avalanche benchmark whose experiences are the stages, so that third-party strategies and
-metrics can be tried on the very same packed blocks; Avalanche's storage policies choose replay blocks, to check
-our own against; and its forgetting is a second opinion on ours. Importing Avalanche takes some ten seconds: import
-this module inside a function.
+metrics can be tried on the very same packed blocks; and its plugins are driven from our training. Importing Avalanche
+takes some ten seconds: import this module inside a function.
 """
 
 from __future__ import annotations
@@ -17,28 +16,15 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
-from avalanche.training.storage_policy import (
-    ClassBalancedBuffer,
-    ExperienceBalancedBuffer,
-    ReservoirSamplingBuffer,
-)
 from avalanche.training.utils import ParamData
 
-from lifelong.errors import InputError, UnknownNameError
-from lifelong.records import LossMatrix
+from lifelong.errors import InputError
 from lifelong.stream.blocks import Blocks
 from lifelong.stream.collator import Collator, PackedRow
 from lifelong.stream.ordering import key_of
 
 if TYPE_CHECKING:
     from avalanche.benchmarks.scenarios import CLScenario
-
-# ParametricBuffer is left out: with no grouping it keeps nine tenths of the newest experience (0.6.0)
-_STORAGE: Mapping[str, Any] = {
-    "reservoir": ReservoirSamplingBuffer,
-    "experience-balanced": ExperienceBalancedBuffer,
-    "domain-balanced": ClassBalancedBuffer,
-}
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -58,19 +44,6 @@ class _Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             mask_key=key_of("avalanche", self._column, int(index)),
         )
         return {name: tensor[0] for name, tensor in self._collator([row]).items()}
-
-
-class _Numbers(torch.utils.data.Dataset[tuple[int, int]]):
-    def __init__(self, experience: int, length: int) -> None:
-        self._experience, self._length = experience, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        if not 0 <= int(index) < self._length:
-            raise IndexError(index)
-        return self._experience, int(index)
 
 
 def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -101,58 +74,10 @@ def as_benchmark(
     )
 
 
-def _dataset(rows: Any, column: int, collate: Any = stack_rows) -> AvalancheDataset[Any]:
+def _dataset(rows: _Rows, column: int) -> AvalancheDataset[Any]:
     labels = [column] * len(rows)
     attributes = [DataAttribute(labels, name) for name in ("targets", "targets_task_labels")]
-    return AvalancheDataset([rows], data_attributes=attributes, collate_fn=collate)
-
-
-def stored_rows(
-    policy: str, stages: Sequence[tuple[str, int]], max_blocks: int, *, seed: int = 0
-) -> list[tuple[int, int]]:
-    """(stage, row) of every block that an Avalanche storage policy holds after all stages.
-
-    Args:
-        policy: reservoir, experience-balanced or domain-balanced.
-        stages: domain name and number of blocks of each stage, in order.
-        max_blocks: capacity.
-        seed: of the draw.
-
-    Raises:
-        UnknownNameError: Avalanche has no sound policy of that name.
-    """
-    if policy not in _STORAGE:
-        raise UnknownNameError("Avalanche storage policy", policy, _STORAGE)
-    columns = {name: i for i, name in enumerate(dict.fromkeys(name for name, _ in stages))}
-    datasets = [
-        _dataset(_Numbers(stage, length), columns[name], collate=list) for stage, (name, length) in enumerate(stages)
-    ]
-    buffer = _STORAGE[policy](max_size=max_blocks)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for experience in benchmark_from_datasets(train=datasets).train_stream:
-            buffer.post_adapt(None, experience)
-    return [(int(item[0]), int(item[1])) for item in buffer.buffer]
-
-
-def forgetting_since_learned(matrix: LossMatrix) -> dict[str, float]:
-    """Avalanche's own forgetting of every domain met before the last stage, from our loss matrix.
-
-    Avalanche speaks of accuracies, where more is better: it is given negated losses, and its boundary of a domain is
-    the last stage that trained on it. Its code subtracts the later value from the earlier one (the formula in its
-    docstring has the opposite sign), so that the result is positive where a loss rose, as everywhere here.
-    """
-    from avalanche.evaluation.functional import forgetting
-
-    last = len(matrix.stages) - 1
-    learned = {column: stage for stage, column in enumerate(matrix.stage_domains)}
-    columns = [column for column, stage in learned.items() if stage < last]
-    if not columns:
-        return {}
-    # as floats: of integers Avalanche makes an integer result
-    scores = [[-float("nan" if row[k] is None else row[k]) for k in columns] for row in matrix.nats_per_token]  # type: ignore[arg-type]
-    found = forgetting(scores, boundary_indices=[learned[k] for k in columns])[last]
-    return {matrix.domains[k]: float(value) for k, value in zip(columns, found, strict=True)}
+    return AvalancheDataset([rows], data_attributes=attributes, collate_fn=stack_rows)
 
 
 # --- plugins: see methods/_avalanche.py -----------------------------------------------------------------------

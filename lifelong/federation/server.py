@@ -25,7 +25,7 @@ from lifelong.federation import flower
 from lifelong.federation.flower import Federation, Figures, Round, Terms, Weights
 from lifelong.federation.silo import FederatedSilo, check_federated, put_weights, silo_domains, weights_of
 from lifelong.files import atomic_directory, read_json, remove_tree, write_json, write_text
-from lifelong.ledger.folder import INITIAL, stage_name
+from lifelong.ledger.folder import INITIAL, RoundFolder, RunFolder, stage_name
 from lifelong.ledger.history import write_losses
 from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import save_model, weights_fingerprint
@@ -178,20 +178,20 @@ class ServerRun:
     def _finished(self, done: Round) -> None:
         """Keep a round: average, memories of the strategy, figures."""
         self.history.append({"round": done.number, "trained": done.trained, "evaluated": done.evaluated})
-        folder = self.work.path / "rounds"
-        with atomic_directory(folder / f"{done.number:06d}") as partial:
-            save_file(done.weights, partial / "weights.safetensors")
+        with atomic_directory(self.work.round(done.number).path) as partial:
+            folder = RoundFolder(partial)
+            save_file(done.weights, folder.weights)
             if done.memories:
-                save_file(done.memories, partial / "memories.safetensors")
-            write_json(partial / "rounds.json", {"plan": asdict(self.plan), "rounds": self.history})
-        for older in sorted(folder.glob("[0-9]*"))[:-1]:
-            remove_tree(older)
+                save_file(done.memories, folder.memories)
+            write_json(folder.rounds, {"plan": asdict(self.plan), "rounds": self.history})
+        for older in self.work.finished_rounds[:-1]:
+            remove_tree(older.path)
 
     def _last_round(self) -> tuple[Weights, Weights] | None:
-        folders = sorted((self.work.path / "rounds").glob("[0-9]*"))
-        if not folders:
+        if not (finished := self.work.finished_rounds):
             return None
-        kept = read_json(folders[-1] / "rounds.json")
+        last = finished[-1]
+        kept = read_json(last.rounds)
         begun, now = kept["plan"], asdict(self.plan)
         if other := [key for key in ("local_steps", "strategy", "options", "moments") if begun[key] != now[key]]:
             raise InputError(
@@ -199,8 +199,7 @@ class ServerRun:
                 f"{begun[other[0]]!r}, not {now[other[0]]!r}; continue with that, or choose another folder"
             )
         self.history = kept["rounds"]
-        memories = folders[-1] / "memories.safetensors"
-        return load_file(folders[-1] / "weights.safetensors"), load_file(memories) if memories.is_file() else {}
+        return load_file(last.weights), load_file(last.memories) if last.memories.is_file() else {}
 
     # --- the run folder -------------------------------------------------------------------------------------
 
@@ -224,7 +223,7 @@ class ServerRun:
         write_losses(folder.losses, losses)
         write_json(folder.samples, [])
         write_json(folder.history, {**self._curves(), "facts": None})
-        write_json(folder.path / "rounds.json", {"plan": asdict(self.plan), "rounds": without_seconds(self.history)})
+        write_json(folder.rounds, {"plan": asdict(self.plan), "rounds": without_seconds(self.history)})
         trained = [figures for done in self.history for figures in done["trained"].values()]
         tokens = int(sum(figures["tokens"] for figures in trained))
         length, objective = self.recipe.sequence_length, self.recipe.objective
@@ -427,10 +426,10 @@ def simulate_federation(
         absent: (domain, round) -> whether that silo does not answer in that round.
     """
     out = Path(out)
-    write_text(out / "recipe.yaml", recipe.to_yaml())
+    written = RunFolder(out).recipe
+    write_text(written, recipe.to_yaml())
     nodes = [
-        {"recipe": str(out / "recipe.yaml"), "domain": str(card), "out": str(out / f"silo-{Path(card).stem}")}
-        for card in cards
+        {"recipe": str(written), "domain": str(card), "out": str(out / f"silo-{Path(card).stem}")} for card in cards
     ]
     grid = flower.simulation_grid(client_app(), nodes, absent)
     return lead_federation(recipe, out / "server", plan or FederationPlan(), lambda terms: Federation(grid, terms))

@@ -31,7 +31,7 @@ from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.federation.flower import DisagreementError, Figures, Settings, Weights
 from lifelong.files import atomic_directory, read_json, remove_tree, write_json, write_text
-from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.folder import RunFolder, StageFolder
 from lifelong.ledger.lock import hold
 from lifelong.lm.checkpoint import load_config, save_model
 from lifelong.lm.objective import objective_of, pad_id
@@ -283,7 +283,7 @@ class FederatedSilo:
         older = self._states()
         with atomic_directory(self.out / "state" / f"{position:08d}") as partial:
             write_json(partial / "state.json", {"position": position, "round": order.number})
-            save_model(model, self.tokenizer, partial / "model")
+            save_model(model, self.tokenizer, StageFolder(partial).model)
             if order.keep_moments:
                 save_file(moments.collected(), partial / "moments.safetensors")
         for folder in older:

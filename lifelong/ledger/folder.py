@@ -72,6 +72,17 @@ class _Entry:
         return self if folder is None else folder.path / self.name
 
 
+class _Part(_Entry):
+    """A folder in a folder."""
+
+    @overload  # type: ignore[override]
+    def __get__(self, folder: None, owner: type) -> _Part: ...
+    @overload
+    def __get__(self, folder: _Folder, owner: type) -> StageFolder: ...
+    def __get__(self, folder: _Folder | None, owner: type) -> StageFolder | _Part:
+        return self if folder is None else StageFolder(folder.path / self.name)
+
+
 class StageFolder(_Folder):
     """A committed stage, or the result of one phase of a stage; every attribute is a path, whether it exists or not."""
 
@@ -90,6 +101,7 @@ class StageFolder(_Folder):
     selection = _Entry("selection.json", "What `select:` chose of the corpus.")
     mix = _Entry("mix.json", "Replay mixes and the steps from which they held.")
     methods = _Entry("methods.safetensors", "State of the methods.")
+    rounds = _Entry("rounds.json", "Who trained in which round, in a stage of a federation.")
 
     @property
     def next_model(self) -> Path:
@@ -100,25 +112,23 @@ class StageFolder(_Folder):
 class WorkFolder(StageFolder):
     """`.work/NAME`, where a stage is prepared: a folder for the result of each phase, and what is not committed."""
 
-    @property
-    def selected(self) -> StageFolder:
-        """Documents that `select:` chose."""
-        return StageFolder(self.path / "selected")
+    selected = _Part("selected", "What `select:` chose.")
+    grown = _Part("grown", "The previous model at the new size.")
+    recovered = _Part("recovered", "The grown model after training on replay alone.")
+    trained = _Part("trained", "What the commit renames to `stages/NAME`.")
+
+    def part(self, name: str) -> StageFolder:
+        """The result of a phase that names its own folder."""
+        return StageFolder(self.path / name)
+
+    def round(self, number: int) -> RoundFolder:
+        """A finished round of a federation."""
+        return RoundFolder(self.path / "rounds" / f"{number:06d}")
 
     @property
-    def grown(self) -> StageFolder:
-        """The previous model at the new size."""
-        return StageFolder(self.path / "grown")
-
-    @property
-    def recovered(self) -> StageFolder:
-        """The grown model after training on replay alone."""
-        return StageFolder(self.path / "recovered")
-
-    @property
-    def trained(self) -> StageFolder:
-        """Folder that the commit renames to `stages/NAME`."""
-        return StageFolder(self.path / "trained")
+    def finished_rounds(self) -> list[RoundFolder]:
+        """Rounds that are kept, oldest first; looks at the disk."""
+        return [RoundFolder(path) for path in sorted((self.path / "rounds").glob("[0-9]*"))]
 
     def seconds(self, phase: str) -> Path:
         """Measured times of `recover`, `train` or `evaluate`."""
@@ -127,6 +137,21 @@ class WorkFolder(StageFolder):
     def checkpoints(self, phase: str) -> Path:
         """Resumable checkpoints of `recover` or `train`."""
         return self.path / f"{phase}-checkpoints"
+
+
+class RoundFolder(_Folder):
+    """What the server of a federation keeps of a round."""
+
+    rounds = _Entry("rounds.json", "All rounds so far.")
+    weights = _Entry("weights.safetensors", "The average.")
+    memories = _Entry("memories.safetensors", "What the strategy remembers, where it does.")
+
+
+class CheckpointFolder(_Folder):
+    """What lies in a resumable checkpoint beside what transformers writes."""
+
+    state = _Entry("stage_state.json", "Counters of the phase, and the size of every file; written last.")
+    methods = StageFolder.methods
 
 
 class ReportFolder(_Folder):
@@ -230,6 +255,10 @@ class RunFolder(_Folder):
     def rejected(self, name: str) -> Path:
         """A stage that broke its forgetting budget."""
         return self.path / "rejected" / name
+
+    def was_rejected(self, index: int) -> bool:
+        """Whether stage `index` broke its budget before; looks at the disk."""
+        return any(self.rejected("").glob(f"{stage_name(index, '')}*"))
 
     @property
     def report(self) -> ReportFolder:

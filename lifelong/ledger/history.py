@@ -25,7 +25,6 @@ from lifelong.records import (
     TrainPoint,
 )
 
-BEFORE = "before.json"
 REPORTED = tuple(entry.name for entry in (StageFolder.losses, StageFolder.history, StageFolder.samples))
 
 

@@ -184,19 +184,11 @@ class Ledger:
         """Hash of the last line; empty before the first."""
         return self._lines[-1].sha256 if self._lines else ""
 
-    def stage_folder(self, record: StageRecord) -> Path:
-        """Folder of a committed stage."""
-        return self.folder.stage(record.name).path
-
     def work(self, name: str) -> WorkFolder:
         """Folder in which stage `name` is being prepared; created here, kept across interruptions."""
         work = self.folder.work(name)
         work.path.mkdir(parents=True, exist_ok=True)
         return work
-
-    def work_folder(self, name: str) -> Path:
-        """The path of `work`."""
-        return self.work(name).path
 
     def memory_snapshot(self, before: int) -> Path | None:
         """The newest replay memory that a stage before stage `before` left behind."""
@@ -241,7 +233,7 @@ class Ledger:
         Returns:
             The record as written.
         """
-        stage, target = StageFolder(prepared), self.stage_folder(record)
+        stage, target = StageFolder(prepared), self.folder.stage(record.name).path
         remove_partials(prepared)
         for path in (stage.record, stage.measured):
             path.unlink(missing_ok=True)

@@ -1,14 +1,17 @@
 """What a disk can do to a run: full, read-only, not permitted, failing; told in one message that says what to do.
 
-Files are written by four libraries, and not all of them hand the error number on: where it is missing, the text of
-the error and the free space of the disk tell.
+Files are written by five libraries. Python and Arrow raise an OSError with its number; of the others see
+`storage_reason`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,43 +28,66 @@ REASONS = {
     errno.ESTALE: ("the network file system lost the file", "mount it again"),
     errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
 }
-# how writers in other languages put it when no number comes through
-TEXTS = {
-    "No space left on device": errno.ENOSPC,
-    "Disk quota exceeded": errno.EDQUOT,
-    "File too large": errno.EFBIG,
-    "Read-only file system": errno.EROFS,
-    "Permission denied": errno.EACCES,
-    "Input/output error": errno.EIO,
-}
-WRITER_TEXTS = ("failed writing", "unexpected pos", "I/O error", "Io error", "error writing")
-FEW_BYTES = 1 << 20
+# safetensors (0.6 to 0.8) and tokenizers (0.22, 0.23) hand the number on in no other way than in this form, which
+# Rust's standard library gives every error of the system; and safetensors removes what it wrote before it raises, so
+# that the disk, asked afterwards, has room again
+_RUST_NUMBER = re.compile(r"\(os error (\d+)\)")
+PROBE_BYTES = 1 << 14
 
 
 def storage_reason(error: BaseException, folder: Path) -> int | None:
     """The error number that says what the disk did, or None where `error` is about something else.
 
-    An error raised while another was being handled counts by the first that speaks of the disk.
+    An error raised while another was being handled counts by the first that speaks of the disk. torch's writer raises
+    a RuntimeError that says nothing: then the disk that holds `folder` is asked.
     """
+    chain = list(_chain(error))
+    for seen in chain:
+        if (number := _number(seen)) in REASONS:
+            return number
+    return _refusal(folder) if any(type(seen) is RuntimeError for seen in chain) else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in REASONS:
-            return seen.errno
-        text = str(seen)
-        for phrase, number in TEXTS.items():
-            if phrase in text:
-                return number
-        if any(phrase in text for phrase in WRITER_TEXTS):
-            return errno.ENOSPC if free_bytes(folder) < FEW_BYTES else errno.EIO
+        yield seen
         seen = seen.__cause__ or seen.__context__
+
+
+def _number(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = _RUST_NUMBER.search(str(error))
+    return None if found is None else int(found[1])
+
+
+def _refusal(folder: Path) -> int | None:
+    """What the disk answers now to a new file in `folder`; None where it takes it.
+
+    The file is one byte longer than the longest there, because a writer that met a limit leaves its own cut at it.
+    """
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)) as probe:
+            probe.truncate(1 + max(sizes, default=0))  # sparse: takes no room
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as refused:
+        return refused.errno if refused.errno in REASONS else None
     return None
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
 
 
 def free_bytes(folder: Path) -> int:
     """What is free on the disk that holds `folder`, or would hold it."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_existing(folder)).free
 
 
 def storage_message(error: BaseException, folder: Path) -> str | None:

@@ -79,9 +79,9 @@ def _expansion(folder: StageFolder) -> dict[str, Any] | None:
 
 def _new_heldouts(stage: Stage) -> list[Path]:
     """Held-out folders that no earlier record lists: those of a domain that joined with this stage."""
-    context = stage.context
-    listed = {name.split("/")[1] for r in context.ledger.records for name in r.files if name.startswith("heldout/")}
-    return [context.ledger.folder.heldout(name) for name in context.columns if name not in listed]
+    run, records = stage.context.ledger.folder, stage.context.ledger.records
+    listed = {(run.path / name).parent for record in records for name in record.files}
+    return [folder for name in stage.context.columns if (folder := run.heldout(name)) not in listed]
 
 
 def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:

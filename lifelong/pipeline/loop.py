@@ -32,7 +32,6 @@ from lifelong.recipe.recipe import Recipe
 from lifelong.records import RunObserver, RunResult, StageRecord
 from lifelong.report.write import summarise
 from lifelong.stream.cards.domain import load_domain
-from lifelong.train.learning_rates import TRUNK
 from lifelong.train.phase import StopRequest
 
 
@@ -120,7 +119,7 @@ def run_stage(stage: Stage, model: PreTrainedModel) -> tuple[StageRecord, PreTra
     ledger = stage.context.ledger
     if not distributed.is_main_process():
         ledger.refresh()
-    trunk = ledger.stage_folder(record) / TRUNK
+    trunk = ledger.folder.stage(record.name).trunk
     return record, load_model(trunk, stage.recipe.objective) if trunk.is_dir() else model
 
 

@@ -12,7 +12,7 @@ from lifelong.ledger.ledger import Ledger
 def can_amend(ledger: Ledger, different: Sequence[str]) -> bool:
     """Whether these keys may change: the next stage broke its budget, and they say how it is to be trained."""
     done = len(ledger.stages)
-    if not done or not list(ledger.out.glob(f"rejected/{done:02d}-*")):
+    if not done or not ledger.folder.was_rejected(done):
         return False
     sections = {"replay", "budget", "inherit", "recover", "methods", "train", "lr"}
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifelong.files import write_json, write_text
+from lifelong.ledger.folder import ReportFolder
 from lifelong.report.compare import ALPHA, Comparison, Estimate
 from lifelong.report.equal_cost import info_of
 from lifelong.report.style import document
@@ -26,8 +27,9 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "comparison.json", comparison.to_json())
     write_text(out / "comparison.md", comparison_markdown(comparison))
-    write_text(out / "index.html", comparison_html(comparison))
-    return out / "index.html"
+    page = ReportFolder(out).page
+    write_text(page, comparison_html(comparison))
+    return page
 
 
 def comparison_table(comparison: Comparison) -> Table:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from lifelong.errors import InputError
 from lifelong.evaluate.scores import DocumentScorer
 from lifelong.files import write_json
+from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import load_config, load_model
 from lifelong.lm.flops import forward_flops_per_token
 from lifelong.select.scores import challenge_scores, difference_scores, select_rows
@@ -125,7 +126,7 @@ def select_corpus(inputs: SelectionInputs, corpus: BlockStore, *, tokens: int, f
     started, section = monotonic(), inputs.section
     facts = manifest_of(corpus)
     done = folder / f"chosen-{corpus.fingerprint[:12]}.npz"
-    if done.exists() and (folder / "selection.json").exists():
+    if done.exists() and StageFolder(folder).selection.exists():
         return _chosen_store(inputs, np.load(done)["chosen"])
     share = min(1.0, tokens / section.keep / max(facts["tokens"], 1))
     selection = Selection(inputs, folder / f"scores-{corpus.fingerprint[:12]}", share)
@@ -137,7 +138,7 @@ def select_corpus(inputs: SelectionInputs, corpus: BlockStore, *, tokens: int, f
     write_arrays(done, chosen=chosen)
     store = _chosen_store(inputs, chosen)
     write_json(
-        folder / "selection.json",
+        StageFolder(folder).selection,
         {
             "by": section.by,
             "keep": section.keep,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +12,11 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong.files import atomic_directory
+from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import save_model
 from lifelong.train.phase import PreDecayCheckpoint
 from lifelong.train.policies._policy import StageSpan, make_policy
 from lifelong.train.settings import LrSection
-
-TRUNK = "trunk"
-"""Pre-decay checkpoint next to a stage's `model/`, from which the next stage starts."""
 
 
 def stage_span(stage_tokens: Sequence[int], index: int) -> StageSpan:
@@ -62,7 +59,7 @@ def warmup_steps(
 
 
 def pre_decay_checkpoint(
-    lr: LrSection | None, num_steps: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Path
+    lr: LrSection | None, num_steps: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: StageFolder
 ) -> PreDecayCheckpoint | None:
     """When and how the pre-decay weights are kept; None where the next stage starts from the end."""
     step = None if lr is None else make_policy(lr).trunk_step(num_steps)
@@ -70,14 +67,14 @@ def pre_decay_checkpoint(
         return None
 
     def save() -> None:
-        if not (work / TRUNK).exists():
-            with atomic_directory(work / TRUNK) as partial_folder:
+        if not work.trunk.exists():
+            with atomic_directory(work.trunk) as partial_folder:
                 save_model(model, tokenizer, partial_folder)
 
     return PreDecayCheckpoint(step, save)
 
 
-def keep_pre_decay(work: Path, folder: Path) -> None:
+def keep_pre_decay(work: StageFolder, folder: StageFolder) -> None:
     """Lay the weights before the annealing, where there are any, beside the stage's model."""
-    if (work / TRUNK).exists():
-        shutil.copytree(work / TRUNK, folder / TRUNK)
+    if work.trunk.exists():
+        shutil.copytree(work.trunk, folder.trunk)

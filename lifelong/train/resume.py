@@ -12,17 +12,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lifelong.errors import CorruptionError, InputError
 from lifelong.files import read_json, remove_tree, sync_tree, write_json
+from lifelong.ledger.folder import CheckpointFolder
 from lifelong.methods._method import Method
-
-STATE_FILE = "stage_state.json"
-METHODS_FILE = "methods.safetensors"
 
 
 def write_state(folder: Path, state: Mapping[str, Any], methods: Sequence[Method]) -> None:
     """Complete a checkpoint: written last, a checkpoint without this file was cut short and is passed over."""
-    save_methods(methods, folder / METHODS_FILE)
+    checkpoint = CheckpointFolder(folder)
+    save_methods(methods, checkpoint.methods)
     sync_tree(folder)  # a power cut must not leave the state file without what it vouches for
-    write_json(folder / STATE_FILE, {"sizes": _sizes(folder), **state})
+    write_json(checkpoint.state, {"sizes": _sizes(folder), **state})
 
 
 def read_state(checkpoint: Path, sharding: str | None, methods: Sequence[Method]) -> dict[str, Any]:
@@ -31,13 +30,13 @@ def read_state(checkpoint: Path, sharding: str | None, methods: Sequence[Method]
     Raises:
         InputError: it was written by a launch that shards parameters in another way.
     """
-    state: dict[str, Any] = read_json(checkpoint / STATE_FILE)
+    state: dict[str, Any] = read_json(CheckpointFolder(checkpoint).state)
     if (written := state.get("sharding")) != sharding:
         raise InputError(
             f"{checkpoint}: was written by {_launched_as(written)}, this is {_launched_as(sharding)}; launch "
             "it as before (the number of processes is free), or remove this folder: the stage then restarts"
         )
-    load_methods(methods, checkpoint / METHODS_FILE)
+    load_methods(methods, CheckpointFolder(checkpoint).methods)
     return state
 
 
@@ -74,8 +73,9 @@ def _launched_as(sharding: str | None) -> str:
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        sizes = read_json(checkpoint / STATE_FILE)["sizes"]
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items() if name != STATE_FILE)
+        sizes = read_json(CheckpointFolder(checkpoint).state)["sizes"]
+        sizes.pop(CheckpointFolder.state.name, None)  # written last
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (CorruptionError, OSError, KeyError, TypeError):
         return False
 

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # importi
 
 @given(matrices())
 def test_ap_plus_log_ratio_is_the_mean_of_avalanches_forgetting(matrix: LossMatrix) -> None:
-    from lifelong.adapters.avalanche import forgetting_since_learned
+    from tests.support_avalanche import forgetting_since_learned
 
     theirs = forgetting_since_learned(matrix)
     ours = compute_all(matrix)
@@ -27,7 +27,7 @@ def test_ap_plus_log_ratio_is_the_mean_of_avalanches_forgetting(matrix: LossMatr
 
 
 def test_the_sign_is_ours_although_the_docstring_says_otherwise() -> None:
-    from lifelong.adapters.avalanche import forgetting_since_learned
+    from tests.support_avalanche import forgetting_since_learned
 
     matrix = LossMatrix(("a", "b"), ("00-a", "01-b"), (0, 1), (5.0, 5.0), ((2.0, 5.0), (3.0, 1.0)))
     assert forgetting_since_learned(matrix) == {"a": 1.0}

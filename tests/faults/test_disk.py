@@ -1,5 +1,6 @@
 """What a disk, an owner or a clock can do to a run: each fault has one message, code 2, and nothing is lost."""
 
+import ctypes
 import os
 import resource
 import shutil
@@ -8,17 +9,23 @@ import sys
 import time
 from datetime import datetime, timezone
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
 from lifelong.cli import main
 from lifelong.errors import CorruptionError, InputError, Interrupted, StorageError
+from lifelong.files import write_json
 from lifelong.ledger.ledger import Ledger, check_run, read_records
 from lifelong.ledger.lock import hold
-from lifelong.ledger.storage import storage_message
+from lifelong.ledger.storage import storage_faults, storage_message
 from lifelong.pipeline import commit, extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
+from lifelong.stream.packing import pack, write_blocks
 from tests.faults.kills import comparable
 
 
@@ -109,7 +116,7 @@ def test_a_folder_that_may_not_be_written_is_refused_and_can_still_be_read(run, 
         (OSError(30, "Read-only file system"), "the file system is read-only"),
         (OSError(5, "Input/output error"), "the disk failed to read or write"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "the disk"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), None),  # the disk takes what it is given
         (OSError(2, "No such file or directory"), None),
         (ValueError("a shape is wrong"), None),
     ],
@@ -117,6 +124,71 @@ def test_a_folder_that_may_not_be_written_is_refused_and_can_still_be_read(run, 
 def test_only_storage_errors_are_reported_as_storage_errors(error, said, tmp_path):
     message = storage_message(error, tmp_path)
     assert message is None if said is None else said in message
+
+
+def torch_file(folder):
+    torch.save({"weight": torch.zeros(50_000)}, folder / "optimizer.pt")
+
+
+def safetensors_file(folder):
+    save_file({"weight": torch.zeros(50_000)}, folder / "model.safetensors")
+
+
+def tokenizer_file(folder):
+    Tokenizer(models.WordLevel({f"word-{i}": i for i in range(9_000)}, unk_token="word-0")).save(str(folder / "t.json"))
+
+
+def arrow_file(folder):
+    write_blocks(folder / "blocks.arrow", pack([np.arange(50_000)], 100), 1 << 20)
+
+
+def json_file(folder):
+    write_json(folder / "rows.json", list(range(50_000)))
+
+
+WRITERS = pytest.mark.parametrize("write", [torch_file, safetensors_file, tokenizer_file, arrow_file, json_file])
+
+
+def told(write, folder):
+    with storage_faults(folder, "run folder", "nothing that is committed is lost"):
+        write(folder)
+
+
+@WRITERS
+@pytest.mark.parametrize("largest", [400, 50_000])
+def test_a_limit_is_told_whichever_library_meets_it(write, largest, tmp_path, capfd):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        told(write, tmp_path)
+
+    assert in_a_fork(limited) == 2
+    assert "no file may be as large as this one" in capfd.readouterr().err
+
+
+def small_disk(folder):
+    """Mount 64 KiB at `folder`, for this process alone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    namespaces = 0x20000 if os.geteuid() == 0 else 0x10020000  # CLONE_NEWNS, with CLONE_NEWUSER for others than root
+    private = 0x44000  # MS_REC | MS_PRIVATE
+    if (
+        libc.unshare(namespaces)
+        or libc.mount(b"none", b"/", None, private, None)
+        or libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=64k")
+    ):
+        raise OSError(ctypes.get_errno(), "no disk may be mounted here")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")
+@WRITERS
+def test_a_full_disk_is_told_whichever_library_finds_it(write, tmp_path, capfd):
+    def full():
+        small_disk(tmp_path)
+        told(write, tmp_path)
+
+    if in_a_fork(lambda: small_disk(tmp_path)):
+        pytest.skip("no disk may be mounted here")
+    assert in_a_fork(full) == 2
+    assert "the disk is full" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
@@ -266,8 +338,6 @@ def interrupted(stream, out):
 
 def test_training_state_with_code_in_it_is_refused_and_not_run(short, finished_short, tmp_path):
     import pickle
-
-    import torch
 
     class Harmful:
         def __reduce__(self):

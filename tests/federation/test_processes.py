@@ -55,6 +55,8 @@ class Machines:
         self.folder, self.running = folder, {}
         self.environment = {
             **os.environ,
+            # Flower 1.42 starts its own commands by name, whether the environment is activated or not
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "FLWR_HOME": str(folder / "flower"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "OMP_NUM_THREADS": "1",

@@ -1,10 +1,14 @@
-"""Two stages of a few steps without a pipeline: a token is followed by the next one in one domain, by the one after
-that in the other, so that what the second stage learns contradicts the first; the model grows in between."""
+"""Two stages of a few steps without recipe, ledger or replay, begun and ended by the phase that trains.
+
+A token is followed by the next one in one domain, by the one after that in the other, so that what the second stage
+learns contradicts the first; the model grows in between.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,16 +18,17 @@ import transformers
 from lifelong import distributed
 from lifelong.errors import Interrupted
 from lifelong.expand import expansion_map, new_config, plan_expansion
-from lifelong.lm.head import loss_head
-from lifelong.methods._context import MemoryRows
+from lifelong.files import write_json
+from lifelong.ledger.folder import RunFolder, stage_name
 from lifelong.methods._make import make_methods
 from lifelong.methods._method import StageContext
+from lifelong.pipeline.phases.train import Train
 from lifelong.replay.dataset import StageDataset
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator
 from lifelong.train.arguments import training_arguments
 from lifelong.train.phase import StopRequest, TrainingInputs
-from lifelong.train.resume import load_methods, save_methods
+from lifelong.train.resume import save_methods
 from lifelong.train.stage_trainer import run_training_phase
 
 LENGTH, STEPS, ROWS = 12, 4, 4
@@ -98,12 +103,10 @@ class Run:
 
     def _train(self, index: int, domain: str, mapping: Any, stop: int | None = None) -> None:
         self.made = make_methods([(m["name"], {k: v for k, v in m.items() if k != "name"}) for m in self.methods])
-        load_methods(self.made, self.folder / f"{index - 1}.safetensors")
-        context = self._context(index, domain, mapping)
-        self.contexts.append(context)
-        for method in self.made:
-            method.extra_tokens = 0.0
-            method.begin_stage(context)
+        stage = self._bare(index, domain, mapping)
+        phase = Train()
+        rows = phase.rows(stage, self.model)
+        self.contexts.append(stage.hooks)
         section = {
             "learning_rate": 3e-3,
             "per_device_train_batch_size": ROWS // self.accumulation,
@@ -114,11 +117,11 @@ class Run:
             **self.train,
         }
         arguments = training_arguments(
-            section, output_dir=self.folder / f"checkpoints-{index}", max_steps=STEPS, seed=self.seed
+            section, output_dir=stage.work.checkpoints(phase.name), max_steps=STEPS, seed=self.seed
         )
         request = StopRequest()
         dataset = StageDataset(
-            blocks_of(domain),
+            rows.corpus,
             None,
             num_steps=STEPS,
             blocks_per_step=ROWS,
@@ -132,40 +135,38 @@ class Run:
             request.requested = step == stop
             return ()
 
-        run_training_phase(
-            self.model, arguments,
-            TrainingInputs("train", dataset, collator(), "clm", ROWS * LENGTH, methods=self.made, probe=probe, stop=request),
-        )  # fmt: skip
-        for method in reversed(self.made):
-            method.end_stage(context)
-        distributed.run_on_main_process(lambda: save_methods(self.made, self.folder / f"{index}.safetensors"))
+        inputs = TrainingInputs(
+            phase.name, dataset, collator(), "clm", ROWS * LENGTH, methods=stage.methods, probe=probe, stop=request
+        )
+        run_training_phase(self.model, arguments, inputs)
+        phase.finish(stage, inputs)
+        kept = stage.context.ledger.folder.stage(stage.name)
+        kept.path.mkdir(parents=True, exist_ok=True)
+        distributed.run_on_main_process(lambda: save_methods(stage.methods, kept.methods))
 
-    def _context(self, index: int, domain: str, mapping: Any) -> StageContext:
-        rows = MemoryRows(Memory(), collator(), DOMAINS, self.seed)
-        own = blocks_of(domain)
-
-        def loss(model: Any, batch: Any) -> torch.Tensor:
-            with loss_head(model, "clm"):
-                return model(**batch).loss
-
-        def own_batches(count: int) -> Any:
-            for place in range(count):
-                yield collator()(
-                    [{"block": own[place % len(own)], "domain_id": index, "is_replay": False, "mask_key": 0}]
-                )
-
-        return StageContext(
-            index,
-            domain,
-            self.model,
-            self.seed,
+    def _bare(self, index: int, domain: str, mapping: Any) -> Any:
+        """What the phase asks a stage for, where there is no recipe, no ledger and no replay."""
+        folder = RunFolder(self.folder)
+        work = folder.work(stage_name(index, domain))
+        if mapping is not None:
+            distributed.run_on_main_process(lambda: write_json(work.grown.expansion, {"map": mapping.to_json()}))
+        return SimpleNamespace(
+            index=index,
+            name=work.name,
+            domain=SimpleNamespace(name=domain),
+            previous=SimpleNamespace(name=stage_name(index - 1, DOMAINS[index - 1])),
             has_learned=index > 0,
-            columns=DOMAINS,
-            mapping=mapping,
-            sequence_length=LENGTH,
-            memory=rows if index else None,
-            own_batches=own_batches,
-            loss=loss,
+            seed=self.seed,
+            section=SimpleNamespace(tokens=STEPS * ROWS * LENGTH),
+            corpus=blocks_of(domain),
+            memory=lambda: Memory() if index else None,
+            replay=None,
+            methods=self.made,
+            hooks=None,
+            work=work,
+            context=SimpleNamespace(
+                columns=DOMAINS, collator=lambda _: collator(), ledger=SimpleNamespace(folder=folder)
+            ),
         )
 
     @property

@@ -1,16 +1,22 @@
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import lifelong
 from lifelong.errors import InputError
 from lifelong.ledger.folder import (
     COMMITTED_FOLDERS,
     OTHERS,
+    CheckpointFolder,
     ReportFolder,
+    RoundFolder,
     RunFolder,
     StageFolder,
+    WorkFolder,
+    _Entry,
     parse_stage_model,
     stage_name,
 )
@@ -141,3 +147,25 @@ def test_stage_names():
 def test_nothing_heavy_is_imported():
     code = "import sys, lifelong.ledger.folder; print([m for m in ('torch', 'numpy', 'yaml', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def spelled():
+    """Literals of the package, outside of `ledger/folder.py`, that spell a path of a run folder."""
+    kinds = (RunFolder, StageFolder, WorkFolder, RoundFolder, CheckpointFolder, ReportFolder)
+    names = {entry.name for kind in kinds for entry in vars(kind).values() if isinstance(entry, _Entry)}
+    names |= {*COMMITTED_FOLDERS, *OTHERS}
+    package = Path(lifelong.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        if path != package / "ledger/folder.py":
+            tree = ast.parse(path.read_text())
+            joined = {id(node.right) for node in ast.walk(tree) if isinstance(node, ast.BinOp)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    first, slash, _ = node.value.partition("/")
+                    if first in names and (slash or id(node) in joined or "." in first):
+                        yield path.relative_to(package).as_posix(), node.value
+
+
+def test_no_other_file_spells_a_path_of_the_run_folder():
+    """Two are no runs: the user's cache, and a checkpoint that `lifelong expand` has grown."""
+    assert list(spelled()) == [("expand/checkpoint.py", "expansion.json"), ("stream/tokenize.py", ".cache")]

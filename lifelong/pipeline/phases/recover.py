@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from lifelong.ledger.folder import WorkFolder
 from lifelong.pipeline.phases.phase import PlannedTokens
 from lifelong.pipeline.phases.training import Rows, TrainingPhase
 from lifelong.pipeline.stage import Stage
@@ -18,7 +19,7 @@ class Recover(TrainingPhase):
     """Without teacher, methods, probes or schedule."""
 
     name = "recover"
-    folder = "recovered"
+    folder = WorkFolder.recovered.name
 
     def applies(self, stage: Stage) -> bool:
         """Whether a growth has something to recover from."""

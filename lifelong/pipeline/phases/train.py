@@ -13,7 +13,7 @@ from lifelong.files import write_json
 from lifelong.inherit.build import stage_distiller
 from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.teachers._teacher import TeacherInputs
-from lifelong.ledger.folder import StageFolder
+from lifelong.ledger.folder import StageFolder, WorkFolder
 from lifelong.lm.flops import training_flops_per_token
 from lifelong.methods._context import method_tokens, stage_context, write_exports
 from lifelong.pipeline.phases.phase import PlannedTokens
@@ -31,7 +31,7 @@ class Train(TrainingPhase):
     """The phase that every stage has."""
 
     name = "train"
-    folder = "trained"
+    folder = WorkFolder.trained.name
     reloads = False
 
     def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:
@@ -72,7 +72,7 @@ class Train(TrainingPhase):
             "lr_factor": stage_lr_factor(
                 recipe.lr, stage_span([section.tokens for section in recipe.stages], stage.index)
             ),
-            "pre_decay": pre_decay_checkpoint(recipe.lr, num_steps, model, run.tokenizer, stage.work.path),
+            "pre_decay": pre_decay_checkpoint(recipe.lr, num_steps, model, run.tokenizer, stage.work),
             "fact_probe": None if facts is None else facts.probe(model, num_steps),
             "steering": steering,
         }
@@ -88,7 +88,7 @@ class Train(TrainingPhase):
         """State and files of the methods, the weights before the decay, and how replay was steered."""
         save_methods(stage.methods, folder.methods)
         write_exports(stage.methods, folder.path)
-        keep_pre_decay(stage.work.path, folder.path)
+        keep_pre_decay(stage.work, folder)
         if isinstance(trained.steering, ReplaySteering):
             write_json(folder.mix, trained.steering.mixes)
 

@@ -93,7 +93,7 @@ class TrainingPhase(Phase):
 
     def result(self, stage: Stage) -> StageFolder:
         """Result of the phase."""
-        return StageFolder(stage.work.path / self.folder)
+        return stage.work.part(self.folder)
 
     def _train(self, stage: Stage, model: PreTrainedModel) -> None:
         run, rows = stage.context, self.rows(stage, model)
