@@ -12,14 +12,12 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lifelong.errors import CorruptionError
-
-if TYPE_CHECKING:
-    pass
 
 CHUNK_BYTES = 1 << 20
 # names under which files and folders are filled before they get their own: what a kill leaves behind
@@ -120,6 +118,45 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
+def is_file_name(name: Any) -> bool:
+    """Whether a name that was read from a file is that of an entry of one folder, and reaches no other."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set("/\\\0") & set(name)
+
+
+def named_entry(folder: Path, name: Any) -> Path:
+    """The entry of a folder that a manifest names.
+
+    Raises:
+        CorruptionError: the name reaches out of the folder; a manifest may have been written by anybody.
+    """
+    if not is_file_name(name):
+        raise CorruptionError(f"{folder}: its list of files names {name!r}, which is not a file of this folder")
+    return folder / str(name)
+
+
+def outsiders(path: Path, depth: int | None = None) -> Iterator[Path]:
+    """Symbolic links, devices, pipes and sockets at or below `path`, which need not exist; follows none of them.
+
+    Args:
+        path: file or folder.
+        depth: levels of folders below `path` that are looked at; all where not given.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        yield path
+    elif stat.S_ISDIR(mode) and depth != 0:
+        # what may not be listed is reported by those who want to read it
+        with contextlib.suppress(PermissionError), os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    yield from outsiders(Path(entry.path), None if depth is None else depth - 1)
+                elif not entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path)
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
@@ -175,6 +212,8 @@ def free_name(path: Path) -> Path:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder if it is there."""
-    if folder.exists():
+    """Remove a folder if it is there; of a symbolic link the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
         shutil.rmtree(folder)

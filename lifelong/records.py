@@ -6,11 +6,14 @@ Sign convention, stated once: losses are nats per token; forgetting is positive 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 NATS_PER_BIT = math.log(2.0)
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Names of domains: they become folders."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,18 @@ from lifelong.cli.run import _finish
 from lifelong.cli.terminal import JsonOption, show
 from lifelong.errors import InputError
 
+SHORTEST_HASH = 12  # 48 bits: nobody makes a ledger of his own that begins so
 
-def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
-    """Verify every committed file against its hash, and the ledger's chain."""
+
+def check(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    expect: Annotated[
+        str | None, typer.Option(metavar="HASH", help="What the last line has to be: all of it, or its beginning.")
+    ] = None,
+) -> None:
+    """Verify every committed file against its hash, the ledger's chain, and that it ends as was published."""
     from lifelong.ledger.folder import RunFolder
-    from lifelong.ledger.ledger import check_run, read_records
+    from lifelong.ledger.ledger import check_run, read_records, record_hash
     from lifelong.report import altered_matrix
 
     findings = [*check_run(run_folder), *filter(None, [altered_matrix(RunFolder(run_folder).report.path)])]
@@ -27,7 +34,14 @@ def check(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
         )
     records = read_records(run_folder)
     files = sum(len(record.files) for record in records)
-    typer.echo(f"{run_folder}: {len(records) - 1} stages, {files} files, all as committed")
+    head = record_hash(records[-1])
+    if expect is not None and not (len(expect) >= SHORTEST_HASH and head.startswith(expect.lower())):
+        raise InputError(
+            f"{run_folder}: its last line is {head}, not --expect {expect}"
+            + f" (give at least {SHORTEST_HASH} digits)" * (len(expect) < SHORTEST_HASH)
+            + ": every file is as this ledger says, but it is another ledger"
+        )
+    typer.echo(f"{run_folder}: {len(records) - 1} stages, {files} files, all as committed; last line {head}")
 
 
 def report(

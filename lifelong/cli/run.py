@@ -38,6 +38,9 @@ def extend(
         str | None, typer.Option(help="Token budget, for example 2M; default: that of the last stage.")
     ] = None,
     overrides: OverrideOption = None,
+    allow_paths: Annotated[
+        bool, typer.Option("--allow-paths", help="Obey what the recipe of somebody else's run names outside of it.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train on one more domain, from the run folder alone; earlier corpora are not needed."""
@@ -45,7 +48,9 @@ def extend(
     from lifelong.pipeline.loop import extend_run
 
     with display(as_json) as observer:
-        result = extend_run(run_folder, domain, tokens=tokens, overrides=overrides or (), observer=observer)
+        result = extend_run(
+            run_folder, domain, tokens=tokens, overrides=overrides or (), allow_paths=allow_paths, observer=observer
+        )
     _finish(Path(result.out), as_json)
 
 

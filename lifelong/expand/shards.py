@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lifelong.errors import ExpansionError, InputError
 from lifelong.expand.family import Family
-from lifelong.files import write_text
+from lifelong.files import is_file_name, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -105,6 +105,8 @@ class CheckpointReader:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise InputError(f"{index}: no index of shards ({error})") from None
+        if outside := [name for name in names if not is_file_name(name)]:
+            raise InputError(f"{index}: names {outside[0]!r}, which is not a file of this checkpoint")
         absent = [name for name in names if not (self.folder / name).is_file()]
         if absent:
             raise InputError(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lifelong.errors import CorruptionError, InputError
-from lifelong.files import read_json, sync_folder, write_json
+from lifelong.files import named_entry, read_json, sync_folder, write_json
 from lifelong.inherit.entries import Codebook, decode, encode
 from lifelong.inherit.sparse import Scheme, SparseRows, scheme_from_json
 
@@ -209,7 +209,8 @@ class TargetCache:
         self.settings = CacheSettings(**manifest["settings"])
         self.scheme = scheme_from_json(self.settings.scheme)
         self.num_tokens = sum(shard["tokens"] for shard in manifest["shards"])
-        self._shards = [_Shard(self.folder / "shards" / shard["name"], shard["bytes"]) for shard in manifest["shards"]]
+        shards = self.folder / "shards"
+        self._shards = [_Shard(named_entry(shards, shard["name"]), shard["bytes"]) for shard in manifest["shards"]]
         keys = [shard.keys for shard in self._shards]
         first = np.concatenate([part[:, 0] for part in keys]) if keys else np.zeros(0, np.uint64)
         self._second = np.concatenate([part[:, 1] for part in keys]) if keys else np.zeros(0, np.uint64)

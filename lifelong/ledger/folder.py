@@ -18,7 +18,8 @@ import re
 from pathlib import Path
 from typing import overload
 
-from lifelong.errors import InputError
+from lifelong.errors import CorruptionError, InputError
+from lifelong.files import outsiders
 
 INITIAL = "initial"
 COMMITTED_FOLDERS = (INITIAL, "stages", "heldout", "memory")
@@ -202,10 +203,31 @@ class RunFolder(_Folder):
 
         Raises:
             InputError: nothing was committed here.
+            CorruptionError: see `require_no_links`.
         """
+        self.require_no_links()
         if not self.exists:
             raise InputError(f"{str(self.path)!r} is not a run folder: it has no {self.ledger.name}")
         return self
+
+    def require_no_links(self) -> None:
+        """Refuse a folder out of which something leads: it may come from somebody else, and is written and removed.
+
+        Raises:
+            CorruptionError: names every symbolic link, device or pipe among what belongs to a run.
+        """
+        found = [
+            self.name_of(path)
+            for name in (*COMMITTED_FOLDERS, *OTHERS)
+            # trackers keep links of their own within their folders
+            for path in outsiders(self.path / name, depth=1 if name == "trackers" else None)
+        ]
+        if found:
+            raise CorruptionError(
+                f"run folder {str(self.path)!r}: a run holds files and folders alone, but {', '.join(found[:5])}"
+                f"{' and others' * (len(found) > 5)} {'are' if len(found) > 1 else 'is'} not (a symbolic link, a "
+                "device or a pipe); nothing was read or changed. Replace a link by what it leads to, if you trust it"
+            )
 
     @property
     def initial(self) -> StageFolder:
@@ -245,7 +267,7 @@ class RunFolder(_Folder):
 
     def memory_before(self, index: int) -> Path | None:
         """The newest replay memory of the stages before `index`; looks at the disk."""
-        found = [path for path in self.memories.glob("[0-9]*") if int(path.name) < index]
+        found = [path for path in self.memories.glob("[0-9]*") if path.name.isdecimal() and int(path.name) < index]
         return max(found, key=lambda path: int(path.name), default=None)
 
     def tracker(self, name: str, phase: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from lifelong.errors import CorruptionError, InputError
 from lifelong.files import file_hash, read_json, read_sealed, write_json
 from lifelong.ledger.folder import RunFolder, StageFolder, stage_name
+from lifelong.ledger.integrity import changed_recipe, recipe_finding
 from lifelong.ledger.ledger import measured, read_records, record_hash
 from lifelong.records import (
     DomainLoss,
@@ -25,7 +26,9 @@ from lifelong.records import (
     TrainPoint,
 )
 
-REPORTED = tuple(entry.name for entry in (StageFolder.losses, StageFolder.history, StageFolder.samples))
+REPORTED = tuple(
+    entry.name for entry in (StageFolder.losses, StageFolder.losses_before, StageFolder.history, StageFolder.samples)
+)
 
 
 def read_history(out: Path) -> RunHistory:
@@ -133,6 +136,8 @@ def check_committed(out: Path, records: Sequence[StageRecord]) -> None:
     Raises:
         CorruptionError: names the file.
     """
+    if copy := changed_recipe(out, records):
+        raise CorruptionError(f"{out}: {recipe_finding(copy)}")
     for record in records:
         for name, digest in record.files.items():
             path = out / name

@@ -74,6 +74,12 @@ def changed_recipe(out: Path, records: Sequence[StageRecord]) -> str | None:
     return None if same or not copies else run.name_of(committed)
 
 
+def recipe_finding(copy: str) -> str:
+    """What `changed_recipe` found, in words."""
+    name = RunFolder.recipe.name
+    return f"{name}: was changed after the last commit; the recipe as committed is {copy}: copy it back"
+
+
 def foreign_files(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
     """One line for every file in a committed folder that no record lists."""
     known = set(expected_files(records))

@@ -12,12 +12,10 @@ however often they were interrupted. Times are beside it, in the stage's `measur
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -44,8 +42,10 @@ from lifelong.ledger.integrity import (
     files_in_use,
     foreign_entries,
     foreign_files,
+    recipe_finding,
     replaced_generations,
 )
+from lifelong.ledger.line import Line, read_lines, read_record, record_hash
 from lifelong.ledger.lock import hold
 from lifelong.ledger.storage import storage_faults
 from lifelong.records import StageRecord
@@ -61,58 +61,6 @@ __all__ = [
     "stage_name",
 ]
 
-LINE_START, HASH_SIZE = b'{"sha256":"', 64
-_REBUILD = "the next run writes it again from the other copy (ledger.jsonl, or the stages' record.json)"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the ledger, without its newline; `sha256` is of what follows it."""
-
-    sha256: str
-    record: StageRecord
-    content: bytes
-
-    @classmethod
-    def of(cls, record: StageRecord) -> Line:
-        """The line that a record makes."""
-        body = _body(record)
-        digest = hashlib.sha256(body).hexdigest()
-        return cls(digest, record, LINE_START + digest.encode() + b'",' + body[1:])
-
-    @classmethod
-    def from_bytes(cls, line: bytes, where: str) -> Line:
-        """A line as it was read.
-
-        Raises:
-            CorruptionError: it is not what was written, or a newer version wrote it.
-        """
-        place = len(LINE_START)
-        digest, body = line[place : place + HASH_SIZE], b"{" + line[place + HASH_SIZE + 2 :]
-        if line[:place] != LINE_START or hashlib.sha256(body).hexdigest().encode() != digest:
-            raise CorruptionError(f"{where}: is damaged; restore the file from a backup, or remove it: {_REBUILD}")
-        data = json.loads(body)
-        unknown = sorted(set(data) - set(StageRecord.__dataclass_fields__))
-        if unknown:
-            raise CorruptionError(f"{where}: a newer version of lifelong wrote this (key {unknown[0]!r}); update it")
-        return cls(digest.decode(), StageRecord.from_json(data), line)
-
-
-def _body(record: StageRecord) -> bytes:
-    """A record without what a clock measured."""
-    data = record.to_json()
-    data.pop("committed_at", None)
-    for cost in data["cost"].values():
-        cost.pop("seconds", None)
-    if data["expansion"] is not None:
-        data["expansion"].pop("seconds", None)
-    return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def record_hash(record: StageRecord) -> str:
-    """SHA-256 of a ledger line: what the next line names as its parent."""
-    return Line.of(record).sha256
-
 
 class Ledger:
     """One run folder, held by one process at a time."""
@@ -123,7 +71,7 @@ class Ledger:
             remove_partials(path)
         for path in (folder.ledger, folder.recipe, folder.environment):
             path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
-        self._lines, torn = _read_lines(folder.ledger)
+        self._lines, torn = read_lines(folder.ledger)
         if torn:
             write_bytes(folder.ledger, b"".join(line.content + b"\n" for line in self._lines))
         self._adopt_committed()
@@ -144,6 +92,7 @@ class Ledger:
             StorageError: now or later, the disk is full, read-only or failing.
         """
         _check_is_run_folder(out)
+        RunFolder(out).require_no_links()
         then = "then run the same command again: it resumes, and nothing that is committed is lost"
         with storage_faults(out, f"run folder {str(out)!r}", then):
             out.mkdir(parents=True, exist_ok=True)
@@ -162,7 +111,7 @@ class Ledger:
 
     def refresh(self) -> None:
         """Read the lines again."""
-        self._lines = _read_lines(self.folder.ledger)[0]
+        self._lines = read_lines(self.folder.ledger)[0]
 
     @property
     def out(self) -> Path:
@@ -214,7 +163,7 @@ class Ledger:
         records = self.records
         findings = [*damaged_files(self.out, files_in_use(records)), *foreign_files(self.out, records)]
         if copy := changed_recipe(self.out, records):
-            findings.append(_recipe_finding(copy))
+            findings.append(recipe_finding(copy))
         if findings:
             raise CorruptionError(
                 f"run folder {str(self.out)!r}: {_count(findings)}\n  "
@@ -274,7 +223,7 @@ class Ledger:
             index = self.records[-1].index + 1 if self._lines else -1
             stages = self.folder.stages if index >= 0 else [self.folder.initial]
             candidates = [stage for stage in stages if stage.name.startswith(stage_name(index, ""))]
-            found = [_read_record(stage.record) for stage in candidates if stage.record.is_file()]
+            found = [read_record(stage) for stage in candidates if stage.record.is_file()]
             following = [line for line in found if line.record.parent == self.head]
             if not following:
                 return
@@ -343,27 +292,7 @@ def read_records(out: Path) -> list[StageRecord]:
     Raises:
         CorruptionError: a line is damaged, changed or missing; names the line.
     """
-    return [line.record for line in _read_lines(RunFolder(out).ledger)[0]]
-
-
-def _read_lines(path: Path) -> tuple[list[Line], bytes]:
-    """The lines, and what follows the last newline: a line cut short by a crash, or still being written."""
-    if not path.exists():
-        return [], b""
-    *complete, torn = path.read_bytes().split(b"\n")
-    lines: list[Line] = []
-    for number, line in enumerate(complete, start=1):
-        read = Line.from_bytes(line, f"{path}:{number}")
-        if read.record.parent != (lines[-1].sha256 if lines else ""):
-            raise CorruptionError(
-                f"{path}:{number}: the line does not follow from the one before; it was changed or one is missing"
-            )
-        lines.append(read)
-    return lines, torn
-
-
-def _read_record(path: Path) -> Line:
-    return Line.from_bytes(path.read_bytes().rstrip(b"\n"), str(path))
+    return [line.record for line in read_lines(RunFolder(out).ledger)[0]]
 
 
 def check_run(out: str | Path) -> list[str]:
@@ -378,7 +307,7 @@ def check_run(out: str | Path) -> list[str]:
     run = RunFolder(out).require()
     out = run.path
     try:
-        lines, torn = _read_lines(run.ledger)
+        lines, torn = read_lines(run.ledger)
     except CorruptionError as error:
         return [str(error)]
     records = [line.record for line in lines]
@@ -395,7 +324,7 @@ def check_run(out: str | Path) -> list[str]:
         *foreign_entries(out),
     ]
     if copy := changed_recipe(out, records):
-        findings.append(_recipe_finding(copy))
+        findings.append(recipe_finding(copy))
     return findings
 
 
@@ -406,11 +335,6 @@ def _damaged_records(run: RunFolder, lines: Sequence[Line]) -> Iterator[str]:
             yield f"{run.name_of(path)}: missing"
         elif path.read_bytes() != line.content + b"\n":
             yield f"{run.name_of(path)}: differs from the ledger"
-
-
-def _recipe_finding(copy: str) -> str:
-    name = RunFolder.recipe.name
-    return f"{name}: was changed after the last commit; the recipe as committed is {copy}: copy it back"
 
 
 def _count(findings: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from lifelong.pipeline.environment import environment
 from lifelong.recipe.changes import can_amend, differing_keys
 from lifelong.recipe.check import check_recipe
 from lifelong.recipe.files import apply_override, parse_recipe, read_recipe_file
+from lifelong.recipe.outside import outside_names, remember_allowed
 from lifelong.recipe.recipe import Recipe
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenizers.check import same_merge
@@ -68,7 +69,13 @@ def amend_recipe(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
         )
     check_recipe(recipe, start=len(ledger.stages), config=last_config(ledger))
     ledger.clear_work_dir()
+    put_in_force(ledger, recipe)
+
+
+def put_in_force(ledger: Ledger, recipe: Recipe) -> None:
+    """Take a recipe for the stages to come; who writes it allows what it names."""
     ledger.replace_recipe(recipe.to_yaml())
+    remember_allowed(outside_names(recipe, len(ledger.stages)))
 
 
 def last_config(ledger: Ledger) -> Any:
@@ -88,3 +95,4 @@ def bind_recipe(ledger: Ledger, recipe: Recipe) -> None:
         return
     write_sealed(folder.environment, environment())
     write_text(folder.recipe, recipe.to_yaml())
+    remember_allowed(outside_names(recipe))

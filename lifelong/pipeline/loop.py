@@ -21,13 +21,14 @@ from lifelong.ledger.ledger import Ledger
 from lifelong.ledger.storage import storage_faults
 from lifelong.lm.checkpoint import load_model
 from lifelong.pipeline.begin import begin, last_model, require_heldouts
-from lifelong.pipeline.binding import bind_recipe, extended_recipe
+from lifelong.pipeline.binding import bind_recipe, extended_recipe, put_in_force
 from lifelong.pipeline.commit import commit_stage
 from lifelong.pipeline.phases import PHASES
 from lifelong.pipeline.signals import stop_on_signals
 from lifelong.pipeline.stage import Stage
 from lifelong.recipe.check import check_launch, check_recipe
 from lifelong.recipe.files import load_recipe, read_recipe_file
+from lifelong.recipe.outside import require_allowed
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import RunObserver, RunResult, StageRecord
 from lifelong.report.write import summarise
@@ -135,6 +136,7 @@ def extend_run(
     *,
     tokens: str | int | None = None,
     overrides: Sequence[str] = (),
+    allow_paths: bool = False,
     observer: RunObserver | None = None,
 ) -> RunResult:
     """Append one stage to a finished run; its earlier corpora and cards are not needed.
@@ -144,10 +146,12 @@ def extend_run(
         domain: name or path of the new domain's card.
         tokens: budget of the new stage; that of the last one where not given.
         overrides: `a.b=value` changes of the recipe for the new stage.
+        allow_paths: obey what the folder's recipe names outside of it, though it was not written on this machine.
         observer: told what happens.
 
     Raises:
-        InputError: no finished run, or the card or an override is wrong.
+        InputError: no finished run, the card or an override is wrong, or the recipe of somebody else reaches outside.
+        CorruptionError: the folder is not one that a run would have written.
     """
     distributed.connect()
     out = RunFolder(out).require().path
@@ -155,7 +159,8 @@ def extend_run(
 
         def extend() -> None:
             require_heldouts(ledger)
-            ledger.replace_recipe(extended_recipe(ledger, str(domain), tokens, overrides).to_yaml())
+            require_allowed(read_recipe_file(out), len(ledger.stages), str(out), allow=allow_paths)
+            put_in_force(ledger, extended_recipe(ledger, str(domain), tokens, overrides))
 
         distributed.run_on_main_process(extend)
         recipe = read_recipe_file(out)

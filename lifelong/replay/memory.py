@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifelong.errors import CorruptionError, InputError
+from lifelong.files import named_entry
 from lifelong.replay.policies import POLICIES, priorities_of, quotas_of
 from lifelong.stream.blocks import Block, BlockStore, write_blocks
 
@@ -52,7 +53,7 @@ class ReplayMemory:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptionError(f"{path}: no readable replay memory ({error})") from None
-        self._stores = [BlockStore(self.path / item.file) for item in self.experiences]
+        self._stores = [BlockStore(named_entry(self.path, item.file)) for item in self.experiences]
         for item, store in zip(self.experiences, self._stores, strict=True):
             if len(store) != item.blocks:
                 raise CorruptionError(f"{self.path / item.file}: {len(store)} blocks, memory.json says {item.blocks}")

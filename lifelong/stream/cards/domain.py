@@ -16,12 +16,12 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from lifelong.errors import InputError, did_you_mean
 from lifelong.plugins import shipped_folder
+from lifelong.records import NAME_PATTERN
 from lifelong.schema import CARD, Location, shortened, validation_lines
 from lifelong.stream.cards.paths import CardFile
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
 SPLITS = ("train", "valid", "test")
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lifelong.errors import InputError, LifelongError
+from lifelong.records import NAME_PATTERN
 from lifelong.stream.cards.document import Document
 from lifelong.stream.cards.documents import Tally, read_documents
 from lifelong.stream.cards.domain import (
-    NAME_PATTERN,
     SPLITS,
     Domain,
     domain_folders,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lifelong.errors import CorruptionError, InputError
-from lifelong.files import read_json, write_json
+from lifelong.files import named_entry, read_json, write_json
 from lifelong.stream.tokenizers.load import DOMAIN_TOKENIZERS, load_tokenizer, tokenizer_fingerprint
 from lifelong.stream.tokenizers.remapping import union_names, union_tokenizer, with_union_ids
 from lifelong.stream.tokenizers.vocabulary import IntArray, inverse, unite, vocabulary_of
@@ -199,7 +199,8 @@ def load_merged(folder: Path) -> MergedTokenizers | None:
         maps = load_file(own / _MAPS)
         domains = {
             name: DomainTokenizer(
-                name, fact["source"], fact["fingerprint"], load_tokenizer(own / name), maps[name].astype(np.int64),
+                name, fact["source"], fact["fingerprint"], load_tokenizer(named_entry(own, name)),
+                maps[name].astype(np.int64),
                 fact["shared"], fact["mask_id"], tuple(fact["special_ids"]),
             )
             for name, fact in facts.items()
