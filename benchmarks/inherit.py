@@ -362,7 +362,8 @@ def cached_teacher(
     model = OnlineTeacher(step_model(options, objective), objective)
     with torch.inference_mode():
         fill_cache(CacheWriter(folder / "cache", settings), [batch], lambda part: block_probabilities(model, part, 2.0))
-    return CachedTeacher(folder / "cache", tokenizer="t", temperature=2.0, objective=objective, sequence_length=128)
+    cache = TargetCache(folder / "cache")
+    return CachedTeacher(cache, tokenizer="t", temperature=2.0, objective=objective, sequence_length=128)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------

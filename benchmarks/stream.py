@@ -209,12 +209,12 @@ def main() -> None:
     if arguments.memory_of:
         print(json.dumps(measure_memory(*arguments.memory_of)))
         return
-    from lifelong.stream.cards.domain import Domain
+    from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.tokenize import train_tokenizer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        domain = Domain(name="stdlib", source={"python_text": "stdlib_code"})  # type: ignore[arg-type]
+        domain = load_domain("python-stdlib")
         tokenizer = train_tokenizer([domain], vocab_size=arguments.vocab, max_bytes=8_000_000)
         tokenizer.save_pretrained(folder / "tokenizer")
         found = {}
