@@ -42,7 +42,7 @@ def check_methods(
     """
     sections: list[tuple[str, Mapping[str, Any]]] = [(method.name, method.settings()) for method in methods]
     for section in sections:
-        limits = {"memory": has_memory, "sharded": is_sharded(train), "keeps_pre_decay": keeps_pre_decay}
+        limits = {"memory": has_memory, "sharded": uses_sharding(train), "keeps_pre_decay": keeps_pre_decay}
         yield from refusals(_check_alone, section, **limits)
     make_methods(sections)
 
@@ -52,7 +52,7 @@ def _check_alone(section: tuple[str, Mapping[str, Any]], **run: bool) -> None:
         check_method(method, section[0], **run)
 
 
-def is_sharded(train: Mapping[str, Any]) -> bool:
+def uses_sharding(train: Mapping[str, Any]) -> bool:
     """Whether a device will hold a part of each parameter only, by the recipe or by `accelerate launch`."""
     launched = any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
     return launched or bool(train.get("fsdp") or train.get("deepspeed"))

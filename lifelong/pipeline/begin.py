@@ -24,7 +24,7 @@ from lifelong.lm.flops import num_parameters
 from lifelong.lm.objective import objective_of
 from lifelong.pipeline.commit import loss_row
 from lifelong.pipeline.environment import package_versions
-from lifelong.pipeline.run import RunContext
+from lifelong.pipeline.run import Run
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import DomainLoss, RunObserver, StageRecord
@@ -39,7 +39,7 @@ from lifelong.train.phase import StopRequest
 
 def begin(
     ledger: Ledger, recipe: Recipe, domains: Sequence[Domain], observer: RunObserver, stop: StopRequest
-) -> tuple[RunContext, PreTrainedModel | None]:
+) -> tuple[Run, PreTrainedModel | None]:
     """Tokenizer, held-out documents and row -1; the initial model too where it had to be made.
 
     `domains` are those of the stages to come; the earlier ones are known to the ledger.
@@ -49,7 +49,7 @@ def begin(
     tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
     merged = load_merged(tokenizer_folder(ledger))
     same_merge(recipe.tokenizer, merged)
-    context = RunContext(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
+    context = Run(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
     distributed.run_on_main_process(lambda: prepare_heldouts(context, by_name))
     if ledger.records:
         return context, None
@@ -63,7 +63,7 @@ def begin(
     return context, model
 
 
-def prepare_heldouts(context: RunContext, by_name: Mapping[str, Domain]) -> None:
+def prepare_heldouts(context: Run, by_name: Mapping[str, Domain]) -> None:
     """Write the held-out documents of every domain that are not there yet, as its own tokenizer reads them."""
     section = context.recipe.evaluate
     for name in context.columns:
@@ -73,7 +73,7 @@ def prepare_heldouts(context: RunContext, by_name: Mapping[str, Domain]) -> None
                 write_heldout(by_name[name], section.split, context.tokenizer_of(name), section.tokens, partial)
 
 
-def commit_initial(context: RunContext, model: PreTrainedModel, losses: Sequence[DomainLoss]) -> None:
+def commit_initial(context: Run, model: PreTrainedModel, losses: Sequence[DomainLoss]) -> None:
     """Row -1 of the matrix, and what the initial model writes."""
     recipe, ledger = context.recipe, context.ledger
     work = ledger.work(INITIAL)

@@ -25,7 +25,7 @@ from lifelong.train.phase import StopRequest
 
 
 @dataclass
-class RunContext:
+class Run:
     """What all stages of a run share. `columns` are the domains of the loss matrix, in stream order."""
 
     recipe: Recipe

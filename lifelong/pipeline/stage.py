@@ -19,7 +19,7 @@ from lifelong.ledger.history import read_losses
 from lifelong.lm.objective import pad_id
 from lifelong.methods._make import make_methods
 from lifelong.methods._method import Method, StageContext
-from lifelong.pipeline.run import RunContext
+from lifelong.pipeline.run import Run
 from lifelong.recipe.recipe import Recipe, StageSection
 from lifelong.records import DomainLoss, StageRecord
 from lifelong.replay.memory import ReplayMemory
@@ -40,7 +40,7 @@ class Stage:
         domain: the stage's own.
     """
 
-    context: RunContext
+    context: Run
     index: int
     section: StageSection
     domain: Domain

@@ -18,7 +18,7 @@ from lifelong.expand import plan_expansion
 from lifelong.inherit.teachers._teacher import Given
 from lifelong.inherit.vocabularies import check_vocabularies
 from lifelong.lm.checkpoint import load_config
-from lifelong.methods._context import check_methods, is_sharded
+from lifelong.methods._context import check_methods, uses_sharding
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
 from lifelong.replay.steering import check_budget, check_steering
@@ -189,7 +189,7 @@ def _check_processes(context: CheckContext) -> Iterator[str]:
 
 def _check_sharding(context: CheckContext) -> Iterator[str]:
     recipe = context.recipe
-    if not is_sharded(recipe.train):
+    if not uses_sharding(recipe.train):
         return
     yield from _check_methods(context)
     if recipe.lr is not None and context.keeps_pre_decay:
