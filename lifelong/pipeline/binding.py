@@ -79,8 +79,8 @@ def put_in_force(ledger: Ledger, recipe: Recipe) -> None:
 
 
 def last_config(ledger: Ledger) -> Any:
-    """Configuration of the model of the last committed stage."""
-    return load_config(ledger.folder.model(ledger.stages[-1].name))
+    """Configuration of the model of the last committed stage; None before the first, where the recipe says it."""
+    return None if not ledger.stages else load_config(ledger.folder.model(ledger.stages[-1].name))
 
 
 def bind_recipe(ledger: Ledger, recipe: Recipe) -> None:

@@ -33,7 +33,7 @@ from lifelong.train.settings import LrSection
 
 NOTHING_WATCHED = (
     "nothing is watched: what the base model knew outside of these domains may be lost unseen; name text that must not "
-    "get worse, for example `watch: [general-text, code]` with `budget: {general-text: 2%}`, offline "
+    "get worse, for example `watch: [general-text, general-code]` with `budget: {general-text: 2%}`, offline "
     "`watch: [python-reference, python-stdlib]`"
 )
 
