@@ -71,12 +71,12 @@ def begin(
 
 def prepare_heldouts(context: Run, by_name: Mapping[str, Domain]) -> None:
     """Write the held-out documents of every domain that are not there yet, as its own tokenizer reads them."""
-    section = context.recipe.evaluate
+    section, tokens = context.recipe.evaluate, context.recipe.evaluation_tokens
     for name in context.measured:
         folder = context.ledger.folder.heldout(name)
         if not folder.exists():
             with atomic_directory(folder) as partial:
-                write_heldout(by_name[name], section.split, context.tokenizer_of(name), section.tokens, partial)
+                write_heldout(by_name[name], section.split, context.tokenizer_of(name), tokens, partial)
                 if name in context.watched:
                     require_readable(name, Heldout.open(partial), context.tokenizer)
 

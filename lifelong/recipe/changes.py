@@ -10,7 +10,7 @@ from lifelong.ledger.ledger import Ledger
 
 
 def can_amend(ledger: Ledger, different: Sequence[str]) -> bool:
-    """Whether these keys may change: they say how stages are trained, and none was yet, or the next broke its budget."""
+    """Whether these keys may change: they say how to train, and no stage is committed or the next broke its budget."""
     done = len(ledger.stages)
     if done and not ledger.folder.was_rejected(done):
         return False

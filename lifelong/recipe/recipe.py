@@ -140,6 +140,12 @@ class Recipe(Section):
         return self
 
     @property
+    def evaluation_tokens(self) -> int:
+        """Held-out tokens of every domain that is measured."""
+        measured = {*(stage.domain for stage in self.stages), *(self.watch or ())}
+        return self.evaluate.tokens_per_domain([stage.tokens for stage in self.stages], len(measured))
+
+    @property
     def watches_nothing(self) -> bool:
         """Whether nobody would see what a pre-trained model loses outside of the stream."""
         return self.model.checkpoint is not None and not self.watch

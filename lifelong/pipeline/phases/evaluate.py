@@ -48,7 +48,7 @@ class Evaluate(Phase):
     def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
         """All domains after every stage, and before the first; those that are watched too."""
         domains = len({*(stage.domain for stage in recipe.stages), *(recipe.watch or ())})
-        return PlannedTokens(evaluated=recipe.evaluate.tokens * domains * (2 if index == 0 else 1))
+        return PlannedTokens(evaluated=recipe.evaluation_tokens * domains * (2 if index == 0 else 1))
 
 
 def _measure(stage: Stage, model: PreTrainedModel, folder: StageFolder) -> None:
