@@ -177,13 +177,13 @@ def test_a_watched_budget_raises_the_share_of_replay(base, cards, tmp_path):
     begun = parse_recipe(adapting(base, cards, stages=stages, replay=replay, watch=[str(cards / "sea.yaml")]))
     run_recipe(begun, tmp_path / "begun")
     shares = {}
-    for name, allowed in (("tight", "0.1%"), ("wide", "100%")):
+    for name, budget in (("watched", ["budget={sea: 0.1%}"]), ("not", ["watch=null", "budget={law: 100%}"])):
         out = Path(shutil.copytree(tmp_path / "begun", tmp_path / name))
         with contextlib.suppress(ForgettingBudgetExceeded):
-            extend_run(out, cards / "farm.yaml", tokens=6000, overrides=[f"budget={{sea: {allowed}}}"])
+            extend_run(out, cards / "farm.yaml", tokens=6000, overrides=budget)
         (mix,) = [*out.glob("rejected/01-farm*/mix.json"), *out.glob("stages/01-farm/mix.json")]
         shares[name] = [segment["share"] for segment in json.loads(mix.read_text())]
-    assert shares["tight"][-1] > max(0.1, shares["wide"][-1])
+    assert shares["watched"][-1] > 0.1 > shares["not"][-1]
 
 
 # --- words --------------------------------------------------------------------------------------------------------
