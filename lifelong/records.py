@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 NATS_PER_BIT = math.log(2.0)
+NOT_TRAINED = -1
+"""In `LossMatrix.stage_domains`: the stage trained on none of its domains."""
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names of domains: they become folders."""
 
@@ -59,7 +61,8 @@ class LossMatrix:
     """R[t][k]: held-out loss on domain k after stage t; `initial` is row -1, the model before the stream.
 
     `stage_domains[t]` is the column that stage t trained on. An entry is None where a domain was not yet
-    known when that stage was evaluated (a run extended later).
+    known when that stage was evaluated (a run extended later). `watched` domains are measured and never trained on;
+    `watched_nats_per_token[t]` is their row after stage t.
     """
 
     domains: tuple[str, ...]
@@ -70,6 +73,22 @@ class LossMatrix:
     bits_per_byte: tuple[Row, ...] = ()
     tokens: tuple[tuple[int | None, ...], ...] = ()
     initial_bits_per_byte: Row = ()
+    watched: tuple[str, ...] = ()
+    watched_initial: Row = ()
+    watched_nats_per_token: tuple[Row, ...] = ()
+
+    @property
+    def watched_matrix(self) -> LossMatrix:
+        """The watched domains as a matrix of their own, which no stage trains on."""
+        never = (NOT_TRAINED,) * len(self.stages)
+        return LossMatrix(self.watched, self.stages, never, self.watched_initial, self.watched_nats_per_token)
+
+    def series(self, domain: str) -> list[float | None]:
+        """Losses of a domain of the stream or of a watched one: of the initial model, then after every stage."""
+        learned = domain in self.domains
+        column = (self.domains if learned else self.watched).index(domain)
+        rows = (self.initial, *self.nats_per_token) if learned else (self.watched_initial, *self.watched_nats_per_token)
+        return [row[column] for row in rows]
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `matrix.json` that describe the matrix."""
@@ -87,6 +106,9 @@ class LossMatrix:
             bits_per_byte=tuple(tuple(values) for values in data.get("bits_per_byte", ())),
             tokens=tuple(tuple(values) for values in data.get("tokens", ())),
             initial_bits_per_byte=tuple(data.get("initial_bits_per_byte", ())),
+            watched=tuple(data.get("watched", ())),
+            watched_initial=tuple(data.get("watched_initial", ())),
+            watched_nats_per_token=tuple(tuple(values) for values in data.get("watched_nats_per_token", ())),
         )
 
 
@@ -336,7 +358,9 @@ class RunHistory:
     `unfinished` names the stages of the recipe that are not committed yet. `losses[t]` holds the
     held-out losses after stage t with their per-document sums, `initial_losses` those of row -1. `head` is the
     hash of the ledger's last line, which fixes everything above it. `fronts` (models between two stages)
-    and `tasks` (downstream) were measured after the run; `notes` say what could not be used.
+    and `tasks` (downstream) were measured after the run; `notes` say what could not be used. `watched_losses`
+    are those of watched domains, row -1 first; empty where none is watched. `rejected` names the next stage if it
+    broke its budget.
     """
 
     name: str
@@ -357,6 +381,15 @@ class RunHistory:
     tasks: tuple[TaskScores, ...] = ()
     facts: FactCurve | None = None
     notes: tuple[str, ...] = ()
+    watched_losses: tuple[tuple[DomainLoss, ...], ...] = ()
+    rejected: tuple[str, ...] = ()
+
+    @property
+    def measured_losses(self) -> tuple[tuple[DomainLoss, ...], ...]:
+        """Held-out losses of every row of the matrix, row -1 first, those of watched domains included."""
+        rows = (self.initial_losses, *self.losses)
+        watched = self.watched_losses or ((),) * len(rows)
+        return tuple((*row, *more) for row, more in zip(rows, watched, strict=True))
 
 
 class RunObserver:

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from lifelong.schema import Count, PositiveCount, Section
 
+AUTO_SHARE = 1 / 7  # of the arithmetic of training
+FEWEST_TOKENS, MOST_TOKENS = 4_000, 100_000
+
 
 class EvaluateSection(Section):
-    """Held-out evaluation after every stage; `probes` small ones on a log-spaced schedule during a stage."""
+    """Held-out evaluation after every stage; `probes` small ones on a log-spaced schedule during a stage.
 
-    tokens: PositiveCount = 100_000
+    `tokens` are those of a domain; `auto` takes as many, up to 100k, as cost a seventh of what is trained.
+    """
+
+    tokens: Literal["auto"] | PositiveCount = "auto"
     split: Literal["valid", "test"] = "valid"
     probes: Count = 0
     probe_tokens: PositiveCount = 4_000
     samples: Count = 1
+
+    def tokens_per_domain(self, stage_tokens: Sequence[int], num_domains: int) -> int:
+        """Held-out tokens of a domain.
+
+        Under `auto` all evaluations of a run, that before the first stage included, cost at most `AUTO_SHARE` of its
+        training: a token that is only evaluated costs a third of one that is trained on.
+
+        Args:
+            stage_tokens: budget of every stage of the recipe.
+            num_domains: that are measured after each.
+        """
+        if self.tokens != "auto":
+            return self.tokens
+        affordable = 3 * AUTO_SHARE * sum(stage_tokens) / (len(stage_tokens) + 1) / num_domains
+        return max(FEWEST_TOKENS, min(MOST_TOKENS, int(affordable)))

@@ -263,7 +263,7 @@ class FederatedSilo:
         folder, evaluate = self.folder.heldout(self.domain), self.recipe.evaluate
         if not folder.exists():
             with atomic_directory(folder) as partial:
-                write_heldout(self.card, evaluate.split, self.tokenizer, evaluate.tokens, partial)
+                write_heldout(self.card, evaluate.split, self.tokenizer, self.recipe.evaluation_tokens, partial)
         return Heldout.open(folder)
 
     def _states(self) -> list[Path]:

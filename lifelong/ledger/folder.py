@@ -94,6 +94,7 @@ class StageFolder(_Folder):
     measured = _Entry("measured.json", "Times and machine.")
     recipe = _Entry("recipe.yaml", "The recipe at the commit.")
     losses = _Entry("losses.json", "Held-out losses of all domains, per document.")
+    watched = _Entry("watched.json", "Held-out losses of the domains that are watched, per document.")
     losses_before = _Entry("before.json", "Losses of the previous model on domains that joined with this stage.")
     history = _Entry("history.json", "Training curves, probes and facts of all phases.")
     curve = _Entry("curve.json", "Training curve of one phase.")

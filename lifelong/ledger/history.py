@@ -27,7 +27,14 @@ from lifelong.records import (
 )
 
 REPORTED = tuple(
-    entry.name for entry in (StageFolder.losses, StageFolder.losses_before, StageFolder.history, StageFolder.samples)
+    entry.name
+    for entry in (
+        StageFolder.losses,
+        StageFolder.watched,
+        StageFolder.losses_before,
+        StageFolder.history,
+        StageFolder.samples,
+    )
 )
 
 
@@ -48,31 +55,27 @@ def read_history(out: Path) -> RunHistory:
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     stages = tuple(measured(out, record) for record in records if record.index >= 0)
     folders = [run.stage(record.name) for record in stages]
-    initial = read_losses(run.initial.losses)
-    losses = tuple(read_losses(folder.losses) for folder in folders)
-    # a run that was extended: the model before a later stage was evaluated on the domain that joined with it
-    initial, *rows = [
-        (*row, *(read_losses(folder.losses_before) if folder and folder.losses_before.is_file() else ()))
-        for row, folder in zip((initial, *losses), [*folders, None], strict=True)
-    ]
-    losses = tuple(rows)
+    initial, *losses = _rows([run.initial, *folders], StageFolder.losses.name)
+    watched = _rows([run.initial, *folders], StageFolder.watched.name)
     domains = tuple(dict.fromkeys(loss.domain for row in (initial, *losses) for loss in row))
     curves = [read_json(folder.history) for folder in folders]
     samples = [read_json(folder.samples) for folder in (run.initial, *folders)]
+    waiting = tuple(
+        stage_name(index, Path(section["domain"]).stem)
+        for index, section in enumerate(recipe["stages"])
+        if index >= len(stages)
+    )
     return RunHistory(
         name=recipe["name"],
         path=str(out),
         recipe=recipe,
         environment=read_sealed(run.environment),
         stages=stages,
-        unfinished=tuple(
-            stage_name(index, Path(section["domain"]).stem)
-            for index, section in enumerate(recipe["stages"])
-            if index >= len(stages)
-        ),
-        matrix=loss_matrix(domains, stages, initial, losses),
+        unfinished=waiting,
+        matrix=loss_matrix(domains, stages, initial, losses, watched),
         initial_losses=initial,
-        losses=losses,
+        losses=tuple(losses),
+        watched_losses=tuple(watched) if any(watched) else (),
         train=tuple(tuple(TrainPoint(**point) for point in curve["train"]) for curve in curves),
         probes=tuple(tuple(ProbePoint(**point) for point in curve["probes"]) for curve in curves),
         expansions=tuple(
@@ -81,8 +84,24 @@ def read_history(out: Path) -> RunHistory:
         samples=tuple(Sample(**sample) for group in samples for sample in group),
         head=record_hash(records[-1]),
         facts=fact_curve(curves),
+        rejected=(waiting[0],) if waiting and run.was_rejected(len(stages)) else (),
         **read_afterwards(run, stages),
     )
+
+
+def _rows(folders: Sequence[StageFolder], name: str) -> list[tuple[DomainLoss, ...]]:
+    """Losses that each folder holds under a name, none where it has no such file.
+
+    A run that was extended: the model before a later stage was evaluated on the domains that joined with it, which
+    completes the row before.
+    """
+    rows = [read_losses(folder.path / name) if (folder.path / name).is_file() else () for folder in folders]
+    known = {loss.domain for row in rows for loss in row}
+    joined = [read_losses(folder.losses_before) if folder.losses_before.is_file() else () for folder in folders[1:]]
+    return [
+        (*row, *(loss for loss in later if loss.domain in known and loss.domain not in {old.domain for old in row}))
+        for row, later in zip(rows, [*joined, ()], strict=True)
+    ]
 
 
 def read_run(path: str | Path) -> RunHistory:
@@ -153,12 +172,14 @@ def loss_matrix(
     stages: Sequence[StageRecord],
     initial: Sequence[DomainLoss],
     losses: Sequence[Sequence[DomainLoss]],
+    watched: Sequence[Sequence[DomainLoss]] = (),
 ) -> LossMatrix:
-    """Arrange held-out losses as R[t][k]."""
+    """Arrange held-out losses as R[t][k]; `watched` begins with row -1."""
+    names = tuple(dict.fromkeys(loss.domain for row in watched for loss in row))
 
-    def row(group: Sequence[DomainLoss], value: str) -> tuple[Any, ...]:
+    def row(group: Sequence[DomainLoss], value: str, columns: tuple[str, ...] = domains) -> tuple[Any, ...]:
         by_domain = {loss.domain: getattr(loss, value) for loss in group}
-        return tuple(by_domain.get(domain) for domain in domains)
+        return tuple(by_domain.get(domain) for domain in columns)
 
     return LossMatrix(
         domains=domains,
@@ -169,6 +190,9 @@ def loss_matrix(
         bits_per_byte=tuple(row(group, "bits_per_byte") for group in losses),
         tokens=tuple(row(group, "tokens") for group in losses),
         initial_bits_per_byte=row(initial, "bits_per_byte"),
+        watched=names,
+        watched_initial=row(watched[0], "nats_per_token", names) if names else (),
+        watched_nats_per_token=tuple(row(group, "nats_per_token", names) for group in watched[1:]) if names else (),
     )
 
 

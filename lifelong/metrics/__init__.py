@@ -84,6 +84,9 @@ def matrix_up_to(matrix: LossMatrix, stage: int) -> LossMatrix:
         bits_per_byte=matrix.bits_per_byte[:end],
         tokens=matrix.tokens[:end],
         initial_bits_per_byte=matrix.initial_bits_per_byte,
+        watched=matrix.watched,
+        watched_initial=matrix.watched_initial,
+        watched_nats_per_token=matrix.watched_nats_per_token[:end],
     )
 
 

@@ -36,18 +36,26 @@ def learned_and_now(matrix: LossMatrix) -> list[tuple[float, float]]:
 
 
 def rises_above_best(matrix: LossMatrix) -> dict[int, float]:
-    """Column of every earlier domain -> its loss now minus its best after any earlier stage."""
+    """Column of every earlier domain -> its loss now minus the best it ever was, under the initial model too."""
     if not matrix.stages:
         return {}
     last = len(matrix.stages) - 1
     rises = {}
     for column in earlier_columns(matrix, last):
-        before = [row[column] for row in matrix.nats_per_token[:last]]
+        before = [row[column] for row in (matrix.initial, *matrix.nats_per_token[:last])]
         known = [loss for loss in before if loss is not None]
         now = matrix.nats_per_token[last][column]
         if known and now is not None:
             rises[column] = now - min(known)
     return rises
+
+
+def rises_of_watched(matrix: LossMatrix) -> dict[str, float]:
+    """Watched domain -> its loss now minus that of the initial model."""
+    if not matrix.watched_nats_per_token:
+        return {}
+    pairs = zip(matrix.watched, matrix.watched_initial, matrix.watched_nats_per_token[-1], strict=True)
+    return {name: now - base for name, base, now in pairs if base is not None and now is not None}
 
 
 def mean(values: Iterable[float | None]) -> float | None:

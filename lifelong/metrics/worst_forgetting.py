@@ -12,5 +12,5 @@ LOWER_IS_BETTER = True
 
 
 def compute(matrix: LossMatrix) -> float | None:
-    """`max over earlier k of (R[T][k] - min over t < T of R[t][k])`."""
+    """`max over earlier k of (R[T][k] - min over -1 <= t < T of R[t][k])`."""
     return max(rises_above_best(matrix).values(), default=None)

@@ -17,7 +17,7 @@ from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import model_shape
 from lifelong.files import atomic_directory, write_json
 from lifelong.ledger.folder import INITIAL
-from lifelong.ledger.history import read_losses, write_losses
+from lifelong.ledger.history import read_losses
 from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import load_model, weights_fingerprint
 from lifelong.lm.flops import num_parameters
@@ -26,15 +26,17 @@ from lifelong.pipeline.commit import loss_row
 from lifelong.pipeline.environment import package_versions
 from lifelong.pipeline.run import Run
 from lifelong.recipe.fresh import fresh_config
-from lifelong.recipe.recipe import Recipe
+from lifelong.recipe.recipe import NOTHING_WATCHED, Recipe
 from lifelong.records import DomainLoss, RunObserver, StageRecord
-from lifelong.stream.cards.domain import Domain
-from lifelong.stream.heldout import write_heldout
+from lifelong.stream.cards.domain import Domain, load_domain
+from lifelong.stream.heldout import Heldout, write_heldout
 from lifelong.stream.tokenize import train_tokenizer
 from lifelong.stream.tokenizers.check import merged_tokenizers, same_merge
 from lifelong.stream.tokenizers.load import load_tokenizer
 from lifelong.stream.tokenizers.merged import load_merged
 from lifelong.train.phase import StopRequest
+
+MOST_UNKNOWN = 0.1
 
 
 def begin(
@@ -45,14 +47,18 @@ def begin(
     `domains` are those of the stages to come; the earlier ones are known to the ledger.
     """
     by_name = {domain.name: domain for domain in domains}
+    watched = watched_domains(ledger, recipe)
     columns = list(dict.fromkeys([*known_columns(ledger), *by_name]))
     tokenizer = prepare_tokenizer(ledger, recipe, list(by_name.values()), observer)
     merged = load_merged(tokenizer_folder(ledger))
     same_merge(recipe.tokenizer, merged)
-    context = Run(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
-    distributed.run_on_main_process(lambda: prepare_heldouts(context, by_name))
+    context = Run(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged, list(watched))
+    cards = {**{name: domain for name, domain in watched.items() if domain is not None}, **by_name}
+    distributed.run_on_main_process(lambda: prepare_heldouts(context, cards))
     if ledger.records:
         return context, None
+    for note in watch_notes(context):
+        observer.noted(note)
     model = initial_model(recipe, tokenizer)
     observer.phase_started("evaluate", 0)
     losses = context.evaluate(model)
@@ -65,19 +71,70 @@ def begin(
 
 def prepare_heldouts(context: Run, by_name: Mapping[str, Domain]) -> None:
     """Write the held-out documents of every domain that are not there yet, as its own tokenizer reads them."""
-    section = context.recipe.evaluate
-    for name in context.columns:
+    section, tokens = context.recipe.evaluate, context.recipe.evaluation_tokens
+    for name in context.measured:
         folder = context.ledger.folder.heldout(name)
         if not folder.exists():
             with atomic_directory(folder) as partial:
-                write_heldout(by_name[name], section.split, context.tokenizer_of(name), section.tokens, partial)
+                write_heldout(by_name[name], section.split, context.tokenizer_of(name), tokens, partial)
+                if name in context.watched:
+                    require_readable(name, Heldout.open(partial), context.tokenizer)
+
+
+def require_readable(name: str, heldout: Heldout, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse watched text that the tokenizer cannot represent: its loss would say nothing about the model.
+
+    Raises:
+        InputError: more than `MOST_UNKNOWN` of its tokens are the unknown token.
+    """
+    ids = [token for index in range(len(heldout)) for token in heldout.ids(index)]
+    share = sum(int(token) == tokenizer.unk_token_id for token in ids) / max(1, len(ids))
+    if tokenizer.unk_token_id is not None and share > MOST_UNKNOWN:
+        raise InputError(
+            f"watch: {share:.0%} of the tokens of {name!r} are {tokenizer.unk_token!r}, the tokenizer cannot represent "
+            f"this text (at most {MOST_UNKNOWN:.0%}); watch another domain, or take a tokenizer that knows its script"
+        )
+
+
+def watched_domains(ledger: Ledger, recipe: Recipe) -> dict[str, Domain | None]:
+    """Names of the watched domains, with their cards; none where the run folder has the text already.
+
+    Raises:
+        InputError: a card of a domain that is watched from now on cannot be read.
+    """
+    found: dict[str, Domain | None] = {}
+    for card in recipe.watch or ():
+        name = Path(card).stem
+        if name in known_watched(ledger):
+            found[name] = None  # the card may be gone
+        else:
+            domain = load_domain(card)
+            found[domain.name] = domain
+    return found
+
+
+def known_watched(ledger: Ledger) -> list[str]:
+    """Domains that have been watched so far."""
+    paths = [ledger.folder.stage(record.name).watched for record in ledger.records]
+    return list(dict.fromkeys(loss.domain for path in paths if path.is_file() for loss in read_losses(path)))
+
+
+def watch_notes(context: Run) -> list[str]:
+    """What a user should know about what is watched, before the first stage."""
+    notes = [
+        f"{name} is watched and learned: what the stream does to it is counted from the base model, and is no sign of "
+        "what the model keeps of other text"
+        for name in context.watched
+        if name in context.columns
+    ]
+    return notes + [NOTHING_WATCHED] * (context.recipe.watches_nothing)
 
 
 def commit_initial(context: Run, model: PreTrainedModel, losses: Sequence[DomainLoss]) -> None:
     """Row -1 of the matrix, and what the initial model writes."""
     recipe, ledger = context.recipe, context.ledger
     work = ledger.work(INITIAL)
-    write_losses(work.losses, losses)
+    context.write_losses(work, losses)
     samples = sample_texts(
         model,
         context.tokenizer,
@@ -87,7 +144,7 @@ def commit_initial(context: Run, model: PreTrainedModel, losses: Sequence[Domain
         num_samples=recipe.evaluate.samples,
     )
     write_json(work.samples, [asdict(sample) for sample in samples])
-    record = initial_record(recipe, model, context.tokenizer_fingerprint, losses)
+    record = initial_record(recipe, model, context.tokenizer_fingerprint, context.row(losses))
     ledger.commit(work.path, record, [ledger.folder.heldouts])
 
 
@@ -103,7 +160,8 @@ def require_heldouts(ledger: Ledger) -> None:
     Raises:
         InputError: names them.
     """
-    missing = [name for name in known_columns(ledger) if not ledger.folder.heldout(name).is_dir()]
+    known = dict.fromkeys([*known_columns(ledger), *known_watched(ledger)])
+    missing = [name for name in known if not ledger.folder.heldout(name).is_dir()]
     if missing and ledger.stages:
         model = ledger.folder.model(ledger.stages[-1].name)
         raise InputError(

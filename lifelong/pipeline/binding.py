@@ -62,6 +62,8 @@ def amend_recipe(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
     if existing.fingerprint == recipe.fingerprint:
         return
     different = differing_keys(existing.to_plain(), recipe.to_plain())
+    if different == ["evaluate.tokens"] and recipe.evaluate.tokens == "auto":
+        return  # what was held out stays: the folder was begun when 100k was the default, or with a figure of its own
     if not can_amend(ledger, different):
         raise InputError(
             f"run folder {str(ledger.out)!r} belongs to another recipe; different: {', '.join(different)}. "
@@ -79,8 +81,8 @@ def put_in_force(ledger: Ledger, recipe: Recipe) -> None:
 
 
 def last_config(ledger: Ledger) -> Any:
-    """Configuration of the model of the last committed stage."""
-    return load_config(ledger.folder.model(ledger.stages[-1].name))
+    """Configuration of the model of the last committed stage; None before the first, where the recipe says it."""
+    return None if not ledger.stages else load_config(ledger.folder.model(ledger.stages[-1].name))
 
 
 def bind_recipe(ledger: Ledger, recipe: Recipe) -> None:

@@ -50,7 +50,7 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
         shape=model_shape(model.config),
         parameters=num_parameters(model),
         cost=cost.to_json(),
-        row=loss_row(stage.losses),
+        row=loss_row(context.row(stage.losses)),
         fingerprints={
             "corpus": stage.corpus.fingerprint,
             "tokenizer": context.tokenizer_fingerprint,
@@ -81,7 +81,7 @@ def _new_heldouts(stage: Stage) -> list[Path]:
     """Held-out folders that no earlier record lists: those of a domain that joined with this stage."""
     run, records = stage.context.ledger.folder, stage.context.ledger.records
     listed = {(run.path / name).parent for record in records for name in record.files}
-    return [folder for name in stage.context.columns if (folder := run.heldout(name)) not in listed]
+    return [folder for name in stage.context.measured if (folder := run.heldout(name)) not in listed]
 
 
 def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong.evaluate.perplexity import evaluate_domain
+from lifelong.ledger.folder import StageFolder
+from lifelong.ledger.history import write_losses
 from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import save_model, to_accelerator
 from lifelong.lm.objective import objective_of, pad_id
@@ -26,7 +28,11 @@ from lifelong.train.phase import StopRequest
 
 @dataclass
 class Run:
-    """What all stages of a run share. `columns` are the domains of the loss matrix, in stream order."""
+    """What all stages of a run share.
+
+    `columns` are the domains of the loss matrix, in stream order; `watched` are measured beside them and never trained
+    on. A domain may be both.
+    """
 
     recipe: Recipe
     ledger: Ledger
@@ -36,6 +42,7 @@ class Run:
     observer: RunObserver = field(default_factory=RunObserver)
     stop: StopRequest = field(default_factory=StopRequest)
     merged: MergedTokenizers | None = None
+    watched: list[str] = field(default_factory=list)
 
     @property
     def out(self) -> Path:
@@ -60,7 +67,16 @@ class Run:
     @cached_property
     def heldouts(self) -> list[Heldout]:
         """Held-out documents of every domain, from the run folder."""
-        return [Heldout.open(self.ledger.folder.heldout(name)) for name in self.columns]
+        return [self.heldout(name) for name in self.columns]
+
+    def heldout(self, name: str) -> Heldout:
+        """Held-out documents of a domain of the stream, or of a watched one."""
+        return Heldout.open(self.ledger.folder.heldout(name))
+
+    @property
+    def measured(self) -> list[str]:
+        """Every domain that is evaluated: those of the stream, then the others that are watched."""
+        return list(dict.fromkeys([*self.columns, *self.watched]))
 
     @property
     def mask_id(self) -> int | None:
@@ -73,10 +89,20 @@ class Run:
         return plain if self.merged is None else DomainCollator.of(plain, self.merged.domains, self.columns)
 
     def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
-        """Held-out loss of every domain, on the accelerator where there is one with room for the model."""
+        """Held-out loss of every measured domain, on the accelerator where there is one with room for the model."""
         if not self.recipe.train.get("use_cpu"):
             to_accelerator(model)
-        return [self.evaluate_one(model, heldout) for heldout in self.heldouts]
+        return [self.evaluate_one(model, self.heldout(name)) for name in self.measured]
+
+    def write_losses(self, folder: StageFolder, losses: Sequence[DomainLoss]) -> None:
+        """Keep what `evaluate` gave: a row of the loss matrix, and one of the watched domains where there are any."""
+        if self.watched:
+            write_losses(folder.watched, [loss for loss in losses if loss.domain in self.watched])
+        write_losses(folder.losses, self.row(losses))  # last: it says that all was evaluated
+
+    def row(self, losses: Sequence[DomainLoss]) -> list[DomainLoss]:
+        """Those of the domains of the loss matrix."""
+        return [loss for loss in losses if loss.domain in self.columns]
 
     def evaluate_one(self, model: PreTrainedModel, heldout: Heldout, tokens: int | None = None) -> DomainLoss:
         """Held-out loss of one domain, on its first documents up to `tokens` where given."""

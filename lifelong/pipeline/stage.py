@@ -111,6 +111,21 @@ class Stage:
         folder = self.context.ledger.folder
         return [read_losses(folder.stage(record.name).losses) for record in self.context.ledger.stages]
 
+    @cached_property
+    def reference_losses(self) -> list[tuple[DomainLoss, ...]]:
+        """Every loss from which a budget may count: of the initial model, of committed stages, of watched domains."""
+        run, records = self.context.ledger.folder, self.context.ledger.records
+        folders = [*(run.stage(record.name) for record in records), self.work]
+        paths = [path for folder in folders for path in (folder.losses, folder.watched, folder.losses_before)]
+        return [read_losses(path) for path in paths if path.is_file()]
+
+    @cached_property
+    def budgeted_domains(self) -> set[str]:
+        """Domains that can have been forgotten: watched, learned earlier, or known to a pre-trained base."""
+        learned = {record.domain for record in self.context.ledger.stages}
+        base = self.context.columns if self.recipe.model.checkpoint is not None else ()
+        return {*self.context.watched, *learned, *base}
+
     @property
     def replay(self) -> ReplayInputs | None:
         """Inputs of replay; None without a `replay:` section."""
@@ -121,7 +136,8 @@ class Stage:
             mix=self.recipe.replay_mix,
             budget=self.recipe.budget,
             losses=self.earlier_losses,
-            heldouts={self.context.columns[column]: self.context.heldouts[column] for column in self.seen_columns()},
+            references=self.reference_losses,
+            heldouts={name: self.context.heldout(name) for name in self.steering_domains()},
             probe_tokens=self.recipe.evaluate.probe_tokens,
         )
 
@@ -154,6 +170,11 @@ class Stage:
         """Columns of the domains of earlier stages."""
         seen = {record.domain for record in self.context.ledger.stages}
         return [column for column, name in enumerate(self.context.columns) if name in seen]
+
+    def steering_domains(self) -> list[str]:
+        """Domains whose losses steer replay: those of earlier stages, and watched ones with a budget."""
+        seen = [self.context.columns[column] for column in self.seen_columns()]
+        return list(dict.fromkeys([*seen, *(name for name in self.context.watched if name in self.recipe.budget)]))
 
     def own_columns(self) -> list[int]:
         """Column of the stage's domain, if no earlier stage had it."""

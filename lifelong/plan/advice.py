@@ -12,7 +12,7 @@ from lifelong.ledger.folder import parse_stage_model
 from lifelong.methods._make import make_methods
 from lifelong.plan.shapes import Shapes
 from lifelong.recipe.files import load_recipe, read_recipe_file
-from lifelong.recipe.recipe import Recipe
+from lifelong.recipe.recipe import NOTHING_WATCHED, Recipe
 from lifelong.train.arguments import DEFAULTS
 
 LONGEST_WARMUP = 0.1
@@ -27,7 +27,7 @@ def warnings_of(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[s
         stages: as planned.
         shapes: knows which runs are still to come.
     """
-    warnings = []
+    warnings = [NOTHING_WATCHED] * recipe.watches_nothing
     several = len({stage.domain for stage in stages}) > 1
     joint = all(section.together_with for section in recipe.stages)
     if several and not joint and not (recipe.replay and recipe.replay.memory_tokens and _replays(recipe)):

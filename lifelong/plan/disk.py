@@ -110,7 +110,7 @@ def disk_plan(
 
 def _heldout_bytes(recipe: Recipe, facts: CorpusStats | None) -> float:
     """Bytes of held-out text of one domain: whole documents until there are enough tokens."""
-    held = float(recipe.evaluate.tokens)
+    held = float(recipe.evaluation_tokens)
     per_token, documents = USUAL_BYTES_PER_TOKEN, 0.0
     if facts is not None and facts.tokens and facts.bytes_per_token:
         per_token, length = facts.bytes_per_token, facts.tokens / max(1.0, facts.documents)

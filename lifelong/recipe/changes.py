@@ -10,9 +10,9 @@ from lifelong.ledger.ledger import Ledger
 
 
 def can_amend(ledger: Ledger, different: Sequence[str]) -> bool:
-    """Whether these keys may change: the next stage broke its budget, and they say how it is to be trained."""
+    """Whether these keys may change: they say how to train, and no stage is committed or the next broke its budget."""
     done = len(ledger.stages)
-    if not done or not ledger.folder.was_rejected(done):
+    if done and not ledger.folder.was_rejected(done):
         return False
     sections = {"replay", "budget", "inherit", "recover", "methods", "train", "lr"}
 

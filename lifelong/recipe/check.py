@@ -144,7 +144,8 @@ def _check_select(context: CheckContext) -> Iterator[str]:
 
 def _check_cards(context: CheckContext) -> Iterator[str]:
     stages = context.recipe.stages[context.start :]
-    for card in dict.fromkeys(name for stage in stages for name in (stage.domain, *stage.together_with)):
+    cards = [name for stage in stages for name in (stage.domain, *stage.together_with)]
+    for card in dict.fromkeys([*cards, *(context.recipe.watch or () if context.start == 0 else ())]):
         yield from refusals(load_domain, card)
 
 
@@ -153,7 +154,9 @@ def _check_replay(context: CheckContext) -> Iterator[str]:
     if recipe.replay is not None:
         yield from check_steering(recipe.replay_mix, [recipe.train, *(stage.train for stage in recipe.stages)])
     if context.start == 0 and context.domains is not None and context.joint is not None:
-        yield from check_budget(recipe.budget, [*context.domains, *(name for part in context.joint for name in part)])
+        watched = _names(recipe.watch or ()) or ()
+        joint = (name for part in context.joint for name in part)
+        yield from check_budget(recipe.budget, [*context.domains, *joint, *watched])
 
 
 def _check_inherit(context: CheckContext) -> Iterator[str]:

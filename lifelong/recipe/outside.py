@@ -43,14 +43,21 @@ def _outside(recipe: Recipe, start: int) -> Iterator[tuple[str, Any]]:
     for method in recipe.methods:
         yield from ((f"methods.{method.name}.{key}", value) for key, value in _paths(method.settings()))
     yield from _reaching(recipe.train, "train")
+    for card in recipe.watch or () if start == 0 else ():
+        if _is_path(card):
+            yield "watch", card
     for index, stage in enumerate(recipe.stages[start:], start):
         for card in (stage.domain, *stage.together_with):
-            if "/" in card or card.endswith((".yaml", ".yml")):
+            if _is_path(card):
                 yield f"stages[{index}].domain", card
         for role, source in stage.select.models() if stage.select is not None else ():
             if source != PREVIOUS:
                 yield f"stages[{index}].select.{role}", source
         yield from _reaching(stage.train, f"stages[{index}].train")
+
+
+def _is_path(card: str) -> bool:
+    return "/" in card or card.endswith((".yaml", ".yml"))
 
 
 def _paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

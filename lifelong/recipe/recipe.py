@@ -31,6 +31,12 @@ from lifelong.select.settings import SelectSection
 from lifelong.stream.tokenizers.settings import TokenizerSection
 from lifelong.train.settings import LrSection
 
+NOTHING_WATCHED = (
+    "nothing is watched: what the base model knew outside of these domains may be lost unseen; name text that must not "
+    "get worse, for example `watch: [general-text, general-code]` with `budget: {general-text: 2%}`, offline "
+    "`watch: [python-reference, python-stdlib]`"
+)
+
 
 class ModelSection(Shape):
     """`checkpoint` of any supported model, or `family` and sizes of a randomly initialised one."""
@@ -81,7 +87,7 @@ class Expectation(Section):
 
 
 class Recipe(Section):
-    """One reproducible run."""
+    """One reproducible run; domains in `watch` are measured and never trained on."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
@@ -90,6 +96,7 @@ class Recipe(Section):
     objective: Literal["clm", "mlm"] = "clm"
     sequence_length: Annotated[int, Field(ge=8)] = 256
     stages: Annotated[tuple[StageSection, ...], Field(min_length=1)]
+    watch: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     inherit: InheritSection | None = None
     replay: ReplaySection | None = None
     recover: RecoverSection | None = None
@@ -112,10 +119,13 @@ class Recipe(Section):
         if self.tokenizer is not None and self.tokenizer.fixed and self.model.checkpoint is None:
             raise ValueError("`tokenizer.fixed` keeps the vocabulary of `model.checkpoint`; there is none")
         # a card named by its path: its name is known when it is read, and checked there
-        named = {Path(stage.domain).stem for stage in self.stages}
-        for domain in self.budget if not any("/" in stage.domain for stage in self.stages) else ():
+        cards = [stage.domain for stage in self.stages] + list(self.watch or ())
+        named = {Path(card).stem for card in cards}
+        for domain in self.budget if not any("/" in card for card in cards) else ():
             if domain not in named:
-                raise ValueError(str(UnknownNameError("stage with domain", domain, named, "budget")))
+                raise ValueError(str(UnknownNameError("stage or watched domain", domain, named, "budget")))
+        if len(set(self.watch or ())) < len(self.watch or ()):
+            raise ValueError("`watch` names a domain twice")
         for key in ("lr_scheduler_type", "warmup_steps") if self.lr is not None else ():
             if any(section.get(key) is not None for section in (self.train, *(stage.train for stage in self.stages))):
                 raise ValueError(f"`lr:` decides the learning rate of every stage; take train.{key} out")
@@ -128,6 +138,17 @@ class Recipe(Section):
         if self.replay and self.replay.mix == "budget" and not self.budget:
             raise ValueError("`replay.mix: budget` needs a budget, for example `budget: {wiki: 2%}`")
         return self
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Held-out tokens of every domain that is measured."""
+        measured = {*(stage.domain for stage in self.stages), *(self.watch or ())}
+        return self.evaluate.tokens_per_domain([stage.tokens for stage in self.stages], len(measured))
+
+    @property
+    def watches_nothing(self) -> bool:
+        """Whether nobody would see what a pre-trained model loses outside of the stream."""
+        return self.model.checkpoint is not None and not self.watch
 
     @property
     def replay_mix(self) -> str:

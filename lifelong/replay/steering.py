@@ -43,7 +43,8 @@ class ReplayInputs:
         mix: how replay is divided among earlier domains.
         budget: allowed rise of the perplexity by domain.
         losses: held-out losses after each committed stage, oldest first.
-        heldouts: held-out documents of the earlier domains, by name.
+        references: every loss from which a budget may count, those of the initial model and of watched domains too.
+        heldouts: held-out documents of the domains that steer, by name.
         probe_tokens: of a probe of one domain.
     """
 
@@ -51,6 +52,7 @@ class ReplayInputs:
     mix: str
     budget: Mapping[str, float]
     losses: Sequence[Sequence[DomainLoss]]
+    references: Sequence[Sequence[DomainLoss]]
     heldouts: Mapping[str, Heldout]
     probe_tokens: int
 
@@ -67,7 +69,7 @@ def first_weights(inputs: ReplayInputs, memory: ReplayMemory) -> dict[str, float
 def budget_reference(inputs: ReplayInputs, domain: str) -> float:
     """Nats per token of a domain at its best so far, on the documents that a probe reads."""
     best = min(
-        (loss for row in inputs.losses for loss in row if loss.domain == domain),
+        (loss for row in inputs.references for loss in row if loss.domain == domain),
         key=lambda loss: loss.nats_per_token,
     )
     count = len(inputs.heldouts[domain].head(inputs.probe_tokens))
@@ -168,10 +170,10 @@ def check_steering(mix: str, sections: Sequence[Mapping[str, Any]]) -> Iterator[
 
 
 def check_budget(budget: Iterable[str], domains: Sequence[str]) -> Iterator[str]:
-    """A line for every domain with a budget that no stage has."""
+    """A line for every domain with a budget that no stage has and that is not watched."""
     for domain in budget:
         if domain not in domains:
-            yield str(UnknownNameError("stage with domain", domain, domains, "budget"))
+            yield str(UnknownNameError("stage or watched domain", domain, domains, "budget"))
 
 
 def memory_scores(

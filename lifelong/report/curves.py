@@ -51,7 +51,7 @@ def stage_spans(history: RunHistory) -> list[Span]:
 
 
 def life_curves(history: RunHistory) -> dict[str, LifeCurve]:
-    """One curve a domain, in the order of the matrix.
+    """One curve per domain, in the order of the matrix, then of the watched domains.
 
     Probes look at a part of the documents that the full evaluations at the ends of stages look at. They are
     shifted so that the first and the last of a stage meet those; the points between keep their shape.
@@ -64,21 +64,20 @@ def life_curves(history: RunHistory) -> dict[str, LifeCurve]:
         for point in points:
             by_domain.setdefault(point.domain, []).append(point)
         probed.append(by_domain)
-    for column, name in enumerate(matrix.domains):
+    for name in dict.fromkeys((*matrix.domains, *matrix.watched)):
         curve = LifeCurve()
-        before = matrix.initial[column]
+        before, *rows = matrix.series(name)
         if before is not None:
             curve.ends.append((0.0, before))
             curve.points.append((0.0, before))
-        for stage, (span, row) in enumerate(zip(spans, matrix.nats_per_token, strict=True)):
-            after = row[column]
+        for stage, (span, after) in enumerate(zip(spans, rows, strict=True)):
             part = [(span.start, before)] if before is not None else []
             part += _shifted(probed[stage].get(name, []), span, before, after)
             if after is not None:
                 part.append((span.end, after))
                 curve.ends.append((span.end, after))
             curve.points += [point for point in part if not curve.points or point[0] > curve.points[-1][0]]
-            if matrix.stage_domains[stage] == column and len(part) > 1:
+            if history.stages[stage].domain == name and len(part) > 1:
                 curve.own.append([point for point in part if point[0] >= span.trained_from] or part)
             before = after
         curves[name] = curve

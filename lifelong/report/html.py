@@ -14,7 +14,7 @@ from lifelong.report.heatmap import fits_figures, heat_map, replay_map
 from lifelong.report.style import document, folded, table
 from lifelong.report.tradeoff import front_sections
 from lifelong.report.uncertainty import Interval, entry_intervals, metric_intervals
-from lifelong.report.verdict import budget_rows, check_expectations, metric_rows, phase_costs, verdict
+from lifelong.report.verdict import budget_rows, check_expectations, decision, metric_rows, phase_costs, verdict
 
 TILES = 5
 SAMPLED_DOMAINS = 12
@@ -25,6 +25,7 @@ def page(history: RunHistory) -> str:
     metrics = compute_run(history)
     sections = {
         "Held-out perplexity": matrix_section(history),
+        "Watched": watched_section(history),
         "Loss per domain over training": life_chart(history),
         "Metrics": metrics_section(history, metrics),
         "Training": training_chart(history) + alpha_chart(history) + training_table(history),
@@ -45,7 +46,8 @@ def page(history: RunHistory) -> str:
         [
             f"<h1>{escape(history.name)}</h1>",
             f"<div class=soft>{escape(str(history.recipe.get('description', '')))}</div>",
-            f"<p class=verdict>{escape(verdict(history))}</p>",
+            f"<p class=verdict>{escape(decision(history))}</p>",
+            f"<p class=soft>{escape(verdict(history))}</p>",
             unfinished(history),
             "".join(f"<p class=warn>{escape(note)}</p>" for note in history.notes),
             tiles(metrics, metric_intervals(history)),
@@ -61,6 +63,19 @@ def matrix_section(history: RunHistory) -> str:
     return MATRIX_NOTE + heat_map(history.matrix, entry_intervals(history) if figures else ())
 
 
+def watched_section(history: RunHistory) -> str:
+    """Heat map of the domains that are measured and never trained on; empty where none is watched."""
+    matrix = history.matrix.watched_matrix
+    if not matrix.domains:
+        return ""
+    figures = fits_figures(matrix)
+    return WATCHED_NOTE + heat_map(matrix, entry_intervals(history, matrix) if figures else ())
+
+
+WATCHED_NOTE = (
+    "<p class=soft>Domains that are never trained on and never replayed: what the stream does to the rest of what the "
+    "base model knew. The small number is the rise over the best so far, the base model included, in nats per token.</p>"
+)
 MATRIX_NOTE = (
     "<p class=soft>A row is the model after a stage, a column a domain. ● is the domain of the stage. The small number is "
     "the rise over the domain's best since it was learned, in nats per token: orange is forgotten, green is better than "

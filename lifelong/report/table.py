@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifelong.metrics import compute_run
-from lifelong.records import NATS_PER_BIT, DomainLoss, ExpansionReport, Front, LossMatrix, RunHistory
+from lifelong.records import NATS_PER_BIT, NOT_TRAINED, DomainLoss, ExpansionReport, Front, LossMatrix, RunHistory
 from lifelong.report.tradeoff import tradeoffs
 from lifelong.report.uncertainty import loss_interval
 from lifelong.report.verdict import (
@@ -18,6 +18,7 @@ from lifelong.report.verdict import (
     budget_rows,
     cells,
     check_expectations,
+    decision,
     metric_rows,
     perplexity_of,
     phase_costs,
@@ -31,7 +32,10 @@ DOMAIN_ROWS = 30
 def run_tables(history: RunHistory) -> list[RenderableType]:
     """Matrix, metrics, cost and verdict of a run."""
     metrics = compute_run(history)
-    parts: list[RenderableType] = [MatrixView(history), metrics_table(metrics), cost_table(history)]
+    parts: list[RenderableType] = [MatrixView(history)]
+    if history.matrix.watched:
+        parts.append(MatrixView(history, history.matrix.watched_matrix))
+    parts += [metrics_table(metrics), cost_table(history)]
     for item in check_expectations(history, metrics):
         mark = "met" if item.met else "NOT met"
         value = "not measured" if item.value is None else f"{item.value:.4g}, {item.deviation}"
@@ -42,35 +46,42 @@ def run_tables(history: RunHistory) -> list[RenderableType]:
     parts.append(Text(verdict(history)))
     if history.unfinished:
         parts.append(Text(f"unfinished: {_listed(history.unfinished)} not committed yet", style="yellow"))
-    return parts
+    return [*parts, Text(decision(history), style="bold")]
 
 
 class MatrixView:
     """The loss matrix as wide as the terminal allows: with rises, without them, or one row a domain."""
 
-    def __init__(self, history: RunHistory) -> None:
-        self.history = history
+    def __init__(self, history: RunHistory, matrix: LossMatrix | None = None) -> None:
+        self.history, self.matrix = history, matrix or history.matrix
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Choose by the width at hand."""
-        matrix = self.history.matrix
+        matrix = self.matrix
         forms = (True, False) if max(len(matrix.stages), len(matrix.domains)) <= DOMAIN_ROWS else ()
         for with_rises in forms:
-            table = matrix_table(self.history, with_rises=with_rises)
+            table = matrix_table(self.history, matrix, with_rises=with_rises)
             if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
                 yield table
                 return
-        yield domains_table(self.history)
+        yield domains_table(self.history, matrix)
 
 
-def matrix_table(history: RunHistory, *, with_rises: bool = True) -> Table:
-    """Held-out perplexity after every stage; red: above the domain's best, green: at or below it."""
+def matrix_table(history: RunHistory, matrix: LossMatrix | None = None, *, with_rises: bool = True) -> Table:
+    """Held-out perplexity after every stage; red: above the domain's best, green: at or below it.
+
+    Args:
+        history: of the run.
+        matrix: the run's where not given, or that of its watched domains.
+        with_rises: print the rises too.
+    """
+    matrix = matrix or history.matrix
     caption = "(rise over the domain's best so far, in nats)" if with_rises else "red: above the domain's best so far"
-    table = Table(title=f"{history.name}: held-out perplexity", caption=caption)
+    table = Table(title=f"{history.name}: {_measured(matrix)}", caption=caption)
     table.add_column("after")
-    for name in history.matrix.domains:
+    for name in matrix.domains:
         table.add_column(name, justify="right")
-    for label, row in zip(("initial", *history.matrix.stages), cells(history.matrix), strict=True):
+    for label, row in zip(("initial", *matrix.stages), cells(matrix), strict=True):
         line = []
         for cell in row:
             text = Text(cell.text, style="bold" if cell.trained else "")
@@ -85,16 +96,20 @@ def matrix_table(history: RunHistory, *, with_rises: bool = True) -> Table:
     return table
 
 
-def domains_table(history: RunHistory) -> Table:
+def _measured(matrix: LossMatrix) -> str:
+    return "watched, never trained on" if NOT_TRAINED in matrix.stage_domains else "held-out perplexity"
+
+
+def domains_table(history: RunHistory, matrix: LossMatrix | None = None) -> Table:
     """One row a domain: initial, right after it was learned, now; of many domains those that rose most."""
-    matrix = history.matrix
+    matrix = matrix or history.matrix
     last = cells(matrix)[-1]
     order = list(range(len(matrix.domains)))
     caption = "perplexity; rise over the domain's best so far, in nats"
     if len(order) > DOMAIN_ROWS:
         order.sort(key=lambda k: -(last[k].rise if last[k].rise is not None else -math.inf))  # type: ignore[operator]
         caption += f"; {len(order) - DOMAIN_ROWS} of {len(order)} domains, those that rose least, are in report.md"
-    table = Table(title=f"{history.name}: held-out perplexity after {len(matrix.stages)} stages", caption=caption)
+    table = Table(title=f"{history.name}: {_measured(matrix)}, after {len(matrix.stages)} stages", caption=caption)
     for heading in ("domain", "learned in", "initial", "learned", "now", "rise"):
         table.add_column(heading, justify="left" if heading == "domain" else "right", overflow="fold")
     for column in order[:DOMAIN_ROWS]:

@@ -48,9 +48,9 @@ def resampled_rows(history: RunHistory, resamples: int = RESAMPLES, seed: int = 
 
     A row without that domain is NaN. Domains without per-document sums are left out.
     """
-    rows = (history.initial_losses, *history.losses)
+    rows = history.measured_losses
     found = {}
-    for domain in history.matrix.domains:
+    for domain in dict.fromkeys((*history.matrix.domains, *history.matrix.watched)):
         by_row = [next((loss for loss in row if loss.domain == domain), None) for row in rows]
         tokens = next((loss.document_tokens for loss in by_row if loss is not None and loss.document_tokens), ())
         if not tokens or not sum(tokens):
@@ -68,12 +68,15 @@ def resampled_metrics(history: RunHistory, resamples: int = RESAMPLES, seed: int
     if (len(matrix.stages) + 1) * len(matrix.domains) > ENTRIES_FOR_METRICS:
         return {}
     rows = resampled_rows(history, resamples, seed)
-    if set(rows) != set(matrix.domains):
+    if set(rows) != {*matrix.domains, *matrix.watched}:
         return {}
     bytes_per_token = _bytes_per_token(history)
     values: dict[str, list[float | None]] = {}
     for index in range(resamples):
-        nats = [[_known(rows[name][index, t]) for name in matrix.domains] for t in range(len(matrix.stages) + 1)]
+        nats, watched = (
+            [[_known(rows[name][index, t]) for name in names] for t in range(len(matrix.stages) + 1)]
+            for names in (matrix.domains, matrix.watched)
+        )
         bits = [
             [_bits(value, bytes_per_token.get(name)) for name, value in zip(matrix.domains, row, strict=True)]
             for row in nats
@@ -87,6 +90,9 @@ def resampled_metrics(history: RunHistory, resamples: int = RESAMPLES, seed: int
             tuple(tuple(row) for row in bits[1:]),
             matrix.tokens,
             tuple(bits[0]),
+            matrix.watched,
+            tuple(watched[0]),
+            tuple(tuple(row) for row in watched[1:]),
         )
         for name, value in compute_all(drawn).items():
             values.setdefault(name, []).append(value)
@@ -99,14 +105,17 @@ def metric_intervals(history: RunHistory, resamples: int = RESAMPLES) -> dict[st
     return {name: found for name, values in drawn.items() if (found := percentile_interval(values)) is not None}
 
 
-def entry_intervals(history: RunHistory, resamples: int = RESAMPLES) -> list[list[Interval | None]]:
-    """Interval of every entry of the matrix in nats per token; row 0 is the initial model."""
+def entry_intervals(
+    history: RunHistory, matrix: LossMatrix | None = None, resamples: int = RESAMPLES
+) -> list[list[Interval | None]]:
+    """Interval of every entry of the run's matrix, or of its watched one, in nats per token; row 0: the initial model."""
     rows = resampled_rows(history, resamples)
+    matrix = matrix or history.matrix
 
     def entry(name: str, row: int) -> Interval | None:
         return percentile_interval([_known(value) for value in rows[name][:, row]]) if name in rows else None
 
-    return [[entry(name, t) for name in history.matrix.domains] for t in range(len(history.matrix.stages) + 1)]
+    return [[entry(name, t) for name in matrix.domains] for t in range(len(matrix.stages) + 1)]
 
 
 def loss_interval(loss: DomainLoss, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
@@ -211,12 +220,12 @@ def _sums(loss: DomainLoss | None, tokens: tuple[int, ...], weights_SN: Floats) 
 
 def document_tokens(history: RunHistory) -> dict[str, tuple[int, ...]]:
     """Domain -> predicted tokens of each held-out document; without domains that kept no such sums."""
-    rows = (history.initial_losses, *history.losses)
+    rows = history.measured_losses
     return {loss.domain: loss.document_tokens for row in rows for loss in row if loss.document_tokens}
 
 
 def _bytes_per_token(history: RunHistory) -> dict[str, float]:
-    rows = (history.initial_losses, *history.losses)
+    rows = history.measured_losses
     return {loss.domain: loss.bytes / loss.tokens for row in rows for loss in row if loss.tokens}
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lifelong.metrics import metric_info
-from lifelong.records import ComputeLedger, Cost, LossMatrix, RunHistory
+from lifelong.records import NOT_TRAINED, ComputeLedger, Cost, LossMatrix, RunHistory
 
 PHASES = ("grow", "recover", "train", "probe", "evaluate")
 NAMED_DOMAINS = 8  # of a longer stream the verdict counts and names the extremes
 LARGEST_EXPONENT = 700.0  # exp of more is not finite; a diverged model must be reported all the same
+DEFAULT_BUDGET = 0.02  # without a budget, a rise of the perplexity by more than this counts as lost
+KEPT, BROKEN = "kept", "BROKEN"
 HEADLINE_METRICS = ("ap", "ap_plus", "forgetting", "bwt", "fwt")
 
 
@@ -45,9 +47,13 @@ def format_perplexity(value: float) -> str:
 
 
 def cells(matrix: LossMatrix) -> list[list[Cell]]:
-    """Rows -1, 0, 1, ... of the matrix with what each domain lost against its own best."""
+    """Rows -1, 0, 1, ... of the matrix with what each domain lost against its own best, the initial model's included.
+
+    Before a domain of the stream is learned it has no rise; a watched one counts from the initial model on.
+    """
     rows = [[Cell(value, None, False) for value in matrix.initial]]
-    best: dict[int, float] = {}
+    base = {column: value for column, value in enumerate(matrix.initial) if value is not None}
+    best = dict(base) if NOT_TRAINED in matrix.stage_domains else {}
     for stage, row in enumerate(matrix.nats_per_token):
         line = []
         for column, value in enumerate(row):
@@ -61,9 +67,76 @@ def cells(matrix: LossMatrix) -> list[list[Cell]]:
             )
         for column, value in enumerate(row):
             if value is not None and (column in best or column == matrix.stage_domains[stage]):
-                best[column] = min(value, best.get(column, math.inf))
+                best[column] = min(value, best.get(column, math.inf), base.get(column, math.inf))
         rows.append(line)
     return rows
+
+
+def decision(history: RunHistory) -> str:
+    """One line for the two questions with which training ends: what was learned, what was kept; and what follows."""
+    matrix = history.matrix
+    if not matrix.stages:
+        return "Nothing was learned yet: only the base model has been evaluated."
+    learned, budgets = learned_by_stage(matrix), {row.domain: row for row in budget_rows(history)}
+    parts = [_named("Learned", [f"{name} {perplexity_of(old)} → {perplexity_of(new)}" for name, old, new in learned])]
+    kept: list[str] = []
+    lost: list[str] = []
+    for name, rise in final_rises(matrix).items():
+        budget = budgets.pop(name, None)
+        allowed = DEFAULT_BUDGET if budget is None else budget.allowed
+        text = f"{name} {_percent(rise)}" + (f" (budget {allowed:.1%})" if budget is not None else "")
+        (kept if math.expm1(min(rise, LARGEST_EXPONENT)) <= allowed else lost).append(text)
+    parts += [_named("Kept", kept), _named("Lost", lost)]
+    return " ".join(part for part in (*parts, _next_step(history, learned)) if part)
+
+
+def _next_step(history: RunHistory, learned: list[tuple[str, float, float]]) -> str:
+    """What follows: ship or not, or what has to be known first."""
+    broken = [row for row in budget_rows(history) if row.state == BROKEN]
+    worse = [name for name, old, new in learned[-1:] if not new < old]
+    if history.rejected:
+        return f"Do not ship: {', '.join(history.rejected)} exceeded the forgetting budget and was not committed."
+    if broken:
+        return f"Do not ship: {', '.join(row.domain for row in broken)} is over its budget."
+    if worse:
+        return f"Do not ship: {', '.join(worse)} did not get better."
+    if history.recipe["model"].get("checkpoint") and not history.matrix.watched:
+        return "What the base model lost elsewhere was not measured: name it in `watch:`."
+    if not history.recipe.get("budget"):
+        return "No budget was set: whether that is good enough is yours to say (`budget:`)."
+    return "Ship it."
+
+
+def learned_by_stage(matrix: LossMatrix) -> list[tuple[str, float, float]]:
+    """Domain of every stage with its loss before and after, in nats per token."""
+    return [
+        (matrix.domains[column], before, after)
+        for stage, (column, row) in enumerate(zip(matrix.stage_domains, matrix.nats_per_token, strict=True))
+        if (before := (matrix.nats_per_token[stage - 1] if stage else matrix.initial)[column]) is not None
+        and (after := row[column]) is not None
+    ]
+
+
+def final_rises(matrix: LossMatrix) -> dict[str, float]:
+    """Rise over their best, in nats, of watched domains and of those that an earlier stage learned."""
+    rises: dict[str, float] = {}
+    for block in (matrix.watched_matrix, matrix):
+        last = cells(block)[-1]
+        rises |= {
+            name: cell.rise
+            for name, cell in zip(block.domains, last, strict=True)
+            if cell.rise is not None and not cell.trained and name not in rises
+        }
+    return rises
+
+
+def _percent(rise: float) -> str:
+    return f"{math.expm1(rise):+.1%}" if rise < math.log(100) else "more than hundredfold"
+
+
+def _named(what: str, texts: Sequence[str]) -> str:
+    rest = f" and {len(texts) - NAMED_DOMAINS} more" if len(texts) > NAMED_DOMAINS else ""
+    return f"{what} {', '.join(texts[:NAMED_DOMAINS])}{rest}." if texts else ""
 
 
 def verdict(history: RunHistory) -> str:
@@ -71,12 +144,7 @@ def verdict(history: RunHistory) -> str:
     matrix = history.matrix
     if not matrix.stages:
         return "Nothing was learned yet: only the initial model has been evaluated."
-    learned = [
-        (matrix.domains[column], before, after)
-        for stage, (column, row) in enumerate(zip(matrix.stage_domains, matrix.nats_per_token, strict=True))
-        if (before := (matrix.nats_per_token[stage - 1] if stage else matrix.initial)[column]) is not None
-        and (after := row[column]) is not None
-    ]
+    learned = learned_by_stage(matrix)
     rises = [
         (matrix.domains[k], cell.rise)
         for k, cell in enumerate(cells(matrix)[-1])
@@ -109,10 +177,9 @@ def _forgotten(rises: list[tuple[str, float]]) -> str:
     if rise <= 0:
         return "Nothing was forgotten: every earlier domain ended at or below its best so far."
     mean = sum(rise for _, rise in rises) / len(rises)
-    ratio = f"{math.expm1(rise):+.1%}" if rise < math.log(100) else "more than hundredfold"
     return (
         f"Earlier domains ended {mean:+.3f} nats from their best on average; the worst is {worst} "
-        f"({rise:+.3f} nats, perplexity {ratio})."
+        f"({rise:+.3f} nats, perplexity {_percent(rise)})."
     )
 
 
@@ -161,20 +228,33 @@ class BudgetRow(NamedTuple):
 
 
 def budget_rows(history: RunHistory) -> list[BudgetRow]:
-    """The recipe's `budget:` against the last committed stage."""
+    """The recipe's `budget:` against the last committed stage, from the best that a domain ever had."""
     budget = history.recipe.get("budget") or {}
     if not budget or not history.matrix.stages:
         return []
-    last = cells(history.matrix)[-1]
     rows = []
     for domain, allowed in budget.items():
-        cell = last[history.matrix.domains.index(domain)] if domain in history.matrix.domains else None
-        if cell is None or cell.rise is None:
+        if (rise := _budgeted_rise(history, domain)) is None:
             rows.append(BudgetRow(domain, float(allowed), None, "not learned before the last stage"))
             continue
-        rise = math.expm1(min(cell.rise, LARGEST_EXPONENT))
-        rows.append(BudgetRow(domain, float(allowed), rise, "kept" if rise <= float(allowed) else "BROKEN"))
+        rise = math.expm1(min(rise, LARGEST_EXPONENT))
+        rows.append(BudgetRow(domain, float(allowed), rise, KEPT if rise <= float(allowed) else BROKEN))
     return rows
+
+
+def _budgeted_rise(history: RunHistory, domain: str) -> float | None:
+    """Loss of a domain now over the best before, in nats; None where nothing can have been forgotten yet.
+
+    Of random weights a domain is known once a stage has learned it; a pre-trained base may know it from the start.
+    """
+    matrix = history.matrix
+    learned = {matrix.domains[column] for column in matrix.stage_domains[:-1]}
+    known = domain in matrix.watched or domain in learned or bool(history.recipe["model"].get("checkpoint"))
+    if not known or domain not in (*matrix.domains, *matrix.watched):
+        return None
+    *before, now = matrix.series(domain)
+    best = min((loss for loss in before if loss is not None), default=None)
+    return None if best is None or now is None else now - best
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from lifelong.files import finite, read_json, write_json, write_text
 from lifelong.ledger.folder import ReportFolder, RunFolder
 from lifelong.ledger.history import read_history
 from lifelong.metrics import compute_all, compute_run
-from lifelong.records import ComputeLedger, Cost, RunHistory, RunResult
+from lifelong.records import ComputeLedger, Cost, LossMatrix, RunHistory, RunResult
 from lifelong.report.figures import write_figures
 from lifelong.report.html import page
 from lifelong.report.uncertainty import metric_intervals
-from lifelong.report.verdict import budget_rows, cells, check_expectations, metric_rows, phase_costs, verdict
+from lifelong.report.verdict import budget_rows, cells, check_expectations, decision, metric_rows, phase_costs, verdict
 
 
 def write_report(history: RunHistory, out: Path) -> Path:
@@ -71,14 +71,12 @@ def altered_matrix(out: Path) -> str:
 def markdown(history: RunHistory) -> str:
     """The report as Markdown."""
     metrics = compute_run(history)
-    lines = [f"# {history.name}", "", verdict(history), ""]
+    lines = [f"# {history.name}", "", f"**{decision(history)}**", "", verdict(history), ""]
     if history.unfinished:
         lines += [f"Unfinished: {', '.join(history.unfinished)} not committed yet.", ""]
-    lines += ["Held-out perplexity (rise over the domain's best so far, in nats):", ""]
-    lines += ["| after | " + " | ".join(history.matrix.domains) + " |", "|---|" + "---:|" * len(history.matrix.domains)]
-    for label, row in zip(("initial", *history.matrix.stages), cells(history.matrix), strict=True):
-        shown = [f"{cell.text}" + (f" ({cell.rise:+.2f})" if cell.rise is not None else "") for cell in row]
-        lines.append(f"| {label} | " + " | ".join(shown) + " |")
+    lines += ["Held-out perplexity (rise over the domain's best so far, in nats):", "", *_matrix_lines(history.matrix)]
+    if history.matrix.watched:
+        lines += ["", "Watched, never trained on:", "", *_matrix_lines(history.matrix.watched_matrix)]
     lines += ["", "| metric | value | unit |", "|---|---:|---|"]
     lines += [f"| {row.title} | {row.value} | {row.unit} |" for row in metric_rows(metrics)]
     lines += ["", "| phase | tokens | FLOPs | of which teacher | seconds |", "|---|---:|---:|---:|---:|"]
@@ -95,6 +93,14 @@ def markdown(history: RunHistory) -> str:
         rise = "–" if used.rise is None else f"{used.rise:+.1%}"
         lines += ["", f"Budget of {used.domain}: {used.allowed:.1%}; now {rise}, {used.state}."]
     return "\n".join(lines) + "\n"
+
+
+def _matrix_lines(matrix: LossMatrix) -> list[str]:
+    lines = ["| after | " + " | ".join(matrix.domains) + " |", "|---|" + "---:|" * len(matrix.domains)]
+    for label, row in zip(("initial", *matrix.stages), cells(matrix), strict=True):
+        shown = [f"{cell.text}" + (f" ({cell.rise:+.2f})" if cell.rise is not None else "") for cell in row]
+        lines.append(f"| {label} | " + " | ".join(shown) + " |")
+    return lines
 
 
 def summarise(out: Path) -> RunResult:

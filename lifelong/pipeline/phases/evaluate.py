@@ -13,7 +13,7 @@ from lifelong.errors import ForgettingBudgetExceeded
 from lifelong.evaluate.samples import sample_texts
 from lifelong.files import free_name, read_json, write_json
 from lifelong.ledger.folder import StageFolder
-from lifelong.ledger.history import read_losses, write_losses
+from lifelong.ledger.history import read_losses
 from lifelong.lm.flops import forward_flops_per_token
 from lifelong.pipeline.phases.phase import Phase, PlannedTokens
 from lifelong.pipeline.stage import Stage
@@ -33,7 +33,8 @@ class Evaluate(Phase):
         context.observer.phase_started(self.name, 0)
         if not stage.has(stage.result.losses):
             _measure(stage, model, stage.result)
-        stage.losses = list(read_losses(stage.result.losses))
+        written = [stage.result.losses, *([stage.result.watched] if stage.context.watched else [])]
+        stage.losses = list({loss.domain: loss for path in written for loss in read_losses(path)}.values())
         context.observer.evaluated(stage.index, stage.losses)
         distributed.run_on_main_process(lambda: _check_budget(stage))
         return model
@@ -45,9 +46,9 @@ class Evaluate(Phase):
         yield self.name, Cost(0, tokens * forward, 0.0, read_json(stage.work.seconds(self.name)))
 
     def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
-        """All domains after every stage, and before the first."""
-        domains = len({stage.domain for stage in recipe.stages})
-        return PlannedTokens(evaluated=recipe.evaluate.tokens * domains * (2 if index == 0 else 1))
+        """All domains after every stage, and before the first; those that are watched too."""
+        domains = len({*(stage.domain for stage in recipe.stages), *(recipe.watch or ())})
+        return PlannedTokens(evaluated=recipe.evaluation_tokens * domains * (2 if index == 0 else 1))
 
 
 def _measure(stage: Stage, model: PreTrainedModel, folder: StageFolder) -> None:
@@ -66,7 +67,7 @@ def _measure(stage: Stage, model: PreTrainedModel, folder: StageFolder) -> None:
             num_samples=stage.recipe.evaluate.samples,
         )
         write_json(folder.samples, [asdict(sample) for sample in samples])
-        write_losses(folder.losses, losses)
+        context.write_losses(folder, losses)
 
     distributed.run_on_main_process(written)
 
@@ -80,16 +81,13 @@ def _check_budget(stage: Stage) -> None:
     recipe, ledger = stage.recipe, stage.context.ledger
     if not recipe.budget:
         return
-    broken = []
+    broken, known = [], stage.budgeted_domains
     for loss in stage.losses:
         allowed = recipe.budget.get(loss.domain)
-        best = min(
-            (old.perplexity for row in stage.earlier_losses for old in row if old.domain == loss.domain), default=None
-        )
-        seen = any(record.domain == loss.domain for record in ledger.stages)
-        if allowed is None or best is None or not seen:
+        old = [old.perplexity for row in stage.reference_losses for old in row if old.domain == loss.domain]
+        if allowed is None or not old or loss.domain not in known:
             continue
-        rise = loss.perplexity / best - 1
+        rise = loss.perplexity / min(old) - 1
         if rise > allowed:
             broken.append(f"{loss.domain}: perplexity rose by {rise:.1%}, the budget is {allowed:.1%}")
     if broken:
@@ -98,8 +96,19 @@ def _check_budget(stage: Stage) -> None:
         rejected.parent.mkdir(exist_ok=True)
         stage.result.path.rename(rejected)
         raise ForgettingBudgetExceeded(
-            f"stage {stage.name} exceeds its forgetting budget and is not committed; it is kept in {rejected}\n  "
-            + "\n  ".join(broken)
-            + "\n  raise replay.share, max_share or memory_tokens, or lower train.learning_rate or tokens,"
+            f"Do not ship: {'; '.join(broken)}"
+            f"\n  stage {stage.name} exceeds its forgetting budget and is not committed; it is kept in {rejected}"
+            f"\n  {_cure(stage)},"
             "\n  and run the same command with that --set: it resumes from the last committed stage"
         )
+
+
+def _cure(stage: Stage) -> str:
+    """What could help, by what the stage had against forgetting."""
+    if stage.memory() is not None:
+        return "raise replay.share, max_share or memory_tokens, or lower train.learning_rate or tokens"
+    teacher = "" if stage.recipe.inherit or not stage.has_learned else "inherit={teacher: previous}, "
+    return (
+        f"there was no memory to replay: try {teacher}a lower train.learning_rate or fewer tokens; a stage before this "
+        "one, on text like that which was forgotten, would be remembered and replayed"
+    )

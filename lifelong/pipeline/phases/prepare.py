@@ -88,8 +88,9 @@ def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
 def _evaluate_before(stage: Stage, model: PreTrainedModel) -> None:
     """Loss of the previous stage's model on domains that join only now: where forward transfer starts."""
     context = stage.context
-    known = {loss.domain for loss in read_losses(context.ledger.folder.stage(stage.previous.name).losses)}
-    joined = [heldout for heldout in context.heldouts if heldout.domain not in known]
+    before = context.ledger.folder.stage(stage.previous.name)
+    known = {loss.domain for path in (before.losses, before.watched) if path.is_file() for loss in read_losses(path)}
+    joined = [context.heldout(name) for name in context.measured if name not in known]
     if joined and not stage.has(stage.work.losses_before):
         context.observer.phase_started("evaluate", 0)
         losses = [context.evaluate_one(model, heldout) for heldout in joined]

@@ -101,9 +101,9 @@ class Train(TrainingPhase):
 
     def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
         """The stage's budget, and the probes that `evaluate.probes` asks for."""
-        seen = len({stage.domain for stage in recipe.stages[:index]})
+        seen = {stage.domain for stage in recipe.stages[: index + 1]} | set(recipe.watch or ())
         evaluate = recipe.evaluate
-        return PlannedTokens(recipe.stages[index].tokens, evaluate.probes * evaluate.probe_tokens * (seen + 1))
+        return PlannedTokens(recipe.stages[index].tokens, evaluate.probes * evaluate.probe_tokens * len(seen))
 
 
 def _adjustment(stage: Stage) -> Adjustment:
@@ -156,12 +156,14 @@ def _probe(stage: Stage, model: PreTrainedModel, num_steps: int, steering: Repla
     evaluate, context = stage.recipe.evaluate, stage.context
     due = {0, *probe_steps(num_steps, evaluate.probes)} if evaluate.probes else set()
     steered = steering.steps if steering is not None else frozenset()
-    seen, own = stage.seen_columns(), stage.own_columns()
+    steering_names = stage.steering_domains()
+    own = [context.columns[column] for column in stage.own_columns()]
+    every = list(dict.fromkeys([*steering_names, *own, *context.watched]))
 
     def probe(step: int, tokens: int) -> Sequence[ProbePoint]:
-        columns = [*seen, *own] if step in due else seen if step in steered else []
+        names = every if step in due else steering_names if step in steered else []
         training = model.training
-        losses = [context.evaluate_one(model, context.heldouts[column], evaluate.probe_tokens) for column in columns]
+        losses = [context.evaluate_one(model, context.heldout(name), evaluate.probe_tokens) for name in names]
         model.train(training)
         return [ProbePoint(step, tokens, loss.domain, loss.nats_per_token, loss.tokens) for loss in losses]
 
