@@ -21,7 +21,7 @@ from lifelong.errors import InputError
 from lifelong.expand.apply import expansion_map, grown_class
 from lifelong.expand.depth import Placement
 from lifelong.expand.family import Family, family_of
-from lifelong.expand.lazy import Fetch, empty_model, model_class_of, parameter_names, parameter_shapes, tied_names
+from lifelong.expand.lazy import Fetch, checkpoint_class, empty_model, parameter_shapes
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
 from lifelong.expand.shards import (
@@ -82,7 +82,7 @@ def explain_expansion(
     """
     config, sizes = _config(str(source)), dict[str, Any](targets)
     plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, **sizes)
-    model_class = model_class_of(config, plan.family.objective)
+    model_class = checkpoint_class(config, plan.family.objective)
     mapping = expansion_map(plan, model_class)
     counts = [
         sum(torch.Size(shape).numel() for shape in parameter_shapes(empty_model(kind, settings)).values())
@@ -194,12 +194,9 @@ def _folder(source: str) -> Path:
 
 
 def _open_source(folder: Path, family: Family, config: Any) -> Source:
-    model_class = model_class_of(config, family.objective)
-    empty = empty_model(model_class, config)
-    for name in parameter_names(empty):
-        family.match(name)
+    model_class = checkpoint_class(config, family.objective)
     if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
-        reader = CheckpointReader(folder, family, parameter_shapes(empty), tied_names(empty))
+        reader = CheckpointReader(folder, family, empty_model(model_class, config))
         return Source(model_class, reader.fetch, reader.dtype, tuple(reader.left_out))
     try:
         model = model_class.from_pretrained(folder, dtype="auto")
@@ -274,8 +271,7 @@ def _verify_written(
     """Compare the old model with what was written, read back as anyone would."""
     config = load_config(folder)
     large = grown_class(plan, old.model_class)
-    empty = empty_model(large, config)
-    reader = CheckpointReader(folder, plan.target_family, parameter_shapes(empty), tied_names(empty))
+    reader = CheckpointReader(folder, plan.target_family, empty_model(large, config))
     return verify(
         plan,
         mapping,

@@ -10,6 +10,7 @@ Spaces, what the rows or columns of a parameter count:
 | ffn | neurons of the feed-forward layer |
 | vocab, positions, types | rows of the embeddings |
 | experts | experts of a mixture |
+| labels, pair | outputs of a classifier, of next-sentence prediction: they stay |
 
 `embedding`, `reader`, `writer`, `bias`, `pre_norm`, ... below make the entries of a family's table. A parameter's
 name holds `{layer}` in place of its layer number.
@@ -35,7 +36,7 @@ AXES = (
 Role = Literal[
     "embedding", "reader", "reader_bias", "writer", "writer_bias", "pre_norm", "pre_norm_bias", "final_norm",
     "final_norm_bias", "post_norm", "stream_norm", "stream_norm_bias", "q_norm", "k_norm", "head", "head_bias",
-    "mlm_dense", "mlm_dense_bias", "mlm_norm", "mlm_norm_bias", "router",
+    "mlm_dense", "mlm_dense_bias", "mlm_norm", "mlm_norm_bias", "router", "task_head", "task_head_bias",
 ]  # fmt: skip
 
 
@@ -144,6 +145,28 @@ def router() -> Parameter:
     return Parameter("router", ("experts",), "stream")
 
 
+def task_head(space: str, *, bias: bool = False) -> Parameter:
+    """The last layer of a classifier: it reads what the model hands on."""
+    return Parameter("task_head_bias", (space,)) if bias else Parameter("task_head", (space,), "stream")
+
+
+TASK_HEADS = {
+    **{
+        f"{name}.{kind}": task_head("labels", bias=kind == "bias")
+        for name in ("score", "classifier", "qa_outputs", "classifier.out_proj")
+        for kind in ("weight", "bias")
+    },
+    "cls.seq_relationship.weight": task_head("pair"),
+    "cls.seq_relationship.bias": task_head("pair", bias=True),
+    **{
+        f"{name}.{kind}": mlm_dense(bias=kind == "bias")
+        for name in ("classifier.dense", "pre_classifier", "{base}.pooler.dense")
+        for kind in ("weight", "bias")
+    },
+}
+"""Heads that transformers puts on the body of any family, and the pooler of BERT; `{base}` is the body's name."""
+
+
 @dataclass(frozen=True)
 class ExpertFiles:
     """Storage of fused experts in a checkpoint, one file entry per expert: `parts` stacked make the rows."""
@@ -168,8 +191,10 @@ class Family:
         head_norm: norms on queries and keys: `head` (per head), `full` (all heads together) or none.
         score_scale: attention divides by the root of the head size, or uses a fixed constant.
         partial_rotary: only the first channels of a head need be rotary.
+        interleaved: rotary channels are turned in neighbouring pairs, not in halves.
         scaled_embedding: embeddings are multiplied by the root of the hidden size (Gemma).
         fixed_head: head size is hidden size / heads by construction.
+        epsilon_key: configuration key of the epsilon that norms on the stream have.
         objective: `clm` or `mlm`.
         gated: the feed-forward layer is gated.
         defaults: configuration of new models, over the library's.
@@ -196,8 +221,10 @@ class Family:
     head_norm: Literal["none", "head", "full"] = "none"
     score_scale: Literal["head_dim", "fixed"] = "head_dim"
     partial_rotary: bool = False
+    interleaved: bool = False
     scaled_embedding: bool = False
     fixed_head: bool = False
+    epsilon_key: str = "rms_norm_eps"
     objective: Literal["clm", "mlm"] = "clm"
     gated: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -220,6 +247,31 @@ class Family:
             for pattern in self.parameters
         )
 
+    @property
+    def base(self) -> str:
+        """Name of the body inside a model with a head."""
+        return self.layer_stem.split(".")[0]
+
+    @cached_property
+    def task_heads(self) -> Mapping[str, Parameter]:
+        """What may stand on the body beside the head of the table, by parameter name."""
+        return {name.replace("{base}", self.base): parameter for name, parameter in TASK_HEADS.items()}
+
+    def parameter(self, pattern: str) -> Parameter:
+        """The role of an entry that `match` gave."""
+        return self.parameters.get(pattern) or self.task_heads[pattern]
+
+    def has(self, role: Role) -> bool:
+        """Whether a parameter of the table has this role."""
+        return any(parameter.role == role for parameter in self.parameters.values())
+
+    def standard_name(self, parameter: str, prefix: str) -> str:
+        """The name in the family's table of a parameter of a model whose body is called `prefix` (empty: bare)."""
+        if not prefix:
+            return f"{self.base}.{parameter}"
+        inner = parameter.removeprefix(f"{prefix}.")
+        return parameter if inner == parameter else f"{self.base}.{inner}"
+
     def match(self, parameter: str) -> tuple[str, int | None]:
         """The entry of the table that a parameter's name matches, and its layer.
 
@@ -227,6 +279,8 @@ class Family:
             ExpansionError: no entry matches, or several do.
         """
         found = [(pattern, hit) for pattern, regex in self._patterns if (hit := regex.match(parameter))]
+        if not found and parameter in self.task_heads:
+            return parameter, None
         if len(found) != 1:
             raise ExpansionError(
                 f"family {self.name!r}: parameter {parameter!r} is matched by {len(found)} entries of its table, "
@@ -247,12 +301,18 @@ def family_of(config_or_type: Any) -> Family:
 
     Raises:
         UnknownNameError: none does; names those that there are, and how to add one.
+        ExpansionError: two families claim it.
     """
     model_type = config_or_type if isinstance(config_or_type, str) else config_or_type.model_type
     families = [load_family(name) for name in plugin_names(PACKAGE)]
-    for family in families:
-        if model_type in family.model_types:
-            return family
+    claiming = [family for family in families if model_type in family.model_types]
+    if len(claiming) > 1:
+        raise ExpansionError(
+            f"model_type {model_type!r} is claimed by {len(claiming)} families: "
+            f"{', '.join(family.name for family in claiming)}; remove one of these files or its entry point"
+        )
+    if claiming:
+        return claiming[0]
     known = sorted(kind for family in families for kind in family.model_types)
     raise UnknownNameError(
         "family for model_type", model_type, known, "expand (docs/how_to/add_a_family.md says how to add one)"

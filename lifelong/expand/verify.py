@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lifelong.expand.float64 import true_float64
-from lifelong.expand.lazy import Fetch, empty_model, filled_model, is_held, parameter_shapes
+from lifelong.expand.lazy import Fetch, empty_model, filled_model, is_held, model_class_of, parameter_shapes
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan
+from lifelong.expand.positions import check_position_functions
 from lifelong.lm.compat import cache_argument
 from lifelong.lm.objective import objective_of
 from lifelong.records import ExpansionReport
@@ -43,10 +44,29 @@ class ModelUnderTest:
         return results if dtype == torch.float64 else {name: value.float() for name, value in results.items()}
 
 
+ANSWERS = ("logits", "prediction_logits", "start_logits", "last_hidden_state")
+MORE_ANSWERS = ("end_logits", "seq_relationship_logits", "pooler_output")
+
+
+def answer(output: Any) -> Tensor:
+    """What a model is asked for: `[B,T,...]`, or `[B,L]` of a classifier of sequences."""
+    found = (getattr(output, name, None) for name in ANSWERS)
+    return next(value for value in found if value is not None)
+
+
+def other_answer(name: str) -> Run:
+    """A run that gives what else a model with another head answers; zero where it does not."""
+
+    def run(model: Any, ids_BT: Tensor) -> Tensor:
+        value = getattr(model(input_ids=ids_BT), name, None)
+        return torch.zeros(1) if value is None else value
+
+    return run
+
+
 def plain(model: Any, ids_BT: Tensor) -> Tensor:
     """`[B,T,V]` of all tokens."""
-    logits: Tensor = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False).logits
-    return logits
+    return answer(model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)))
 
 
 def padded(model: Any, ids_BT: Tensor) -> Tensor:
@@ -56,10 +76,9 @@ def padded(model: Any, ids_BT: Tensor) -> Tensor:
     where = slice(0, third) if model.can_generate() else slice(ids_BT.shape[1] - third, None)
     mask_BT[1:, where] = 0
     pad = getattr(model.config, "pad_token_id", None)
-    logits: Tensor = model(
-        input_ids=ids_BT.masked_fill(mask_BT == 0, pad if pad is not None else 0), attention_mask=mask_BT
-    ).logits
-    return logits[mask_BT.bool()]
+    padded_BT = ids_BT.masked_fill(mask_BT == 0, pad if isinstance(pad, int) else 0)
+    value = answer(model(input_ids=padded_BT, attention_mask=mask_BT))
+    return value[mask_BT.bool()] if value.shape[:2] == mask_BT.shape else value
 
 
 def cached(model: Any, ids_BT: Tensor) -> Tensor:
@@ -83,8 +102,10 @@ def _continued(model: Any, ids_BT: Tensor, ends: Sequence[int]) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def runs_of(plan: ExpansionPlan, *, held: bool) -> dict[str, Run]:
+def runs_of(plan: ExpansionPlan, *, held: bool, language_model: bool = True) -> dict[str, Run]:
     """What a model is run on; an encoder has no cache. One that is not held is read anew in every pass: the fewest."""
+    if not language_model:
+        return {"tokens": plain, "padding": padded, **{name: other_answer(name) for name in MORE_ANSWERS}}
     if not objective_of(plan.family.objective).is_causal:
         return {"tokens": plain, "padding": padded}
     if held:
@@ -110,9 +131,13 @@ def verify(
     exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
     ids_BT = random_tokens(plan)
     difference: dict[torch.dtype, float] = {}
+    rounding: dict[torch.dtype, float] = {}
     tell("verify float64")
-    held = is_held(empty_model(grown.model_class, grown.config), torch.float64)
-    runs = runs_of(plan, held=held)
+    large = empty_model(grown.model_class, grown.config)
+    check_position_functions(plan, empty_model(small.model_class, small.config), large)
+    held = is_held(large, torch.float64)
+    is_language_model = small.model_class is model_class_of(small.config, plan.family.objective)
+    runs = runs_of(plan, held=held, language_model=is_language_model)
     befores, afters = (model.logits(ids_BT, torch.float64, runs) for model in (small, exact))
     worst = {name: largest_difference(befores[name], afters[name]) for name in runs}
     difference[torch.float64] = max(worst.values())
@@ -122,6 +147,7 @@ def verify(
         some_BT = ids_BT[:1, :FEW_TOKENS] if dtype == torch.bfloat16 else ids_BT
         low, high = (model.logits(some_BT, dtype, {"tokens": plain})["tokens"] for model in (small, grown))
         difference[dtype] = largest_difference(low, high)
+        rounding[dtype] = largest_difference(befores["tokens"][: len(some_BT), : some_BT.shape[1]], low)
     before, after = befores["tokens"], afters["tokens"]
     tolerance = TOLERANCE * max(1.0, float(before.abs().max()))
     return ExpansionReport(
@@ -134,16 +160,22 @@ def verify(
         max_logit_difference_float64=difference[torch.float64],
         max_logit_difference_float32=difference[torch.float32],
         max_logit_difference_bfloat16=difference[torch.bfloat16],
-        **divergence(before, after, ids_BT),
+        **(divergence(before, after, ids_BT) if is_language_model else {}),
         tolerance=tolerance,
         passed=not plan.is_exact or difference[torch.float64] <= tolerance,
-        notes=(*plan.approximations, _listed(worst, cache=runs["tokens"] is last_cached)),
+        notes=(*plan.approximations, _listed(worst, cache=runs["tokens"] is last_cached), _rounding(rounding)),
     )
 
 
 def _listed(worst: Mapping[str, float], *, cache: bool) -> str:
     listed = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     return f"in float64: {listed}" + ("; the last token through the cache" if cache else "")
+
+
+def _rounding(rounding: Mapping[torch.dtype, float]) -> str:
+    """What the number formats alone do to the model that did not grow: differences of this size say nothing."""
+    listed = ", ".join(f"{str(dtype).removeprefix('torch.')} {value:.1e}" for dtype, value in rounding.items())
+    return f"rounding of the model before growth, against float64: {listed}"
 
 
 def largest_difference(before: Tensor, after: Tensor) -> float:
@@ -168,7 +200,8 @@ def divergence(before: Tensor, after: Tensor, ids_BT: Tensor) -> dict[str, float
 def random_tokens(plan: ExpansionPlan) -> Tensor:
     """`[B,T]` tokens of the old vocabulary, within the old positions."""
     generator = torch.Generator().manual_seed(VERIFY_SEED)
-    room = plan.source.get("positions", NUM_TOKENS) - (2 if plan.family.positions_after_padding else 0)
+    padding = getattr(plan.source_config, "pad_token_id", None) or 0
+    room = plan.source.get("positions", NUM_TOKENS) - (padding + 1 if plan.family.positions_after_padding else 0)
     length = max(NUM_CACHED + 2, min(NUM_TOKENS, room))
     return torch.randint(0, plan.source["vocab_size"], (NUM_SEQUENCES, length), generator=generator)
 
