@@ -85,6 +85,8 @@ def checkpoint_class(config: Any, objective: str) -> Any:
     if named is None:
         return model_class_of(config, objective)
     found = getattr(transformers, named, None)
+    if named.endswith("ForMultipleChoice"):
+        raise ExpansionError(f"architectures: {named} takes several texts at once and cannot be compared; grow its body")
     if found is None:
         raise ExpansionError(
             f"architectures: transformers has no class {named!r}, and what it has beside the {objective} model would "

@@ -179,8 +179,8 @@ def build_map(plan: ExpansionPlan, small: Any, large: Any) -> ExpansionMap:
     )  # fmt: skip
     is_elle = plan.mode == "elle"
     axes = elle_axes(growth, torch.Generator().manual_seed(plan.seed)) if is_elle else exact_axes(growth)
-    for space, key, default in FIXED_SPACES:
-        size = int(getattr(plan.source_config, key, 0) or default)
+    for space in FIXED_SPACES:
+        size = _size_of(space, plan.family, source.shapes)
         axes[space] = axis_map(torch.arange(size), size)
     builder = _Builder(plan, axes, source, tied=tied)
     tensors = {}
@@ -194,8 +194,14 @@ def build_map(plan: ExpansionPlan, small: Any, large: Any) -> ExpansionMap:
     return ExpansionMap(builder.axes, tensors, plan.seed)
 
 
-FIXED_SPACES = (("types", "type_vocab_size", 1), ("labels", "num_labels", 1), ("pair", "", 2))
-"""Spaces that stay, the configuration key of their size, and the size without it."""
+FIXED_SPACES = ("types", "labels", "pair")
+"""Spaces that stay."""
+
+
+def _size_of(space: str, family: Family, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rows of the first parameter whose rows are this space."""
+    rows = (shape[0] for name, shape in shapes.items() if family.parameter(family.match(name)[0]).out == (space,))
+    return next(rows, 1)
 
 
 def _check_shape(family: str, name: str, made: Sequence[int], shape: Sequence[int]) -> None:
