@@ -10,7 +10,9 @@ Spaces, what the rows or columns of a parameter count:
 | ffn | neurons of the feed-forward layer |
 | vocab, positions, types | rows of the embeddings |
 | experts | experts of a mixture |
-| labels, pair | outputs of a classifier, of next-sentence prediction: they stay |
+| each_head | query heads, one number each |
+| gate | query heads x head size, as a gate on what attention puts out is made |
+| stays | whatever no axis changes: classes, token types, shared experts, states of linear attention |
 
 `embedding`, `reader`, `writer`, `bias`, `pre_norm`, ... below make the entries of a family's table. A parameter's
 name holds `{layer}` in place of its layer number.
@@ -36,7 +38,7 @@ AXES = (
 Role = Literal[
     "embedding", "reader", "reader_bias", "writer", "writer_bias", "pre_norm", "pre_norm_bias", "final_norm",
     "final_norm_bias", "post_norm", "stream_norm", "stream_norm_bias", "q_norm", "k_norm", "head", "head_bias",
-    "mlm_dense", "mlm_dense_bias", "mlm_norm", "mlm_norm_bias", "router", "task_head", "task_head_bias",
+    "mlm_dense", "mlm_dense_bias", "mlm_norm", "mlm_norm_bias", "router", "router_bias", "task_head", "task_head_bias", "kept",
 ]  # fmt: skip
 
 
@@ -50,6 +52,7 @@ class Parameter:
         into: space of its columns, if it is no vector.
         transposed: stored as [in, out] (GPT-2's Conv1D).
         by_head: rows of fused projections alternate head by head ([heads, 3, head size]).
+        by_neuron: rows of fused projections alternate neuron by neuron ([ffn, 2]).
         per_expert: the first dimension counts experts.
         tied_to: the parameter it shares its values with when the configuration ties embeddings.
         slot: `attention` or `ffn` for parameters of a post-norm block.
@@ -60,6 +63,7 @@ class Parameter:
     into: str | None = None
     transposed: bool = False
     by_head: bool = False
+    by_neuron: bool = False
     per_expert: bool = False
     tied_to: str | None = None
     slot: str = ""
@@ -70,14 +74,21 @@ def embedding(space: str) -> Parameter:
     return Parameter("embedding", (space,), "stream")
 
 
-def reader(*out: str, transposed: bool = False, by_head: bool = False, per_expert: bool = False) -> Parameter:
+def reader(
+    *out: str, transposed: bool = False, by_head: bool = False, by_neuron: bool = False, per_expert: bool = False
+) -> Parameter:
     """A projection that reads the (normalised) stream; several spaces where projections are fused."""
-    return Parameter("reader", out, "stream", transposed, by_head, per_expert)
+    return Parameter("reader", out, "stream", transposed, by_head, by_neuron, per_expert)
 
 
-def reader_bias(*out: str, by_head: bool = False) -> Parameter:
+def reader_bias(*out: str, by_head: bool = False, by_neuron: bool = False, per_expert: bool = False) -> Parameter:
     """The bias of a reader."""
-    return Parameter("reader_bias", out, by_head=by_head)
+    return Parameter("reader_bias", out, by_head=by_head, by_neuron=by_neuron, per_expert=per_expert)
+
+
+def kept(*spaces: str) -> Parameter:
+    """What no axis but these changes: states of linear attention, one number a head, ...."""
+    return Parameter("kept", spaces)
 
 
 def writer(into: str, *, transposed: bool = False, per_expert: bool = False) -> Parameter:
@@ -85,9 +96,9 @@ def writer(into: str, *, transposed: bool = False, per_expert: bool = False) -> 
     return Parameter("writer", ("stream",), into, transposed, per_expert=per_expert)
 
 
-def writer_bias(slot: str) -> Parameter:
+def writer_bias(slot: str, *, per_expert: bool = False) -> Parameter:
     """The bias of the writer from `o` or `ffn`."""
-    return Parameter("writer_bias", ("stream",), slot=slot)
+    return Parameter("writer_bias", ("stream",), slot=slot, per_expert=per_expert)
 
 
 def pre_norm(*, bias: bool = False) -> Parameter:
@@ -140,29 +151,24 @@ def mlm_norm(*, bias: bool = False) -> Parameter:
     return Parameter("mlm_norm_bias" if bias else "mlm_norm", ("stream",))
 
 
-def router() -> Parameter:
+def router(*, bias: bool = False) -> Parameter:
     """The router of a mixture of experts."""
-    return Parameter("router", ("experts",), "stream")
+    return Parameter("router_bias", ("experts",)) if bias else Parameter("router", ("experts",), "stream")
 
 
-def task_head(space: str, *, bias: bool = False) -> Parameter:
+def task_head(*, bias: bool = False) -> Parameter:
     """The last layer of a classifier: it reads what the model hands on."""
-    return Parameter("task_head_bias", (space,)) if bias else Parameter("task_head", (space,), "stream")
+    return Parameter("task_head_bias", ("stays",)) if bias else Parameter("task_head", ("stays",), "stream")
 
 
 TASK_HEADS = {
-    **{
-        f"{name}.{kind}": task_head("labels", bias=kind == "bias")
-        for name in ("score", "classifier", "qa_outputs", "classifier.out_proj")
-        for kind in ("weight", "bias")
-    },
-    "cls.seq_relationship.weight": task_head("pair"),
-    "cls.seq_relationship.bias": task_head("pair", bias=True),
-    **{
-        f"{name}.{kind}": mlm_dense(bias=kind == "bias")
-        for name in ("classifier.dense", "pre_classifier", "{base}.pooler.dense")
-        for kind in ("weight", "bias")
-    },
+    f"{name}.{kind}": role(bias=kind == "bias")
+    for role, names in (
+        (task_head, ("score", "classifier", "qa_outputs", "classifier.out_proj", "cls.seq_relationship")),
+        (mlm_dense, ("classifier.dense", "pre_classifier", "{base}.pooler.dense")),
+    )
+    for name in names
+    for kind in ("weight", "bias")
 }
 """Heads that transformers puts on the body of any family, and the pooler of BERT; `{base}` is the body's name."""
 

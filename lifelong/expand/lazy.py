@@ -86,7 +86,9 @@ def checkpoint_class(config: Any, objective: str) -> Any:
         return model_class_of(config, objective)
     found = getattr(transformers, named, None)
     if named.endswith("ForMultipleChoice"):
-        raise ExpansionError(f"architectures: {named} takes several texts at once and cannot be compared; grow its body")
+        raise ExpansionError(
+            f"architectures: {named} takes several texts at once and cannot be compared; grow its body"
+        )
     if found is None:
         raise ExpansionError(
             f"architectures: transformers has no class {named!r}, and what it has beside the {objective} model would "

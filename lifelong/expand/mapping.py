@@ -151,6 +151,12 @@ class TableNames:
             ExpansionError: a parameter is not matched by exactly one entry of the family's table.
         """
         shapes, prefix = parameter_shapes(model), body_prefix(model)
+        if buffers := sorted(
+            set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        ):
+            raise ExpansionError(
+                f"family {family.name!r}: checkpoints hold {buffers[0]!r}, which is no parameter, and growth would lose it"
+            )
         actual = {family.standard_name(name, prefix): name for name in shapes}
         for name in actual:
             family.match(name)
@@ -179,9 +185,6 @@ def build_map(plan: ExpansionPlan, small: Any, large: Any) -> ExpansionMap:
     )  # fmt: skip
     is_elle = plan.mode == "elle"
     axes = elle_axes(growth, torch.Generator().manual_seed(plan.seed)) if is_elle else exact_axes(growth)
-    for space in FIXED_SPACES:
-        size = _size_of(space, plan.family, source.shapes)
-        axes[space] = axis_map(torch.arange(size), size)
     builder = _Builder(plan, axes, source, tied=tied)
     tensors = {}
     for name, shape in target.shapes.items():
@@ -192,16 +195,6 @@ def build_map(plan: ExpansionPlan, small: Any, large: Any) -> ExpansionMap:
         actual = target.actual[name]
         tensors[actual] = replace(made, name=actual, sources=tuple(source.actual[part] for part in made.sources))
     return ExpansionMap(builder.axes, tensors, plan.seed)
-
-
-FIXED_SPACES = ("types", "labels", "pair")
-"""Spaces that stay."""
-
-
-def _size_of(space: str, family: Family, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Rows of the first parameter whose rows are this space."""
-    rows = (shape[0] for name, shape in shapes.items() if family.parameter(family.match(name)[0]).out == (space,))
-    return next(rows, 1)
 
 
 def _check_shape(family: str, name: str, made: Sequence[int], shape: Sequence[int]) -> None:
@@ -241,7 +234,8 @@ class _Builder:
         sources = self._sources(pattern, layer)
         # an inserted layer is silent as a whole: its queries need not be, and learn two steps earlier
         loud = layer is not None and layer.inserted and self.plan.mode == "exact"
-        axes = self._axis_names(parameter, loud=loud)
+        shape = self.source.shapes[sources[0]] if sources else ()
+        axes = self._axis_names(parameter, shape, loud=loud)
         gain = parameter.role in ("pre_norm", "final_norm", "post_norm", "q_norm", "k_norm")
         factor, value = self._embedding_factor(parameter), None
         if layer is not None and self.plan.mode == "exact":
@@ -309,14 +303,22 @@ class _Builder:
         writes = (role == "writer" and parameter.into == "ffn") or (role == "writer_bias" and ends_block)
         return (1 / gains.stream if reads else gains.stream if writes else 1.0), None
 
-    def _axis_names(self, parameter: Parameter, *, loud: bool) -> tuple[str, ...]:
-        """One axis map a dimension; fused and interleaved ones are made on the way."""
+    def _axis_names(self, parameter: Parameter, shape: Sequence[int], *, loud: bool) -> tuple[str, ...]:
+        """One axis map a dimension; fused and interleaved ones are made on the way.
+
+        `shape` is that of the old parameter, for dimensions that stay.
+        """
+        if parameter.role == "kept":
+            spaces = (*parameter.out, *("stays",) * len(shape))[: len(shape)]
+            return tuple(self._stays(n) if space == "stays" else space for space, n in zip(spaces, shape, strict=True))
+        if "stays" in (*parameter.out, parameter.into):
+            return self._partly_staying(parameter, shape)
         rows = [self._side(space, parameter) for space in parameter.out]
         if parameter.role in ("q_norm", "k_norm"):
             rows = [f"{parameter.out[0]}.norm"]
         if loud:
             rows = [self._loud(row) for row in rows]
-        out = self._fused(tuple(rows), by_head=parameter.by_head)
+        out = self._fused(tuple(rows), parameter)
         if parameter.role == "writer" and parameter.into is not None:
             into = "ffn.out" if parameter.into == "ffn" else parameter.into
         elif parameter.role == "mlm_dense":
@@ -325,6 +327,20 @@ class _Builder:
             into = self._side(parameter.into, parameter) if parameter.into else ""
         names = (into, out) if parameter.transposed else (out, into)
         return (("experts",) if parameter.per_expert else ()) + tuple(name for name in names if name)
+
+    def _partly_staying(self, parameter: Parameter, shape: Sequence[int]) -> tuple[str, ...]:
+        """Rows or columns that no axis changes, beside others that one does."""
+        spaces = [parameter.out[0], *([parameter.into] if parameter.into else [])]
+        names = [
+            self._stays(n) if space == "stays" else self._side(space, parameter)
+            for space, n in zip(spaces, shape, strict=True)
+        ]
+        return tuple(names)
+
+    def _stays(self, size: int) -> str:
+        name = f"stays.{size}"
+        self.axes.setdefault(name, axis_map(torch.arange(size), size))
+        return name
 
     def _side(self, space: str, parameter: Parameter) -> str:
         if space == "stream":
@@ -339,18 +355,26 @@ class _Builder:
         self.axes[name] = replace(axis, fresh=torch.ones_like(axis.fresh), constant=torch.ones_like(axis.constant))
         return name
 
-    def _fused(self, rows: tuple[str, ...], *, by_head: bool) -> str:
+    def _fused(self, rows: tuple[str, ...], parameter: Parameter) -> str:
         if len(rows) == 1:
             return rows[0]
-        name = ("|" if by_head else "+").join(rows)
+        alternate = parameter.by_head or parameter.by_neuron
+        name = ("|" if alternate else "+").join(rows)
         if name not in self.axes:
             made = concatenated([self.axes[row] for row in rows])
-            if by_head:
+            if alternate:
                 sizes = self.plan.source, self.plan.target
-                old, new = (_head_by_head(s["heads"], len(rows), s["head_dim"]) for s in sizes)
+                old, new = (_alternating(s, len(rows), by_head=parameter.by_head) for s in sizes)
                 made = permuted(made, old, new)
             self.axes[name] = made
         return name
+
+
+def _alternating(sizes: Mapping[str, int], parts: int, *, by_head: bool) -> Tensor:
+    """Place in the concatenated order of every row that is stored head by head or neuron by neuron."""
+    if by_head:
+        return _head_by_head(sizes["heads"], parts, sizes["head_dim"])
+    return _head_by_head(sizes["intermediate_size"], parts, 1)
 
 
 def _head_by_head(heads: int, parts: int, size: int) -> Tensor:

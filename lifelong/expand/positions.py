@@ -37,7 +37,7 @@ def check_position_functions(plan: ExpansionPlan, small: Any, large: Any) -> Non
         for name, (kept, _) in before.items():
             if name not in after:
                 raise ExpansionError(f"rotary table {name} is not in the grown model")
-            at = plan.pairs.clamp(max=after[name][0].shape[-1] - 1)
+            at = plan.pairs[: kept.shape[-1]]
             moved = max(
                 float((old - new[..., at]).abs().max())
                 for old, new in zip((kept, before[name][1]), after[name], strict=True)
@@ -146,6 +146,9 @@ def _check_configurations(plan: ExpansionPlan) -> None:
         return
     before, after = (config.to_dict() for config in (plan.source_config, plan.target_config))
     family = plan.family
+    scales = [_scales_by_position(config) for config in (plan.source_config, plan.target_config)]
+    if scales[0] != scales[1]:
+        raise ExpansionError(f"queries of the grown model are scaled by position by {scales[1]}, not {scales[0]}")
     grown = {*family.axes.values(), *family.follows, family.epsilon_key, "rope_parameters", "head_dim", "architectures"}
     for key, value in before.items():
         if key in grown or isinstance(value, list | Mapping) or key.startswith("_"):
@@ -154,3 +157,11 @@ def _check_configurations(plan: ExpansionPlan) -> None:
             raise ExpansionError(
                 f"{key} of the grown configuration is {after[key]!r}, not {value!r}: {family.name} cannot grow so"
             )
+
+
+def _scales_by_position(config: Any) -> dict[str, Any]:
+    """What scales queries by their position (LLaMA 4, Ministral 3)."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if "llama_4_scaling_beta" not in parameters:
+        return {}
+    return {key: parameters.get(key) for key in ("llama_4_scaling_beta", "original_max_position_embeddings")}

@@ -60,7 +60,7 @@ def plan_channels(
     if partial:
         # channels behind the rotary ones take part in the scores without a position
         rotary = _rotary_size(tables[0], old)
-        return ChannelPlan(_appended(old, new), torch.arange(rotary // 2), _with_partial(parameters, rotary, new))
+        return ChannelPlan(_appended(old, new), torch.arange(-(-rotary // 2)), _with_partial(parameters, rotary, new))
     if new % 2:
         raise ExpansionError(f"head_dim: {new} is odd; rotary channels come in pairs; nearest: {new - 1} and {new + 1}")
     if new % old == 0 and all(table["rope_type"] in ("default", "linear", "llama3") for table in tables):
@@ -170,7 +170,7 @@ def _long_tables(config: Any, tables: list[dict[str, Any]], old: int, new: int, 
     for table in tables:
         short = next(made)
         long = next(made) if table["rope_type"] == "longrope" else short
-        original = table.get("original_max_position_embeddings") if long is not short else None
+        original = table.get("original_max_position_embeddings")  # other things may scale by it (Ministral 3)
         table.pop("partial_rotary_factor", None)
         table |= {
             "rope_type": "longrope", "short_factor": _factors(pairs, *short, new),

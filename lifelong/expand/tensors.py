@@ -300,7 +300,7 @@ def _add_zero_sum_noise(grown: Tensor, axes: Sequence[AxisMap], mapping: TensorM
     """Clones along the first dimension differ, their sum does not; what new neurons write stays silent."""
     axis, groups = axes[0], axes[0].source
     noise = draw.normal(grown.shape, grown.dtype) * (mapping.share_noise * mapping.std)
-    noise *= axes[-1].is_old.to(grown.dtype)
+    noise *= _outer([torch.ones_like(axis.is_old), *(a.is_old for a in axes[1:])])
     sums = torch.zeros([axis.size, *grown.shape[1:]], dtype=grown.dtype).index_add_(0, groups, noise)
     many = axis.counts[groups].to(grown.dtype).view([-1] + [1] * (grown.dim() - 1))
     grown += noise - sums.index_select(0, groups) / many

@@ -174,6 +174,8 @@ def head_axes(growth: Growth) -> dict[str, AxisMap]:
     axes = {
         "v": axis_map(values, rows, dual=1 / _copies(values, rows), fresh=1.0),
         "o": axis_map(outputs, source["heads"] * size, split=fill == "clone"),
+        "gate": axis_map(outputs, source["heads"] * size, dual=1 / _copies(outputs, source["heads"] * size), fresh=1.0),
+        "each_head": axis_map(placed.queries, source["heads"], dual=1 / _copies(placed.queries, source["heads"])),
     }
     if family.head_norm == "none":
         return axes | _plain_heads(growth, placed, score)

@@ -248,7 +248,7 @@ MUTATIONS = {
     "stream scale": (width.math, "sqrt", lambda value: value, {"hidden_size": 42, "heads": 7}, "gpt2"),
     "score scale": (width.math, "sqrt", lambda value: 1.0, {"head_dim": 16}, "llama"),
     "rotary pairs": (
-        rope, "_paired", lambda pairs, old, new: torch.cat([torch.arange(old), torch.full((new - old,), -1)]),
+        rope, "_paired", lambda pairs, old, new, interleaved=False: torch.cat([torch.arange(old), torch.full((new - old,), -1)]),
         {"head_dim": 16}, "llama",
     ),
     "copies": (width, "_copies", lambda index, size: torch.ones(len(index), dtype=torch.float64),
