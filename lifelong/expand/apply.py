@@ -15,6 +15,7 @@ from lifelong.expand.lazy import empty_model, model_class_of, tied_names
 from lifelong.expand.mapping import ExpansionMap, TableNames, build_map
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
 from lifelong.expand.positions import check_position_functions
+from lifelong.expand.shape import estimated_parameters
 from lifelong.expand.verify import ModelUnderTest, from_weights, verify
 from lifelong.expand.width import Strategy
 from lifelong.records import ExpansionReport
@@ -66,6 +67,7 @@ def grow(
         ExpansionError: the model is not a standard member of its family, or holds values that are not finite.
     """
     started = time.monotonic()
+    _check_memory(plan)
     plan = plan if seed is None else replace(plan, seed=seed)
     tied = tied_names(model)
     weights = {
@@ -85,6 +87,17 @@ def grow(
     if optimizer is not None:
         move_optimizer(optimizer, model, grown, mapping)
     return grown, mapping, replace(report, seconds=time.monotonic() - started)
+
+
+def _check_memory(plan: ExpansionPlan) -> None:
+    import psutil
+
+    size = 4 * estimated_parameters(plan.target_family, plan.target, tied=plan.tied)
+    free = psutil.virtual_memory().available
+    if size > free:
+        raise ExpansionError(
+            f"the grown model takes about {size / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+        )
 
 
 def _with_weights(model: Any, plan: ExpansionPlan, mapping: ExpansionMap, weights: dict[str, torch.Tensor]) -> Any:

@@ -155,7 +155,7 @@ class TableNames:
             set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
         ):
             raise ExpansionError(
-                f"family {family.name!r}: checkpoints hold {buffers[0]!r}, which is no parameter, and growth would lose it"
+                f"family {family.name!r}: checkpoints hold {buffers[0]!r}, which is no parameter and would be lost"
             )
         actual = {family.standard_name(name, prefix): name for name in shapes}
         for name in actual:

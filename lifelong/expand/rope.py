@@ -170,12 +170,12 @@ def _long_tables(config: Any, tables: list[dict[str, Any]], old: int, new: int, 
     for table in tables:
         short = next(made)
         long = next(made) if table["rope_type"] == "longrope" else short
-        original = table.get("original_max_position_embeddings")  # other things may scale by it (Ministral 3)
+        kept = table.get("original_max_position_embeddings")  # other things may scale by it (Ministral 3)
         table.pop("partial_rotary_factor", None)
         table |= {
             "rope_type": "longrope", "short_factor": _factors(pairs, *short, new),
             "long_factor": _factors(pairs, *long, new), "factor": 1.0, "attention_factor": short[0][1],
-            "original_max_position_embeddings": int(original or config.max_position_embeddings),
+            "original_max_position_embeddings": int(kept or config.max_position_embeddings),
         }  # fmt: skip
     return pairs
 

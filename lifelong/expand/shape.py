@@ -59,6 +59,19 @@ def _family_or_none(config: Any) -> Family | None:
         return None
 
 
+MOST = {"layers": 10_000, "experts": 100_000, "positions": 2**28}
+MOST_OTHERWISE = 2**24
+"""Sizes beyond these are slips of the finger; they would keep a machine busy before anything is refused."""
+
+
+def estimated_parameters(family: Family, shape: Shape, *, tied: bool) -> int:
+    """Parameters of a model of this shape, from its large matrices alone."""
+    width, heads = shape["hidden_size"], 2 * shape["heads"] + 2 * shape["kv_heads"]
+    neurons = shape["intermediate_size"] * shape.get("experts", 1) * (3 if family.gated else 2)
+    embeddings = shape["vocab_size"] * (1 if tied else 2)
+    return width * (embeddings + shape["layers"] * (heads * shape["head_dim"] + neurons))
+
+
 def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None]) -> dict[str, int]:
     """The sizes after growth: what is not named stays, what hangs together grows together.
 
@@ -67,9 +80,11 @@ def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None
         ExpansionError: a size is smaller than the model's, or sizes contradict each other.
     """
     named = {axis: int(size) for axis, size in targets.items() if size is not None}
-    for axis in named:
+    for axis, size in named.items():
         if axis not in AXES:
             raise UnknownNameError("axis", axis, AXES, "expand")
+        if size > (most := MOST.get(axis, MOST_OTHERWISE)):
+            raise ExpansionError(f"{axis}: {size:.6g} is more than any model has; at most {most:,}")
     target = {**source, **named}
     _resolve_heads(family, source, target, named)
     for axis, size in source.items():

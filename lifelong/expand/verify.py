@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from lifelong.records import ExpansionReport
 TOLERANCE = 1e-10
 VERIFY_SEED = 1234
 Run = Callable[[Any, Tensor], Tensor]
+Level = Literal["full", "quick", "none"]
 NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED, FEW_TOKENS = 2, 24, 4, 8
 
 
@@ -50,8 +51,8 @@ MORE_ANSWERS = ("end_logits", "seq_relationship_logits", "pooler_output")
 
 def answer(output: Any) -> Tensor:
     """What a model is asked for: `[B,T,...]`, or `[B,L]` of a classifier of sequences."""
-    found = (getattr(output, name, None) for name in ANSWERS)
-    return next(value for value in found if value is not None)
+    found: Tensor = next(value for name in ANSWERS if (value := getattr(output, name, None)) is not None)
+    return found
 
 
 def other_answer(name: str) -> Run:
@@ -119,51 +120,78 @@ def verify(
     small: ModelUnderTest,
     grown: ModelUnderTest,
     *,
+    level: Level = "full",
     progress: Callable[[str], None] | None = None,
 ) -> ExpansionReport:
     """Compare both models on random tokens, with padding and with a cache, in three precisions.
+
+    `quick` looks at a few tokens in float64 alone; `none` at functions of position and length alone, which need no
+    weights.
 
     In float64 the map is applied to float64 weights: a weight scaled by sqrt(D/d) and stored in float32 moves the
     logits by float32 rounding, which says nothing about the map. Only logits of the old vocabulary are compared; the
     divergence counts the probability that new tokens take.
     """
     tell = progress or (lambda _text: None)
-    exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
-    ids_BT = random_tokens(plan)
-    difference: dict[torch.dtype, float] = {}
-    rounding: dict[torch.dtype, float] = {}
-    tell("verify float64")
     large = empty_model(grown.model_class, grown.config)
     check_position_functions(plan, empty_model(small.model_class, small.config), large)
-    held = is_held(large, torch.float64)
-    is_language_model = small.model_class is model_class_of(small.config, plan.family.objective)
-    runs = runs_of(plan, held=held, language_model=is_language_model)
-    befores, afters = (model.logits(ids_BT, torch.float64, runs) for model in (small, exact))
-    worst = {name: largest_difference(befores[name], afters[name]) for name in runs}
-    difference[torch.float64] = max(worst.values())
-    for dtype in (torch.float32, torch.bfloat16):
-        tell(f"verify {str(dtype).removeprefix('torch.')}")
-        # many processors multiply bfloat16 fifty times more slowly than float32: a few tokens have to do
-        some_BT = ids_BT[:1, :FEW_TOKENS] if dtype == torch.bfloat16 else ids_BT
-        low, high = (model.logits(some_BT, dtype, {"tokens": plain})["tokens"] for model in (small, grown))
-        difference[dtype] = largest_difference(low, high)
-        rounding[dtype] = largest_difference(befores["tokens"][: len(some_BT), : some_BT.shape[1]], low)
-    before, after = befores["tokens"], afters["tokens"]
-    tolerance = TOLERANCE * max(1.0, float(before.abs().max()))
-    return ExpansionReport(
+    report = ExpansionReport(
         family=plan.target_family.name,
         mode=plan.mode if not plan.approximations or plan.mode == "elle" else "approximate",
         source=dict(plan.source),
         target=dict(plan.target),
         parameters_before=count_parameters(small),
         parameters_after=count_parameters(grown),
-        max_logit_difference_float64=difference[torch.float64],
+        notes=plan.approximations,
+    )
+    if level == "none":
+        return replace(report, notes=(*report.notes, "logits were not compared (verify: none)"))
+    exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
+    ids_BT = random_tokens(plan)[:, : FEW_TOKENS if level == "quick" else None]
+    tell("verify float64")
+    is_language_model = small.model_class is model_class_of(small.config, plan.family.objective)
+    runs = runs_of(plan, held=is_held(large, torch.float64), language_model=is_language_model)
+    if level == "quick":
+        runs = {"tokens": plain}
+    befores, afters = (model.logits(ids_BT, torch.float64, runs) for model in (small, exact))
+    worst = {name: largest_difference(befores[name], afters[name]) for name in runs}
+    before, after = befores["tokens"], afters["tokens"]
+    tolerance = TOLERANCE * max(1.0, float(before.abs().max()))
+    moved: dict[str, Any] = divergence(before, after, ids_BT) if is_language_model else {}
+    report = replace(
+        report,
+        max_logit_difference_float64=max(worst.values()),
+        **moved,
+        tolerance=tolerance,
+        passed=not plan.is_exact or max(worst.values()) <= tolerance,
+        notes=(*report.notes, _listed(worst, cache=runs["tokens"] is last_cached)),
+    )
+    return report if level == "quick" else _with_formats(report, small, grown, before, ids_BT, tell)
+
+
+def _with_formats(
+    report: ExpansionReport,
+    small: ModelUnderTest,
+    grown: ModelUnderTest,
+    before: Tensor,
+    ids_BT: Tensor,
+    tell: Callable[[str], None],
+) -> ExpansionReport:
+    """The report with differences in number formats: of the models, and of the old one from itself in float64."""
+    difference, rounding = {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        tell(f"verify {str(dtype).removeprefix('torch.')}")
+        # many processors multiply bfloat16 fifty times more slowly than float32: a few tokens have to do
+        some_BT = ids_BT[:1, :FEW_TOKENS] if dtype == torch.bfloat16 else ids_BT
+        low, high = (model.logits(some_BT, dtype, {"tokens": plain})["tokens"] for model in (small, grown))
+        difference[dtype] = largest_difference(low, high)
+        if low.dim() == 3:  # what a classifier says of a whole text depends on how much of it was seen
+            rounding[dtype] = largest_difference(before[: len(some_BT), : some_BT.shape[1]], low)
+    return replace(
+        report,
         max_logit_difference_float32=difference[torch.float32],
         max_logit_difference_bfloat16=difference[torch.bfloat16],
-        **(divergence(before, after, ids_BT) if is_language_model else {}),
-        tolerance=tolerance,
-        passed=not plan.is_exact or difference[torch.float64] <= tolerance,
-        notes=(*plan.approximations, _listed(worst, cache=runs["tokens"] is last_cached), _rounding(rounding)),
+        notes=(*report.notes, *([_rounding(rounding)] if rounding else [])),
     )
 
 

@@ -1,4 +1,4 @@
-"""Command R7B and Command A: LayerNorm without biases, attention and feed-forward side by side, paired rotary channels."""
+"""Command R7B and Command A: LayerNorm without biases, both sublayers side by side, rotary channels in pairs."""
 
 from lifelong.expand.family import Family
 from lifelong.expand.layouts import ROTARY_AXES, gated_decoder

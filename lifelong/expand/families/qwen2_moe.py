@@ -1,4 +1,4 @@
-"""Qwen1.5-MoE and Qwen2-MoE: Qwen2's layout with a mixture of experts and one that all tokens pass, whose size stays."""
+"""Qwen1.5-MoE and Qwen2-MoE: Qwen2's layout, a mixture of experts, and one for all tokens, whose size stays."""
 
 from lifelong.expand.family import Family
 from lifelong.expand.layouts import EXPERT_PARTS, ROTARY_AXES, expert_files, gated_decoder, sparse, with_shared_expert
