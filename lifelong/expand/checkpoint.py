@@ -259,7 +259,7 @@ def _folder(source: str) -> Path:
 
 def _open_source(folder: Path, family: Family, config: Any) -> Source:
     model_class = checkpoint_class(config, family.objective)
-    if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
+    if not family.converted_files and ((folder / WEIGHTS).exists() or (folder / INDEX).exists()):
         reader = CheckpointReader(folder, family, empty_model(model_class, config))
         return Source(model_class, reader.fetch, reader.dtype, tuple(reader.left_out))
     try:

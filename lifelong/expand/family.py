@@ -216,6 +216,7 @@ class Family:
         renames: checkpoint name pieces -> names in the model.
         expert_files: fused experts that a checkpoint stores one by one.
         file_renames: parameter name pieces as the model has them -> as its files have them.
+        converted_files: files hold tensors that transformers splits or joins when it reads them: it has to read them.
     """
 
     name: str
@@ -246,6 +247,7 @@ class Family:
     renames: Mapping[str, str] = field(default_factory=dict)
     expert_files: tuple[ExpertFiles, ...] = ()
     file_renames: Mapping[str, str] = field(default_factory=dict)
+    converted_files: bool = False
 
     @cached_property
     def _patterns(self) -> tuple[tuple[str, re.Pattern[str]], ...]:

@@ -42,6 +42,8 @@ def tiny(family_name, **settings):
     config._experts_implementation = "eager"  # the grouped kernel takes no float64 and no odd sizes
     if getattr(config, "activation_function", None) == "relu":
         config.activation_function = "gelu"  # an old neuron that never fires says nothing about growth
+    if getattr(config, "hidden_act", None) == "relu2":
+        config.hidden_act = "gelu"
     torch.manual_seed(0)
     model = model_class_of(config, family.objective)(config)
     with torch.no_grad():

@@ -37,4 +37,5 @@ FAMILY = Family(
     placement="stream",
     fixed_head=True,
     objective="mlm",
+    converted_files=True,
 )
