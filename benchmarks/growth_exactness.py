@@ -4,7 +4,7 @@ Small models of every family, with epsilon 1e-3 and random gains and biases (a s
 faults), are saved, grown from folder to folder, read back, and compared in true float64 and in float32. The last
 column trains the model grown on all axes at once for two steps of SGD, and counts new entries that had a gradient.
 
-    python -m benchmarks.growth_exactness [--out benchmarks/out/growth_exactness.json]
+    python -m benchmarks.growth_exactness [--families NAME ...] [--out benchmarks/out/growth_exactness.json]
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ GROUPS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="*", help="default: all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/growth_exactness.json"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -45,7 +46,7 @@ def main() -> None:
     print("float64 / float32; worst of the shapes of a kind\n")
     print("| family | " + " | ".join(columns) + " | new entries alive |")
     print("|---" * (len(columns) + 2) + "|")
-    for family in plugin_names("lifelong.expand.families"):
+    for family in options.families or plugin_names("lifelong.expand.families"):
         row = differences(family)
         new, alive = alive_after_two_steps(family)
         table[family] = {**row, "new_entries": new, "alive": alive}

@@ -37,6 +37,9 @@ def expand(
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Continue where exactness is impossible; the gap is reported.")
     ] = False,
+    verify: Annotated[
+        str, typer.Option(help="full; quick: a few tokens in float64; none: positions and windows only.")
+    ] = "full",
     explain: Annotated[bool, typer.Option("--explain", help="Print the plan only; loads no weights.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: JsonOption = False,
@@ -67,7 +70,9 @@ def expand(
     from lifelong.report.table import expansion_table
 
     with _terminable(), progress_bar(f"grow {Path(source).name}") as told:
-        report = expand_checkpoint(source, out, targets=targets, seed=seed, progress=told, **chosen)
+        report = expand_checkpoint(
+            source, out, targets=targets, seed=seed, verify=_level(verify), progress=told, **chosen
+        )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
     else:
@@ -77,6 +82,12 @@ def expand(
             f"the grown model is not exact: logits differ by {report.max_logit_difference_float64:.1e} in float64 "
             f"(allowed {report.tolerance:.0e}); nothing was written"
         )
+
+
+def _level(name: str) -> Any:
+    if name not in ("full", "quick", "none"):
+        raise InputError(f"expand --verify: full, quick or none, not {name!r}")
+    return name
 
 
 @contextlib.contextmanager

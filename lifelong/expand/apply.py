@@ -11,9 +11,11 @@ import torch
 from lifelong.errors import ExpansionError
 from lifelong.expand.attached import move_optimizer
 from lifelong.expand.depth import Placement
-from lifelong.expand.lazy import empty_model, model_class_of, parameter_names, tied_names
-from lifelong.expand.mapping import ExpansionMap, build_map
+from lifelong.expand.lazy import empty_model, model_class_of, tied_names
+from lifelong.expand.mapping import ExpansionMap, TableNames, build_map
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
+from lifelong.expand.positions import check_position_functions
+from lifelong.expand.shape import estimated_parameters
 from lifelong.expand.verify import ModelUnderTest, from_weights, verify
 from lifelong.expand.width import Strategy
 from lifelong.records import ExpansionReport
@@ -27,13 +29,23 @@ def expansion_map(plan: ExpansionPlan, model_class: Any) -> ExpansionMap:
     """
     small = empty_model(model_class, plan.source_config)
     large = empty_model(grown_class(plan, model_class), plan.target_config)
-    return build_map(plan, parameter_names(small), parameter_names(large))
+    mapping = build_map(plan, small, large)
+    check_position_functions(plan, small, large)
+    return mapping
 
 
 def grown_class(plan: ExpansionPlan, model_class: Any) -> Any:
-    """The class of the grown model: the same, or that of the mixture of experts."""
+    """The class of the grown model: the same, or that of the mixture of experts.
+
+    Raises:
+        ExpansionError: a head that the mixture would lose.
+    """
     if plan.target_family is plan.family:
         return model_class
+    if model_class is not model_class_of(plan.source_config, plan.family.objective):
+        raise ExpansionError(
+            f"experts: a {model_class.__name__} cannot become a mixture of experts: its head would be lost"
+        )
     return model_class_of(plan.target_config, plan.target_family.objective)
 
 
@@ -55,15 +67,14 @@ def grow(
         ExpansionError: the model is not a standard member of its family, or holds values that are not finite.
     """
     started = time.monotonic()
+    _check_memory(plan)
     plan = plan if seed is None else replace(plan, seed=seed)
     tied = tied_names(model)
     weights = {
         name: value.detach().cpu() for name, value in model.named_parameters(remove_duplicate=False) if name not in tied
     }
-    plan.family.match(next(iter(weights)))
-    mapping = build_map(
-        plan, list(weights), parameter_names(empty_model(grown_class(plan, type(model)), plan.target_config))
-    )
+    TableNames.of(model, plan.family)  # of this very model, whatever its class would have
+    mapping = expansion_map(plan, type(model))
     grown = _with_weights(model, plan, mapping, weights)
     made = {name: value.detach() for name, value in grown.named_parameters(remove_duplicate=False)}
     report = verify(
@@ -76,6 +87,17 @@ def grow(
     if optimizer is not None:
         move_optimizer(optimizer, model, grown, mapping)
     return grown, mapping, replace(report, seconds=time.monotonic() - started)
+
+
+def _check_memory(plan: ExpansionPlan) -> None:
+    import psutil
+
+    size = 4 * estimated_parameters(plan.target_family, plan.target, tied=plan.tied)
+    free = psutil.virtual_memory().available
+    if size > free:
+        raise ExpansionError(
+            f"the grown model takes about {size / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+        )
 
 
 def _with_weights(model: Any, plan: ExpansionPlan, mapping: ExpansionMap, weights: dict[str, torch.Tensor]) -> Any:

@@ -131,8 +131,16 @@ def permuted(axis: AxisMap, old: Tensor, new: Tensor) -> AxisMap:
     place = torch.empty_like(old)
     place[old] = torch.arange(len(old))
     source = axis.source[new]
+    pair = None
+    if axis.pair is not None:
+        at = torch.empty_like(new)
+        at[new] = torch.arange(len(new))
+        pair = torch.where(axis.pair < 0, axis.pair, at[axis.pair.clamp(min=0)])[new]
     parts = {name: getattr(axis, name)[new] for name in ("scale", "dual", "fresh", "constant")}
-    return AxisMap(torch.where(source < 0, source, place[source.clamp(min=0)]), axis.size, **parts, split=axis.split)
+    return AxisMap(
+        torch.where(source < 0, source, place[source.clamp(min=0)]), axis.size, **parts, split=axis.split, pair=pair,
+        pair_sign=axis.pair_sign,
+    )  # fmt: skip
 
 
 def _runs(values: Tensor) -> list[list[float]]:

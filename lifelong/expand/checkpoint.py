@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import time
 from collections import deque
@@ -21,9 +22,10 @@ from lifelong.errors import InputError
 from lifelong.expand.apply import expansion_map, grown_class
 from lifelong.expand.depth import Placement
 from lifelong.expand.family import Family, family_of
-from lifelong.expand.lazy import Fetch, empty_model, model_class_of, parameter_names, parameter_shapes, tied_names
+from lifelong.expand.lazy import Fetch, checkpoint_class, empty_model, parameter_shapes
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
+from lifelong.expand.shape import estimated_parameters
 from lifelong.expand.shards import (
     INDEX,
     WEIGHTS,
@@ -34,7 +36,8 @@ from lifelong.expand.shards import (
     slots_of,
     write_index,
 )
-from lifelong.expand.verify import ModelUnderTest, from_weights, verify
+from lifelong.expand.verify import Level, ModelUnderTest, from_weights
+from lifelong.expand.verify import verify as compare
 from lifelong.expand.width import Strategy
 from lifelong.files import atomic_directory, remove_tree, write_json
 from lifelong.lm.checkpoint import load_config
@@ -46,7 +49,8 @@ MAKERS = 2
 """Parameters that are made at the same time while one is written."""
 COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json",
+    "generation_config.json", "preprocessor_config.json", "processor_config.json", "additional_chat_templates/*",
+    "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 Progress = Callable[[str, float], None]
 
@@ -82,7 +86,7 @@ def explain_expansion(
     """
     config, sizes = _config(str(source)), dict[str, Any](targets)
     plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, **sizes)
-    model_class = model_class_of(config, plan.family.objective)
+    model_class = checkpoint_class(config, plan.family.objective)
     mapping = expansion_map(plan, model_class)
     counts = [
         sum(torch.Size(shape).numel() for shape in parameter_shapes(empty_model(kind, settings)).values())
@@ -98,7 +102,7 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def expand_checkpoint(
+def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
     source: str | Path,
     out: str | Path,
     *,
@@ -109,6 +113,7 @@ def expand_checkpoint(
     placement: Placement = "interleaved",
     seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    verify: Level = "full",
     progress: Progress | None = None,
 ) -> ExpansionReport:
     """Grow the checkpoint `source` into the new folder `out`, which appears complete and verified or not at all.
@@ -125,25 +130,29 @@ def expand_checkpoint(
         placement: of new layers: `interleaved`, `last`, or for every one the layer it follows.
         seed: of new entries.
         max_shard_bytes: size of a file of the result.
+        verify: `full`; `quick`, a few tokens in float64; `none`, no logits.
         progress: told what is being done, and the fraction done.
 
     Returns:
         What was measured. Where `passed` is false nothing was written.
 
     Raises:
-        InputError: `out` exists, or `source` cannot be read.
+        InputError: `out` exists or has no room, or `source` cannot be read.
         ExpansionError: the target cannot be reached, or a parameter holds values that are not finite.
     """
     started = time.monotonic()
     source, out = str(source), Path(out)
-    if out.exists():
-        raise InputError(f"{str(out)!r} already exists; choose a new folder")
+    _check_out(out)
+    if verify not in ("full", "quick", "none"):
+        raise InputError(f"verify: 'full', 'quick' or 'none', not {verify!r}")
     config, sizes = _config(source), dict[str, Any](targets)
     plan = plan_expansion(
         config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, seed=seed, **sizes
     )
+    _check_room(plan, out)
     folder = _folder(source)
     old = _open_source(folder, plan.family, config)
+    notes = _vocabulary_notes(folder, plan)
     mapping = expansion_map(plan, old.model_class)
     tell = progress or (lambda _text, _fraction: None)
     report = None
@@ -152,9 +161,10 @@ def expand_checkpoint(
         with atomic_directory(out) as partial:
             _write_model(plan, mapping, old, partial, max_shard_bytes, tell)
             _write_companions(folder, partial)
-            report = _verify_written(plan, mapping, old, partial, tell)
+            report = _verify_written(plan, mapping, old, partial, verify, tell)
             if old.left_out:
-                report = replace(report, notes=(*report.notes, f"left out: {', '.join(old.left_out)}"))
+                notes = (*notes, f"left out: {', '.join(old.left_out)}")
+            report = replace(report, notes=(*report.notes, *notes))
             report = replace(report, seconds=time.monotonic() - started)
             if not report.passed:
                 raise _NotExactError
@@ -169,9 +179,63 @@ def expand_checkpoint(
     return report
 
 
+def _check_out(out: Path) -> None:
+    """Refuse what cannot become a new folder, before any work."""
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{str(out)!r} already exists; choose a new folder")
+    above = _existing_parent(out)
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{str(out)!r} cannot be written: {str(above)!r} is no folder that you may write to")
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def _check_room(plan: ExpansionPlan, out: Path) -> None:
+    """Refuse a growth that the disk cannot hold."""
+    size = estimated_parameters(plan.target_family, plan.target, tied=plan.tied) * _bytes_of(plan.source_config)
+    free = shutil.disk_usage(_existing_parent(out)).free
+    if size > free:
+        raise InputError(
+            f"{str(out)!r}: the grown model takes about {_gigabytes(size)}, and {_gigabytes(free)} are free there"
+        )
+
+
+def _bytes_of(config: Any) -> int:
+    dtype = getattr(config, "dtype", None) or torch.float32
+    found: int = (getattr(torch, dtype, torch.float32) if isinstance(dtype, str) else dtype).itemsize
+    return found
+
+
+def _vocabulary_notes(folder: Path, plan: ExpansionPlan) -> tuple[str, ...]:
+    """A word on a tokenizer that has more tokens than the model."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return ()
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        ids = [token["id"] for token in found.get("added_tokens", [])]
+        vocabulary = found["model"]["vocab"]
+        ids += vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return (f"{file.name} could not be read; it was copied as it is",)
+    most, size = max(ids, default=-1) + 1, plan.target["vocab_size"]
+    return (f"the tokenizer has {most} tokens, the model {size}: grow vocab_size to {most}",) if most > size else ()
+
+
 def _config(source: str) -> Any:
     """The configuration of a checkpoint, of a supported family."""
     file = Path(source) / "config.json"
+    if (Path(source) / "adapter_config.json").is_file() and not file.is_file():
+        raise InputError(
+            f"{source!r} is an adapter (adapter_config.json), not a model: merge it into its base model first "
+            "(peft: merge_and_unload), or grow the base model and carry the adapter over with grow_adapter"
+        )
+    if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise InputError(f"checkpoint {source!r}: there is no such folder")
+    if Path(source).is_dir() and not file.is_file():
+        raise InputError(f"checkpoint {source!r}: no config.json in this folder")
     if file.is_file():
         try:
             family_of(json.loads(file.read_text(encoding="utf-8")).get("model_type", "none"))
@@ -194,12 +258,9 @@ def _folder(source: str) -> Path:
 
 
 def _open_source(folder: Path, family: Family, config: Any) -> Source:
-    model_class = model_class_of(config, family.objective)
-    empty = empty_model(model_class, config)
-    for name in parameter_names(empty):
-        family.match(name)
-    if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
-        reader = CheckpointReader(folder, family, parameter_shapes(empty), tied_names(empty))
+    model_class = checkpoint_class(config, family.objective)
+    if not family.converted_files and ((folder / WEIGHTS).exists() or (folder / INDEX).exists()):
+        reader = CheckpointReader(folder, family, empty_model(model_class, config))
         return Source(model_class, reader.fetch, reader.dtype, tuple(reader.left_out))
     try:
         model = model_class.from_pretrained(folder, dtype="auto")
@@ -264,22 +325,24 @@ def _write_companions(source: Path, out: Path) -> None:
     for pattern in COMPANIONS:
         for path in source.glob(pattern):
             if path.is_file():
-                shutil.copyfile(path, out / path.name)
+                copy = out / path.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
     copy_domain_tokenizers(source, out)
 
 
 def _verify_written(
-    plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path, tell: Progress
+    plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path, level: Level, tell: Progress
 ) -> ExpansionReport:
     """Compare the old model with what was written, read back as anyone would."""
     config = load_config(folder)
     large = grown_class(plan, old.model_class)
-    empty = empty_model(large, config)
-    reader = CheckpointReader(folder, plan.target_family, parameter_shapes(empty), tied_names(empty))
-    return verify(
+    reader = CheckpointReader(folder, plan.target_family, empty_model(large, config))
+    return compare(
         plan,
         mapping,
         ModelUnderTest(old.model_class, plan.source_config, old.fetch),
         ModelUnderTest(large, config, reader.fetch),
+        level=level,
         progress=lambda text: tell(text, 1.0),
     )

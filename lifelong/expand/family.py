@@ -10,6 +10,9 @@ Spaces, what the rows or columns of a parameter count:
 | ffn | neurons of the feed-forward layer |
 | vocab, positions, types | rows of the embeddings |
 | experts | experts of a mixture |
+| each_head | query heads, one number each |
+| gate | query heads x head size, as a gate on what attention puts out is made |
+| stays | whatever no axis changes: classes, token types, shared experts, states of linear attention |
 
 `embedding`, `reader`, `writer`, `bias`, `pre_norm`, ... below make the entries of a family's table. A parameter's
 name holds `{layer}` in place of its layer number.
@@ -35,7 +38,8 @@ AXES = (
 Role = Literal[
     "embedding", "reader", "reader_bias", "writer", "writer_bias", "pre_norm", "pre_norm_bias", "final_norm",
     "final_norm_bias", "post_norm", "stream_norm", "stream_norm_bias", "q_norm", "k_norm", "head", "head_bias",
-    "mlm_dense", "mlm_dense_bias", "mlm_norm", "mlm_norm_bias", "router",
+    "mlm_dense", "mlm_dense_bias", "mlm_norm", "mlm_norm_bias", "router", "router_bias", "task_head", "task_head_bias",
+    "kept",
 ]  # fmt: skip
 
 
@@ -49,6 +53,7 @@ class Parameter:
         into: space of its columns, if it is no vector.
         transposed: stored as [in, out] (GPT-2's Conv1D).
         by_head: rows of fused projections alternate head by head ([heads, 3, head size]).
+        by_neuron: rows of fused projections alternate neuron by neuron ([ffn, 2]).
         per_expert: the first dimension counts experts.
         tied_to: the parameter it shares its values with when the configuration ties embeddings.
         slot: `attention` or `ffn` for parameters of a post-norm block.
@@ -59,6 +64,7 @@ class Parameter:
     into: str | None = None
     transposed: bool = False
     by_head: bool = False
+    by_neuron: bool = False
     per_expert: bool = False
     tied_to: str | None = None
     slot: str = ""
@@ -69,14 +75,21 @@ def embedding(space: str) -> Parameter:
     return Parameter("embedding", (space,), "stream")
 
 
-def reader(*out: str, transposed: bool = False, by_head: bool = False, per_expert: bool = False) -> Parameter:
+def reader(
+    *out: str, transposed: bool = False, by_head: bool = False, by_neuron: bool = False, per_expert: bool = False
+) -> Parameter:
     """A projection that reads the (normalised) stream; several spaces where projections are fused."""
-    return Parameter("reader", out, "stream", transposed, by_head, per_expert)
+    return Parameter("reader", out, "stream", transposed, by_head, by_neuron, per_expert)
 
 
-def reader_bias(*out: str, by_head: bool = False) -> Parameter:
+def reader_bias(*out: str, by_head: bool = False, by_neuron: bool = False, per_expert: bool = False) -> Parameter:
     """The bias of a reader."""
-    return Parameter("reader_bias", out, by_head=by_head)
+    return Parameter("reader_bias", out, by_head=by_head, by_neuron=by_neuron, per_expert=per_expert)
+
+
+def kept(*spaces: str) -> Parameter:
+    """What no axis but these changes: states of linear attention, one number a head, ...."""
+    return Parameter("kept", spaces)
 
 
 def writer(into: str, *, transposed: bool = False, per_expert: bool = False) -> Parameter:
@@ -84,9 +97,9 @@ def writer(into: str, *, transposed: bool = False, per_expert: bool = False) -> 
     return Parameter("writer", ("stream",), into, transposed, per_expert=per_expert)
 
 
-def writer_bias(slot: str) -> Parameter:
+def writer_bias(slot: str, *, per_expert: bool = False) -> Parameter:
     """The bias of the writer from `o` or `ffn`."""
-    return Parameter("writer_bias", ("stream",), slot=slot)
+    return Parameter("writer_bias", ("stream",), slot=slot, per_expert=per_expert)
 
 
 def pre_norm(*, bias: bool = False) -> Parameter:
@@ -139,9 +152,26 @@ def mlm_norm(*, bias: bool = False) -> Parameter:
     return Parameter("mlm_norm_bias" if bias else "mlm_norm", ("stream",))
 
 
-def router() -> Parameter:
+def router(*, bias: bool = False) -> Parameter:
     """The router of a mixture of experts."""
-    return Parameter("router", ("experts",), "stream")
+    return Parameter("router_bias", ("experts",)) if bias else Parameter("router", ("experts",), "stream")
+
+
+def task_head(*, bias: bool = False) -> Parameter:
+    """The last layer of a classifier: it reads what the model hands on."""
+    return Parameter("task_head_bias", ("stays",)) if bias else Parameter("task_head", ("stays",), "stream")
+
+
+TASK_HEADS = {
+    f"{name}.{kind}": role(bias=kind == "bias")
+    for role, names in (
+        (task_head, ("score", "classifier", "qa_outputs", "classifier.out_proj", "cls.seq_relationship")),
+        (mlm_dense, ("classifier.dense", "pre_classifier", "{base}.pooler.dense")),
+    )
+    for name in names
+    for kind in ("weight", "bias")
+}
+"""Heads that transformers puts on the body of any family, and the pooler of BERT; `{base}` is the body's name."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +198,10 @@ class Family:
         head_norm: norms on queries and keys: `head` (per head), `full` (all heads together) or none.
         score_scale: attention divides by the root of the head size, or uses a fixed constant.
         partial_rotary: only the first channels of a head need be rotary.
+        interleaved: rotary channels are turned in neighbouring pairs, not in halves.
         scaled_embedding: embeddings are multiplied by the root of the hidden size (Gemma).
         fixed_head: head size is hidden size / heads by construction.
+        epsilon_key: configuration key of the epsilon that norms on the stream have.
         objective: `clm` or `mlm`.
         gated: the feed-forward layer is gated.
         defaults: configuration of new models, over the library's.
@@ -184,6 +216,7 @@ class Family:
         renames: checkpoint name pieces -> names in the model.
         expert_files: fused experts that a checkpoint stores one by one.
         file_renames: parameter name pieces as the model has them -> as its files have them.
+        converted_files: files hold tensors that transformers splits or joins when it reads them: it has to read them.
     """
 
     name: str
@@ -196,8 +229,10 @@ class Family:
     head_norm: Literal["none", "head", "full"] = "none"
     score_scale: Literal["head_dim", "fixed"] = "head_dim"
     partial_rotary: bool = False
+    interleaved: bool = False
     scaled_embedding: bool = False
     fixed_head: bool = False
+    epsilon_key: str = "rms_norm_eps"
     objective: Literal["clm", "mlm"] = "clm"
     gated: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -212,6 +247,7 @@ class Family:
     renames: Mapping[str, str] = field(default_factory=dict)
     expert_files: tuple[ExpertFiles, ...] = ()
     file_renames: Mapping[str, str] = field(default_factory=dict)
+    converted_files: bool = False
 
     @cached_property
     def _patterns(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
@@ -220,6 +256,31 @@ class Family:
             for pattern in self.parameters
         )
 
+    @property
+    def base(self) -> str:
+        """Name of the body inside a model with a head."""
+        return self.layer_stem.split(".")[0]
+
+    @cached_property
+    def task_heads(self) -> Mapping[str, Parameter]:
+        """What may stand on the body beside the head of the table, by parameter name."""
+        return {name.replace("{base}", self.base): parameter for name, parameter in TASK_HEADS.items()}
+
+    def parameter(self, pattern: str) -> Parameter:
+        """The role of an entry that `match` gave."""
+        return self.parameters.get(pattern) or self.task_heads[pattern]
+
+    def has(self, role: Role) -> bool:
+        """Whether a parameter of the table has this role."""
+        return any(parameter.role == role for parameter in self.parameters.values())
+
+    def standard_name(self, parameter: str, prefix: str) -> str:
+        """The name in the family's table of a parameter of a model whose body is called `prefix` (empty: bare)."""
+        if not prefix:
+            return f"{self.base}.{parameter}"
+        inner = parameter.removeprefix(f"{prefix}.")
+        return parameter if inner == parameter else f"{self.base}.{inner}"
+
     def match(self, parameter: str) -> tuple[str, int | None]:
         """The entry of the table that a parameter's name matches, and its layer.
 
@@ -227,6 +288,8 @@ class Family:
             ExpansionError: no entry matches, or several do.
         """
         found = [(pattern, hit) for pattern, regex in self._patterns if (hit := regex.match(parameter))]
+        if not found and parameter in self.task_heads:
+            return parameter, None
         if len(found) != 1:
             raise ExpansionError(
                 f"family {self.name!r}: parameter {parameter!r} is matched by {len(found)} entries of its table, "
@@ -247,12 +310,18 @@ def family_of(config_or_type: Any) -> Family:
 
     Raises:
         UnknownNameError: none does; names those that there are, and how to add one.
+        ExpansionError: two families claim it.
     """
     model_type = config_or_type if isinstance(config_or_type, str) else config_or_type.model_type
     families = [load_family(name) for name in plugin_names(PACKAGE)]
-    for family in families:
-        if model_type in family.model_types:
-            return family
+    claiming = [family for family in families if model_type in family.model_types]
+    if len(claiming) > 1:
+        raise ExpansionError(
+            f"model_type {model_type!r} is claimed by {len(claiming)} families: "
+            f"{', '.join(family.name for family in claiming)}; remove one of these files or its entry point"
+        )
+    if claiming:
+        return claiming[0]
     known = sorted(kind for family in families for kind in family.model_types)
     raise UnknownNameError(
         "family for model_type", model_type, known, "expand (docs/how_to/add_a_family.md says how to add one)"

@@ -38,8 +38,10 @@ def new_config(family_name: str, *, vocab_size: int, max_positions: int, **setti
         )
     shape.setdefault("kv_heads", heads)
     shape.setdefault("head_dim", hidden // heads)
-    if family.fixed_head and (shape["kv_heads"] != heads or shape["head_dim"] != hidden // heads):
-        raise ExpansionError(f"{family.name} has one key-value head per query head and heads x head_dim = hidden_size")
+    if family.fixed_head and shape["head_dim"] != hidden // heads:
+        raise ExpansionError(f"{family.name} has heads x head_dim = hidden_size")
+    if family.fixed_head and "kv_heads" not in family.axes and shape["kv_heads"] != heads:
+        raise ExpansionError(f"{family.name} has one key-value head per query head")
     # two thirds of four times the width, in steps of 32: as many weights as an ungated layer of 4x
     gated = -(-8 * hidden // 3 // GATED_STEP) * GATED_STEP
     shape.setdefault("intermediate_size", gated if family.gated else 4 * hidden)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lifelong.expand.family import (
+    ExpertFiles,
     Parameter,
     embedding,
     final_norm,
     head,
     k_norm,
+    kept,
     pre_norm,
     q_norm,
     reader,
@@ -28,14 +30,18 @@ ROTARY_AXES = {
 FIXED_HEAD_AXES = {axis: key for axis, key in ROTARY_AXES.items() if axis not in ("kv_heads", "head_dim")}
 
 
+GROUPED_FIXED_HEAD_AXES = {axis: key for axis, key in ROTARY_AXES.items() if axis != "head_dim"}
+
+
 def gated_decoder(
     *, head_norms: bool = False, pre_norms: bool = True, post_norms: Mapping[str, Parameter] | None = None
 ) -> dict[str, Parameter]:
-    """The table of a decoder in LLaMA's layout; biases are matched where a checkpoint has them."""
+    """The table of a decoder in LLaMA's layout; biases (of norms too) are matched where a checkpoint has them."""
     block, attention = "model.layers.{layer}.", "model.layers.{layer}.self_attn."
     table = {
         "model.embed_tokens.weight": embedding("vocab"),
         "model.norm.weight": final_norm(),
+        "model.norm.bias": final_norm(bias=True),
         "lm_head.weight": head(tied_to="model.embed_tokens.weight"),
         attention + "q_proj.weight": reader("q"),
         attention + "k_proj.weight": reader("k"),
@@ -53,7 +59,8 @@ def gated_decoder(
         block + "mlp.down_proj.bias": writer_bias("ffn"),
     }
     if pre_norms:
-        table |= {block + "input_layernorm.weight": pre_norm(), block + "post_attention_layernorm.weight": pre_norm()}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            table |= {f"{block}{norm}.weight": pre_norm(), f"{block}{norm}.bias": pre_norm(bias=True)}
     if head_norms:
         table |= {attention + "q_norm.weight": q_norm(), attention + "k_norm.weight": k_norm()}
     return table | {block + name: parameter for name, parameter in (post_norms or {}).items()}
@@ -66,6 +73,50 @@ def sparse(table: Mapping[str, Parameter]) -> dict[str, Parameter]:
         "model.layers.{layer}.mlp.experts.gate_up_proj": reader("ffn", "ffn", per_expert=True),
         "model.layers.{layer}.mlp.experts.down_proj": writer("ffn", per_expert=True),
     }
+
+
+def with_shared_expert(table: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """A sparse table with an expert that all tokens pass, of a size of its own that stays."""
+    shared = "model.layers.{layer}.mlp.shared_expert"
+    return dict(table) | {
+        f"{shared}.gate_proj.weight": reader("stays"),
+        f"{shared}.up_proj.weight": reader("stays"),
+        f"{shared}.down_proj.weight": writer("stays"),
+        f"{shared}_gate.weight": reader("stays"),
+    }
+
+
+def with_linear_attention(table: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """A table with gated DeltaNet layers, whose state stays, and a gate beside the queries of the others."""
+    attention = "model.layers.{layer}.linear_attn."
+    readers = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "in_proj_qkvz", "in_proj_ba")
+    states = ("dt_bias", "A_log", "conv1d.weight", "norm.weight")
+    return (
+        dict(table)
+        | {f"{attention}{name}.weight": reader("stays") for name in readers}
+        | {f"{attention}{name}": kept() for name in states}
+        | {
+            f"{attention}out_proj.weight": writer("stays"),
+            "model.layers.{layer}.self_attn.q_proj.weight": reader("q", "gate", by_head=True),
+            "model.layers.{layer}.self_attn.q_proj.bias": reader_bias("q", "gate", by_head=True),
+        }
+    )
+
+
+LINEAR_ATTENTION_SIZES = {
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
+
+
+def expert_files(part: str) -> tuple[ExpertFiles, ...]:
+    """Experts stored one by one below the module `part` of a layer."""
+    files = f"model.layers.{{layer}}.{part}.{{expert}}."
+    return (
+        ExpertFiles(
+            f"model.layers.{{layer}}.{part}.gate_up_proj", (files + "gate_proj.weight", files + "up_proj.weight")
+        ),
+        ExpertFiles(f"model.layers.{{layer}}.{part}.down_proj", (files + "down_proj.weight",)),
+    )
 
 
 EXPERT_PARTS = {
@@ -83,7 +134,7 @@ def post_norm_encoder(base: str, mlm: Mapping[str, Parameter]) -> dict[str, Para
     table = {
         f"{base}.embeddings.word_embeddings.weight": embedding("vocab"),
         f"{base}.embeddings.position_embeddings.weight": embedding("positions"),
-        f"{base}.embeddings.token_type_embeddings.weight": embedding("types"),
+        f"{base}.embeddings.token_type_embeddings.weight": embedding("stays"),
         f"{base}.embeddings.LayerNorm.weight": stream_norm("embedding"),
         f"{base}.embeddings.LayerNorm.bias": stream_norm("embedding", bias=True),
     }

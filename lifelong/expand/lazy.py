@@ -31,6 +31,8 @@ def empty_model(model_class: Any, config: Any) -> Any:
 
     config = copy.deepcopy(config)
     config._experts_implementation = "eager"  # the grouped kernel has no float64
+    if getattr(config, "pad_token_id", 0) is None:
+        config.pad_token_id = 0  # classifiers of sequences look for the last token that is none
     try:
         with init_empty_weights(include_buffers=False), no_init_weights():
             model = model_class(config).eval()
@@ -69,6 +71,36 @@ def model_class_of(config: Any, objective: str) -> Any:
         return objective_of(objective).model_classes[type(config)]
     except KeyError:
         raise ExpansionError(f"{config.model_type}: transformers has no {objective} head for it") from None
+
+
+def checkpoint_class(config: Any, objective: str) -> Any:
+    """The class that a checkpoint was saved with, so that its head grows along; else that of the objective.
+
+    Raises:
+        ExpansionError: its configuration names a class that transformers does not have: its head would be lost.
+    """
+    import transformers
+
+    named = next(iter(getattr(config, "architectures", None) or ()), None)
+    if named is None:
+        return model_class_of(config, objective)
+    found = getattr(transformers, named, None)
+    if named.endswith("ForMultipleChoice"):
+        raise ExpansionError(
+            f"architectures: {named} takes several texts at once and cannot be compared; grow its body"
+        )
+    if found is None:
+        raise ExpansionError(
+            f"architectures: transformers has no class {named!r}, and what it has beside the {objective} model would "
+            "be lost; to grow it as that all the same, remove architectures from config.json"
+        )
+    return found if getattr(found, "config_class", None) is type(config) else model_class_of(config, objective)
+
+
+def body_prefix(model: Any) -> str:
+    """What names of the body's parameters begin with; empty where the model is a body alone."""
+    prefix = str(model.base_model_prefix)
+    return prefix if hasattr(model, prefix) else ""
 
 
 def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype) -> Any:

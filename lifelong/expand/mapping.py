@@ -13,6 +13,7 @@ from lifelong.errors import ExpansionError
 from lifelong.expand.axes import AxisMap, axis_map, concatenated, permuted
 from lifelong.expand.depth import Layer, chain_gains
 from lifelong.expand.family import Family, Parameter
+from lifelong.expand.lazy import body_prefix, parameter_shapes, tied_names
 from lifelong.expand.plan import ExpansionPlan
 from lifelong.expand.tensors import TensorMap, grow_gradient, grow_weight, new_entries
 from lifelong.expand.width import Growth, elle_axes, exact_axes
@@ -23,7 +24,7 @@ SIDES = {
     "embedding": "write", "reader": "read", "writer": "write", "writer_bias": "write", "pre_norm": "gain",
     "pre_norm_bias": "bias", "final_norm": "final_gain", "final_norm_bias": "final_bias", "post_norm": "post",
     "stream_norm": "norm", "stream_norm_bias": "norm", "head": "head", "mlm_dense": "mlm", "mlm_dense_bias": "mlm",
-    "mlm_norm": "mlm_norm", "mlm_norm_bias": "mlm_norm", "router": "read",
+    "mlm_norm": "mlm_norm", "mlm_norm_bias": "mlm_norm", "router": "read", "task_head": "head",
 }  # fmt: skip
 
 
@@ -130,52 +131,111 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def build_map(plan: ExpansionPlan, source_names: Sequence[str], target_names: Sequence[str]) -> ExpansionMap:
-    """The map of a plan.
+@dataclass(frozen=True)
+class TableNames:
+    """Parameters of a model by the names that its family's table has for them, without tied ones.
+
+    Attributes:
+        shapes: standard name -> shape.
+        actual: standard name -> name in the model.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    actual: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: Any, family: Family) -> TableNames:
+        """Those of a model.
+
+        Raises:
+            ExpansionError: a parameter is not matched by exactly one entry of the family's table.
+        """
+        shapes, prefix = parameter_shapes(model), body_prefix(model)
+        if buffers := sorted(
+            set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        ):
+            raise ExpansionError(
+                f"family {family.name!r}: checkpoints hold {buffers[0]!r}, which is no parameter and would be lost"
+            )
+        actual = {family.standard_name(name, prefix): name for name in shapes}
+        for name in actual:
+            family.match(name)
+        return cls({name: shapes[found] for name, found in actual.items()}, actual)
+
+
+def build_map(plan: ExpansionPlan, small: Any, large: Any) -> ExpansionMap:
+    """The map of a plan from one model to another; values are not looked at.
 
     Args:
         plan: the growth.
-        source_names: parameters of the old model, without those that share another's values.
-        target_names: parameters of the grown model, likewise.
+        small: the old model.
+        large: the grown model.
 
     Raises:
-        ExpansionError: a parameter is not matched by exactly one entry of the family's table.
+        ExpansionError: a parameter is not matched by exactly one entry of the family's table, or the table gives it
+            another shape than it has.
     """
-    for name in source_names:
-        plan.family.match(name)
+    source, target = TableNames.of(small, plan.family), TableNames.of(large, plan.target_family)
     rows = plan.target_family.position_rows
-    shape = plan.source, plan.target
-    positions = tuple(sizes.get("positions", 0) + rows for sizes in shape)
+    positions = tuple(sizes.get("positions", 0) + rows for sizes in (plan.source, plan.target))
+    tied = bool(tied_names(small)) and plan.tied
     growth = Growth(
-        plan.family, plan.source, plan.target, plan.strategy, plan.tied, (positions[0], positions[1]), plan.channels
-    )
+        plan.family, plan.source, plan.target, plan.strategy, tied, (positions[0], positions[1]), plan.channels,
+        plan.ratio,
+    )  # fmt: skip
     is_elle = plan.mode == "elle"
     axes = elle_axes(growth, torch.Generator().manual_seed(plan.seed)) if is_elle else exact_axes(growth)
-    types = int(getattr(plan.source_config, "type_vocab_size", 0) or 1)
-    axes["types"] = axis_map(torch.arange(types), types)
-    builder = _Builder(plan, axes, frozenset(source_names))
-    tensors = {name: builder.tensor(name) for name in target_names}
+    builder = _Builder(plan, axes, source, tied=tied)
+    tensors = {}
+    for name, shape in target.shapes.items():
+        made = builder.tensor(name)
+        _check_shape(plan.target_family.name, name, [len(builder.axes[axis].source) for axis in made.axes], shape)
+        for part in made.sources:
+            _check_source(plan.family.name, part, made, builder.axes, source.shapes[part])
+        actual = target.actual[name]
+        tensors[actual] = replace(made, name=actual, sources=tuple(source.actual[part] for part in made.sources))
     return ExpansionMap(builder.axes, tensors, plan.seed)
+
+
+def _check_shape(family: str, name: str, made: Sequence[int], shape: Sequence[int]) -> None:
+    if list(made) != list(shape):
+        raise ExpansionError(
+            f"family {family!r}: its table gives {name!r} the grown shape {list(made)}, the model has {list(shape)}: a "
+            "space or an axis of that entry is wrong (docs/how_to/add_a_family.md)"
+        )
+
+
+def _check_source(
+    family: str, name: str, mapping: TensorMap, axes: Mapping[str, AxisMap], shape: Sequence[int]
+) -> None:
+    """The old shape; rows of several sources add up, and a dense layer is one expert."""
+    wanted = [axes[axis].size for axis in mapping.axes][-len(shape) :]
+    if list(shape[1:]) != wanted[1:] or (len(mapping.sources) == 1 and shape[0] != wanted[0]):
+        raise ExpansionError(
+            f"family {family!r}: its table gives {name!r} the shape {wanted}, the model has {list(shape)}: a space "
+            "or an axis of that entry is wrong (docs/how_to/add_a_family.md)"
+        )
 
 
 class _Builder:
     """Turns the roles of a family's table into parameter maps."""
 
-    def __init__(self, plan: ExpansionPlan, axes: dict[str, AxisMap], source_names: frozenset[str]) -> None:
-        self.plan, self.axes, self.source_names = plan, axes, source_names
+    def __init__(self, plan: ExpansionPlan, axes: dict[str, AxisMap], source: TableNames, *, tied: bool) -> None:
+        self.plan, self.axes, self.source, self.tied = plan, axes, source, tied
         self.family: Family = plan.target_family
         self.std = float(getattr(plan.source_config, self.family.init_key, 0.02))
         self.epsilon = float(getattr(plan.source_config, "layer_norm_eps", 0.0) or 0.0)
 
     def tensor(self, name: str) -> TensorMap:
-        """The map of one parameter of the grown model."""
+        """The map of one parameter of the grown model, by standard names."""
         pattern, number = self.family.match(name)
-        parameter = self.family.parameters[pattern]
+        parameter = self.family.parameter(pattern)
         layer = None if number is None else self.plan.layers[number]
         sources = self._sources(pattern, layer)
         # an inserted layer is silent as a whole: its queries need not be, and learn two steps earlier
         loud = layer is not None and layer.inserted and self.plan.mode == "exact"
-        axes = self._axis_names(parameter, loud=loud)
+        shape = self.source.shapes[sources[0]] if sources else ()
+        axes = self._axis_names(parameter, shape, loud=loud)
         gain = parameter.role in ("pre_norm", "final_norm", "post_norm", "q_norm", "k_norm")
         factor, value = self._embedding_factor(parameter), None
         if layer is not None and self.plan.mode == "exact":
@@ -203,7 +263,7 @@ class _Builder:
         if self.family is not self.plan.family:
             parts = self.family.dense_parts.get(pattern, parts)
         names = tuple(part if layer is None else part.replace("{layer}", str(layer.source)) for part in parts)
-        return names if all(name in self.source_names for name in names) else ()
+        return names if all(name in self.source.shapes for name in names) else ()
 
     def _embedding_factor(self, parameter: Parameter) -> float:
         """Gemma multiplies embeddings by the root of the width, rounded to float32."""
@@ -212,7 +272,7 @@ class _Builder:
         before, after = (float(torch.tensor(s["hidden_size"] ** 0.5)) for s in (self.plan.source, self.plan.target))
         if parameter.role == "embedding":
             return before / after
-        return after / before if parameter.role == "final_norm" and self.plan.tied else 1.0
+        return after / before if parameter.role == "final_norm" and self.tied else 1.0
 
     def _depth(self, parameter: Parameter, layer: Layer) -> tuple[float, float | None]:
         """Factor on the weights, or the value of all of them, of a parameter in a layer."""
@@ -243,14 +303,22 @@ class _Builder:
         writes = (role == "writer" and parameter.into == "ffn") or (role == "writer_bias" and ends_block)
         return (1 / gains.stream if reads else gains.stream if writes else 1.0), None
 
-    def _axis_names(self, parameter: Parameter, *, loud: bool) -> tuple[str, ...]:
-        """One axis map a dimension; fused and interleaved ones are made on the way."""
+    def _axis_names(self, parameter: Parameter, shape: Sequence[int], *, loud: bool) -> tuple[str, ...]:
+        """One axis map a dimension; fused and interleaved ones are made on the way.
+
+        `shape` is that of the old parameter, for dimensions that stay.
+        """
+        if parameter.role == "kept":
+            spaces = (*parameter.out, *("stays",) * len(shape))[: len(shape)]
+            return tuple(self._stays(n) if space == "stays" else space for space, n in zip(spaces, shape, strict=True))
+        if "stays" in (*parameter.out, parameter.into):
+            return self._partly_staying(parameter, shape)
         rows = [self._side(space, parameter) for space in parameter.out]
         if parameter.role in ("q_norm", "k_norm"):
             rows = [f"{parameter.out[0]}.norm"]
         if loud:
             rows = [self._loud(row) for row in rows]
-        out = self._fused(tuple(rows), by_head=parameter.by_head)
+        out = self._fused(tuple(rows), parameter)
         if parameter.role == "writer" and parameter.into is not None:
             into = "ffn.out" if parameter.into == "ffn" else parameter.into
         elif parameter.role == "mlm_dense":
@@ -259,6 +327,20 @@ class _Builder:
             into = self._side(parameter.into, parameter) if parameter.into else ""
         names = (into, out) if parameter.transposed else (out, into)
         return (("experts",) if parameter.per_expert else ()) + tuple(name for name in names if name)
+
+    def _partly_staying(self, parameter: Parameter, shape: Sequence[int]) -> tuple[str, ...]:
+        """Rows or columns that no axis changes, beside others that one does."""
+        spaces = [parameter.out[0], *([parameter.into] if parameter.into else [])]
+        names = [
+            self._stays(n) if space == "stays" else self._side(space, parameter)
+            for space, n in zip(spaces, shape, strict=True)
+        ]
+        return tuple(names)
+
+    def _stays(self, size: int) -> str:
+        name = f"stays.{size}"
+        self.axes.setdefault(name, axis_map(torch.arange(size), size))
+        return name
 
     def _side(self, space: str, parameter: Parameter) -> str:
         if space == "stream":
@@ -273,18 +355,26 @@ class _Builder:
         self.axes[name] = replace(axis, fresh=torch.ones_like(axis.fresh), constant=torch.ones_like(axis.constant))
         return name
 
-    def _fused(self, rows: tuple[str, ...], *, by_head: bool) -> str:
+    def _fused(self, rows: tuple[str, ...], parameter: Parameter) -> str:
         if len(rows) == 1:
             return rows[0]
-        name = ("|" if by_head else "+").join(rows)
+        alternate = parameter.by_head or parameter.by_neuron
+        name = ("|" if alternate else "+").join(rows)
         if name not in self.axes:
             made = concatenated([self.axes[row] for row in rows])
-            if by_head:
+            if alternate:
                 sizes = self.plan.source, self.plan.target
-                old, new = (_head_by_head(s["heads"], len(rows), s["head_dim"]) for s in sizes)
+                old, new = (_alternating(s, len(rows), by_head=parameter.by_head) for s in sizes)
                 made = permuted(made, old, new)
             self.axes[name] = made
         return name
+
+
+def _alternating(sizes: Mapping[str, int], parts: int, *, by_head: bool) -> Tensor:
+    """Place in the concatenated order of every row that is stored head by head or neuron by neuron."""
+    if by_head:
+        return _head_by_head(sizes["heads"], parts, sizes["head_dim"])
+    return _head_by_head(sizes["intermediate_size"], parts, 1)
 
 
 def _head_by_head(heads: int, parts: int, size: int) -> Tensor:

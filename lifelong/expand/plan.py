@@ -13,9 +13,9 @@ from torch import Tensor
 from lifelong.errors import ExpansionError
 from lifelong.expand.depth import Layer, Placement, place_layers, random_layers
 from lifelong.expand.family import AXES, Family, family_of, load_family
-from lifelong.expand.rope import plan_channels
+from lifelong.expand.rope import keep_positions, plan_channels
 from lifelong.expand.shape import model_shape, obstacles, target_shape
-from lifelong.expand.width import Strategy
+from lifelong.expand.width import Strategy, stream_ratio
 
 EXPECTED = {
     "exact": "float64 below 1e-10, float32 and bfloat16 at their own rounding",
@@ -37,6 +37,8 @@ class ExpansionPlan:
         target_config: configuration after.
         layers: where every layer of the result comes from.
         channels: `[h']` old channel of every channel of a query or key head, or -1.
+        pairs: `[r/2]` place in the new rotary table of every pair of the old one.
+        ratio: of the epsilon of norms on the stream to the old one.
         mode: `exact` or `elle`.
         strategy: how new units begin: `pad`, `clone` or `pairs`.
         approximations: why the result is not exact; empty where it is.
@@ -51,6 +53,8 @@ class ExpansionPlan:
     target_config: Any
     layers: tuple[Layer, ...]
     channels: Tensor
+    pairs: Tensor
+    ratio: float = 1.0
     mode: str = "exact"
     strategy: Strategy = "pad"
     approximations: tuple[str, ...] = ()
@@ -129,13 +133,13 @@ def plan_expansion(
     family = family_of(config)
     _check_options(mode, strategy)
     _check_source(family, config)
-    source = model_shape(config)
+    source = model_shape(config, family)
     target = target_shape(family, source, targets)
     approximations = obstacles(family, source, target)
     if approximations and not approximate and mode == "exact":
         raise ExpansionError("; ".join(approximations))
     channels = plan_channels(
-        config, source["head_dim"], target["head_dim"], partial=family.partial_rotary,
+        config, source["head_dim"], target["head_dim"], partial=family.partial_rotary, interleaved=family.interleaved,
         approximate=approximate or mode == "elle",
     )  # fmt: skip
     layers = (
@@ -147,11 +151,17 @@ def plan_expansion(
     target_family = load_family(family.experts_family) if grows_experts and family.experts_family else family
     grown = _grown_config(config, target_family, source, target, layers)
     if channels.parameters is not None:
+        if source.get("positions") != target.get("positions") and mode == "exact":
+            keep_positions(config, channels.parameters, source["positions"], target["positions"])
         grown.rope_parameters = channels.parameters
+    epsilon = getattr(config, family.epsilon_key, None)
+    ratio = stream_ratio(family, source, target, strategy) if mode == "exact" and epsilon is not None else 1.0
+    if ratio != 1 and epsilon is not None:
+        setattr(grown, family.epsilon_key, epsilon * ratio)
     grown = _validated(grown, target)
     return ExpansionPlan(
-        family, target_family, source, target, config, grown, layers, channels.channels, mode, strategy,
-        tuple(approximations), seed,
+        family, target_family, source, target, config, grown, layers, channels.channels, channels.pairs, ratio, mode,
+        strategy, tuple(approximations), seed,
     )  # fmt: skip
 
 
@@ -169,7 +179,7 @@ def _check_source(family: Family, config: Any) -> None:
         if (found := getattr(config, key, value)) != value:
             raise ExpansionError(f"{family.name} with {key}: {found} is not covered; only {key}: {value} is")
     for key, axis in family.follows.items():
-        found, wanted = getattr(config, key, None), model_shape(config)[axis]
+        found, wanted = getattr(config, key, None), model_shape(config, family)[axis]
         if found is not None and found != wanted:
             raise ExpansionError(
                 f"{family.name} with {key}: {found} is not covered; only {key} equal to {axis} ({wanted})"
@@ -188,7 +198,7 @@ def _grown_config(
     for key, axis in family.follows.items():
         setattr(grown, key, target[axis])
     for key, value in config.to_dict().items():
-        if key.startswith("layer") and isinstance(value, list) and len(value) == source["layers"]:
+        if isinstance(value, list) and len(value) == source["layers"] and not key.endswith("token_id"):
             setattr(grown, key, [value[layer.source] for layer in layers])
     return grown
 
@@ -222,6 +232,8 @@ def _validated(grown: Any, target: Mapping[str, int]) -> Any:
         if target["hidden_size"] % target["heads"]:
             near = target["hidden_size"] // target["heads"] * target["heads"]
             hint = f"; nearest hidden sizes for {target['heads']} heads: {near} and {near + target['heads']}"
+        if "short_factor" in str(error):  # checked against hidden size / heads, whatever head_dim says
+            hint = f"; nearest exact hidden size for {target['heads']} heads: {target['heads'] * target['head_dim']}"
         reason = " ".join(str(error).split()).rsplit("ValueError: ", 1)[-1]
         raise ExpansionError(f"transformers refuses the grown configuration: {reason}{hint}") from None
     # what an architecture does not know is left out when it is read: Trainer sets use_cache on every configuration

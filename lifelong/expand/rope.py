@@ -24,13 +24,22 @@ SEARCH_ULPS = 4
 
 @dataclass(frozen=True)
 class ChannelPlan:
-    """`channels` `[h']`: old channel of every new one in queries and keys, or NEW; `parameters` for the config."""
+    """Where the channels of a head go.
+
+    Attributes:
+        channels: `[h']` old channel of every new one in queries and keys, or NEW.
+        pairs: `[r/2]` new place of every pair of the old rotary table.
+        parameters: `rope_parameters` of the grown configuration.
+    """
 
     channels: Tensor
+    pairs: Tensor
     parameters: Any
 
 
-def plan_channels(config: Any, old: int, new: int, *, partial: bool = False, approximate: bool = False) -> ChannelPlan:
+def plan_channels(
+    config: Any, old: int, new: int, *, partial: bool = False, interleaved: bool = False, approximate: bool = False
+) -> ChannelPlan:
     """Place the channels of queries and keys when a head grows from `old` to `new` channels.
 
     Args:
@@ -38,6 +47,7 @@ def plan_channels(config: Any, old: int, new: int, *, partial: bool = False, app
         old: channels of a head.
         new: channels of a grown head.
         partial: the architecture lets part of a head be rotary.
+        interleaved: channels 2m and 2m + 1 are turned together, not m and m + h/2.
         approximate: place frequencies that cannot be kept bitwise as near as possible.
 
     Raises:
@@ -45,22 +55,52 @@ def plan_channels(config: Any, old: int, new: int, *, partial: bool = False, app
     """
     parameters = copy.deepcopy(getattr(config, "rope_parameters", None))
     if new == old or parameters is None:
-        return ChannelPlan(_appended(old, new), parameters)
+        return ChannelPlan(_appended(old, new), torch.arange(old // 2), parameters)
     tables = list(_tables(parameters))
-    rotary = _rotary_size(tables[0], old)
     if partial:
         # channels behind the rotary ones take part in the scores without a position
-        return ChannelPlan(_appended(old, new), _with_partial(parameters, rotary, new))
+        rotary = _rotary_size(tables[0], old)
+        return ChannelPlan(_appended(old, new), torch.arange(-(-rotary // 2)), _with_partial(parameters, rotary, new))
     if new % 2:
         raise ExpansionError(f"head_dim: {new} is odd; rotary channels come in pairs; nearest: {new - 1} and {new + 1}")
     if new % old == 0 and all(table["rope_type"] in ("default", "linear", "llama3") for table in tables):
-        return ChannelPlan(_paired(torch.arange(old // 2) * (new // old), old, new), parameters)
-    pairs = _long_tables(config, tables, old, new, approximate=approximate)
-    return ChannelPlan(_paired(pairs, old, new), parameters)
+        pairs = torch.arange(old // 2) * (new // old)
+    else:
+        pairs = _long_tables(config, tables, old, new, approximate=approximate)
+    return ChannelPlan(_paired(pairs, old, new, interleaved=interleaved), pairs, parameters)
 
 
-def frequencies(config: Any, table: dict[str, Any], size: int) -> tuple[Tensor, float]:
-    """`[h/2]` float32 inverse frequencies of a rotary table, and the factor on its cosines, as transformers has."""
+def keep_positions(config: Any, parameters: Any, old: int, new: int) -> None:
+    """Write into `parameters` what transformers would derive from the number of positions, at its old value.
+
+    Raises:
+        ExpansionError: the rotary table depends on that number and no other value keeps it.
+    """
+    for table in _tables(parameters or {}):
+        kind = table.get("rope_type", "default")
+        if kind == "dynamic":
+            raise ExpansionError(
+                f"positions: {new}: the rotary table changes with the length of the text over max_position_embeddings "
+                f"({kind}), and another maximum is another function beyond {old} tokens; leave positions out (the "
+                "model takes longer texts as it is)"
+            )
+        if kind in ("longrope", "yarn"):
+            original = table.get("original_max_position_embeddings") or config.max_position_embeddings
+            if table.get("factor") is None:
+                table["factor"] = old / original
+            if table.get("attention_factor") is None and kind == "longrope":
+                table["attention_factor"] = frequencies(config, table, _head_size(config))[1]
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def frequencies(config: Any, table: dict[str, Any], size: int, length: int = 0) -> tuple[Tensor, float]:
+    """`[h/2]` float32 inverse frequencies of a rotary table, and the factor on its cosines, as transformers has.
+
+    `length` is that of the text, for tables that depend on it.
+    """
     if table["rope_type"] == "default":
         exponents = torch.arange(0, size, 2, dtype=torch.float) / size
         return 1.0 / (table["rope_theta"] ** exponents), 1.0
@@ -69,7 +109,7 @@ def frequencies(config: Any, table: dict[str, Any], size: int) -> tuple[Tensor, 
     alone = copy.deepcopy(config)
     alone.rope_parameters, alone.head_dim = dict(table), size
     table_of = ROPE_INIT_FUNCTIONS[table["rope_type"]]
-    inverse, factor = table_of(alone, torch.device("cpu"))
+    inverse, factor = table_of(alone, torch.device("cpu"), **({"seq_len": length} if length else {}))
     return inverse, float(factor)
 
 
@@ -99,9 +139,13 @@ def _appended(old: int, new: int) -> Tensor:
     return torch.cat([torch.arange(old), torch.full((new - old,), NEW)])
 
 
-def _paired(pairs: Tensor, old: int, new: int) -> Tensor:
+def _paired(pairs: Tensor, old: int, new: int, *, interleaved: bool = False) -> Tensor:
     """Old pair m goes to new pair `pairs[m]`: both of its channels."""
     channels = torch.full((new,), NEW)
+    if interleaved:
+        for side in (0, 1):
+            channels[2 * pairs + side] = 2 * torch.arange(old // 2) + side
+        return channels
     channels[pairs] = torch.arange(old // 2)
     channels[pairs + new // 2] = torch.arange(old // 2) + old // 2
     return channels
@@ -109,27 +153,41 @@ def _paired(pairs: Tensor, old: int, new: int) -> Tensor:
 
 def _long_tables(config: Any, tables: list[dict[str, Any]], old: int, new: int, *, approximate: bool) -> Tensor:
     """Turn every table into one with a factor a pair; the pairs are the same for all."""
+    wanted, free = [], []
     for table in tables:
         if table["rope_type"] == "dynamic":
             raise ExpansionError(
-                f"head_dim: the model's rotary table changes with the length of the text (dynamic); only multiples of "
-                f"{old} would keep it, not {new}"
+                f"head_dim: {new}: the rotary table changes with the length of the text by a power that depends on the "
+                f"head size (dynamic); no larger head keeps it; the only exact size: {old}"
             )
-    wanted = [frequencies(config, table, old) for table in tables]
-    free = [new_table(table["rope_theta"], new) for table in tables]
+        # longrope has a table for short texts and one for long ones; others are alike at every length
+        original = int(table.get("original_max_position_embeddings") or config.max_position_embeddings)
+        for length in (original, original + 1) if table["rope_type"] == "longrope" else (0,):
+            wanted.append(frequencies(config, table, old, length))
+            free.append(new_table(table["rope_theta"], new))
     pairs = _match_pairs(wanted, free, old, new, approximate=approximate)
-    for table, (inverse, factor), base in zip(tables, wanted, free, strict=True):
-        factors = torch.ones(new // 2)
-        for m, pair in enumerate(pairs.tolist()):
-            exact = _factor_for(float(inverse[m]), base[pair])
-            factors[pair] = exact if exact is not None else 1.0 / (float(inverse[m]) * float(base[pair]))
+    made = iter(zip(wanted, free, strict=True))
+    for table in tables:
+        short = next(made)
+        long = next(made) if table["rope_type"] == "longrope" else short
+        kept = table.get("original_max_position_embeddings")  # other things may scale by it (Ministral 3)
         table.pop("partial_rotary_factor", None)
-        listed = [float(f) for f in factors]
         table |= {
-            "rope_type": "longrope", "short_factor": listed, "long_factor": listed, "factor": 1.0,
-            "attention_factor": factor, "original_max_position_embeddings": int(config.max_position_embeddings),
+            "rope_type": "longrope", "short_factor": _factors(pairs, *short, new),
+            "long_factor": _factors(pairs, *long, new), "factor": 1.0, "attention_factor": short[0][1],
+            "original_max_position_embeddings": int(kept or config.max_position_embeddings),
         }  # fmt: skip
     return pairs
+
+
+def _factors(pairs: Tensor, wanted: tuple[Tensor, float], base: Tensor, new: int) -> list[float]:
+    """A factor for every pair of the new table, 1 where it is new."""
+    factors = torch.ones(new // 2)
+    for m, pair in enumerate(pairs.tolist()):
+        inverse = float(wanted[0][m])
+        exact = _factor_for(inverse, base[pair])
+        factors[pair] = exact if exact is not None else 1.0 / (inverse * float(base[pair]))
+    return [float(f) for f in factors]
 
 
 def new_table(theta: float, size: int) -> Tensor:

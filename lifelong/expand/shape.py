@@ -6,33 +6,70 @@ from collections.abc import Mapping
 from typing import Any
 
 from lifelong.errors import ExpansionError, UnknownNameError
-from lifelong.expand.family import AXES, Family
+from lifelong.expand.family import AXES, Family, family_of
 
 Shape = Mapping[str, int]
 
 
-def model_shape(config: Any) -> dict[str, int]:
-    """Sizes of a model by axis name; works for every transformers configuration with the usual names."""
-    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
-    feed_forward = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim")
+USUAL_KEYS: Mapping[str, tuple[str, ...]] = {
+    "intermediate_size": ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim"),
+    "positions": ("max_position_embeddings",),
+    "experts": ("num_local_experts",),
+    "experts_per_token": ("num_experts_per_tok",),
+    "layers": ("num_hidden_layers",),
+    "hidden_size": ("hidden_size",),
+    "heads": ("num_attention_heads",),
+    "kv_heads": ("num_key_value_heads",),
+    "head_dim": ("head_dim",),
+    "vocab_size": ("vocab_size",),
+}
+
+
+def model_shape(config: Any, family: Family | None = None) -> dict[str, int]:
+    """Sizes of a model by axis name, by the keys of its family; others need to have the usual ones."""
+    known = family or _family_or_none(config)
+    keys: Mapping[str, str] = known.axes if known else {}
+
+    def size(axis: str, default: int = 0) -> int:
+        named = (keys[axis],) if axis in keys else ()
+        found = (getattr(config, key, None) for key in (*named, *USUAL_KEYS[axis]))
+        return int(next((value for value in found if value is not None), default))
+
+    heads, hidden = size("heads"), size("hidden_size")
     shape = {
-        "layers": int(config.num_hidden_layers),
+        "layers": size("layers"),
         "hidden_size": hidden,
-        "intermediate_size": int(_first(config, feed_forward) or 4 * hidden),
+        "intermediate_size": size("intermediate_size") or 4 * hidden,
         "heads": heads,
-        "kv_heads": int(getattr(config, "num_key_value_heads", None) or heads),
-        "head_dim": int(getattr(config, "head_dim", None) or hidden // heads),
-        "vocab_size": int(config.vocab_size),
+        "kv_heads": size("kv_heads") or heads,
+        "head_dim": size("head_dim") or hidden // heads,
+        "vocab_size": size("vocab_size"),
     }
-    if positions := getattr(config, "max_position_embeddings", None):
-        shape["positions"] = int(positions)
-    if experts := getattr(config, "num_local_experts", None):
-        shape |= {"experts": int(experts), "experts_per_token": int(config.num_experts_per_tok)}
+    if positions := size("positions"):
+        shape["positions"] = positions
+    if experts := size("experts"):
+        shape |= {"experts": experts, "experts_per_token": size("experts_per_token")}
     return shape
 
 
-def _first(config: Any, names: tuple[str, ...]) -> Any:
-    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+def _family_or_none(config: Any) -> Family | None:
+    try:
+        return family_of(config)
+    except UnknownNameError:
+        return None
+
+
+MOST = {"layers": 10_000, "experts": 100_000, "positions": 2**28}
+MOST_OTHERWISE = 2**24
+"""Sizes beyond these are slips of the finger; they would keep a machine busy before anything is refused."""
+
+
+def estimated_parameters(family: Family, shape: Shape, *, tied: bool) -> int:
+    """Parameters of a model of this shape, from its large matrices alone."""
+    width, heads = shape["hidden_size"], 2 * shape["heads"] + 2 * shape["kv_heads"]
+    neurons = shape["intermediate_size"] * shape.get("experts", 1) * (3 if family.gated else 2)
+    embeddings = shape["vocab_size"] * (1 if tied else 2)
+    return width * (embeddings + shape["layers"] * (heads * shape["head_dim"] + neurons))
 
 
 def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None]) -> dict[str, int]:
@@ -43,9 +80,11 @@ def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None
         ExpansionError: a size is smaller than the model's, or sizes contradict each other.
     """
     named = {axis: int(size) for axis, size in targets.items() if size is not None}
-    for axis in named:
+    for axis, size in named.items():
         if axis not in AXES:
             raise UnknownNameError("axis", axis, AXES, "expand")
+        if size > (most := MOST.get(axis, MOST_OTHERWISE)):
+            raise ExpansionError(f"{axis}: {size:.6g} is more than any model has; at most {most:,}")
     target = {**source, **named}
     _resolve_heads(family, source, target, named)
     for axis, size in source.items():
@@ -57,12 +96,14 @@ def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None
 
 def _resolve_heads(family: Family, source: Shape, target: dict[str, int], named: Mapping[str, int]) -> None:
     if family.fixed_head:
-        if "kv_heads" in named and named["kv_heads"] != named.get("heads", source["heads"]):
+        grouped = "kv_heads" in family.axes
+        if not grouped and "kv_heads" in named and named["kv_heads"] != named.get("heads", source["heads"]):
             raise ExpansionError(f"kv_heads: {family.name} has one key-value head per query head; leave kv_heads out")
         _resolve_fixed_heads(family, source, target, named)
-        target["kv_heads"] = target["heads"]
-        return
-    if "heads" in named and "kv_heads" not in named:
+        if not grouped:
+            target["kv_heads"] = target["heads"]
+            return
+    if target["heads"] != source["heads"] and "kv_heads" not in named:
         group = source["heads"] // source["kv_heads"]
         keeps_group = target["heads"] % group == 0 and target["heads"] // group >= source["kv_heads"]
         target["kv_heads"] = target["heads"] // group if keeps_group else source["kv_heads"]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lifelong.errors import ExpansionError, InputError
 from lifelong.expand.family import Family
+from lifelong.expand.lazy import body_prefix, parameter_shapes, tied_names
 from lifelong.files import is_file_name, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,18 +44,19 @@ class CheckpointReader:
         InputError: a missing or broken file, or parameters that the model needs and the folder has not.
     """
 
-    def __init__(
-        self, folder: Path, family: Family, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]
-    ) -> None:
-        self.folder, self.family, self.shapes = folder, family, shapes
+    def __init__(self, folder: Path, family: Family, model: Any) -> None:
+        self.folder, self.family, self.shapes = folder, family, parameter_shapes(model)
         self._open: dict[Path, Any] = {}
+        self._prefix, self._own = body_prefix(model), str(model.base_model_prefix)
+        tied = {self._standard(a): self._standard(b) for a, b in tied_names(model).items()}
+        shapes = self.shapes
         entries = {self._model_name(entry.key): entry for entry in self._entries()}
         aliases = {target: alias for alias, target in tied.items()}
         self.parts: dict[str, list[list[FileEntry]]] = {}
         used: set[str] = set()
         missing = []
         for name, shape in shapes.items():
-            found = self._find(name, shape, entries, aliases)
+            found = self._find(self._standard(name), shape, entries, aliases)
             if found is None:
                 missing.append(name)
                 continue
@@ -114,15 +116,22 @@ class CheckpointReader:
             )
         return [self.folder / name for name in names]
 
+    def _standard(self, name: str) -> str:
+        """The name in the family's table of a name in the model."""
+        return self.family.standard_name(name, self._prefix)
+
     def _model_name(self, key: str) -> str:
-        """The name in the model of a name in the file, as far as it can be told from the name alone."""
+        """The standard name of a name in the file, as far as it can be told from the name alone."""
         for piece, name in self.family.renames.items():
             key = key.replace(piece, name)
         for name, piece in self.family.file_renames.items():
             key = key.replace(piece, name)
         prefix = self.family.layer_stem.split(".")[0] + "."
         inner = self.family.layer_stem.removeprefix(prefix)
-        heads = {pattern.split(".")[0] for pattern in self.family.parameters if not pattern.startswith(prefix)}
+        if self._own != self.family.base and key.startswith(f"{self._own}."):
+            return prefix + key.removeprefix(f"{self._own}.")
+        names = (*self.family.parameters, *self.family.task_heads)
+        heads = {pattern.split(".")[0] for pattern in names if not pattern.startswith(prefix)}
         bare = key.split(".")[0] not in heads and not key.startswith(prefix)
         # a checkpoint of the body alone has no prefix (GPT-2 as first published)
         return prefix + key if bare and (key.startswith(inner) or "." in key) else key
@@ -188,7 +197,7 @@ class Slot:
 
 def slots_of(family: Family, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[Slot]:
     """Storage slots of a parameter: as it is, or expert by expert as transformers does."""
-    rows = expert_keys(family, name, shape[0])
+    rows = expert_keys(family, name, shape[0]) if len(shape) == 3 else []
     if not rows:
         key = name
         for piece, stored in family.file_renames.items():

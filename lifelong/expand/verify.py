@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lifelong.expand.float64 import true_float64
-from lifelong.expand.lazy import Fetch, empty_model, filled_model, is_held, parameter_shapes
+from lifelong.expand.lazy import Fetch, empty_model, filled_model, is_held, model_class_of, parameter_shapes
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan
+from lifelong.expand.positions import check_position_functions
 from lifelong.lm.compat import cache_argument
 from lifelong.lm.objective import objective_of
 from lifelong.records import ExpansionReport
@@ -24,6 +25,7 @@ from lifelong.records import ExpansionReport
 TOLERANCE = 1e-10
 VERIFY_SEED = 1234
 Run = Callable[[Any, Tensor], Tensor]
+Level = Literal["full", "quick", "none"]
 NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED, FEW_TOKENS = 2, 24, 4, 8
 
 
@@ -43,10 +45,29 @@ class ModelUnderTest:
         return results if dtype == torch.float64 else {name: value.float() for name, value in results.items()}
 
 
+ANSWERS = ("logits", "prediction_logits", "start_logits", "last_hidden_state")
+MORE_ANSWERS = ("end_logits", "seq_relationship_logits", "pooler_output")
+
+
+def answer(output: Any) -> Tensor:
+    """What a model is asked for: `[B,T,...]`, or `[B,L]` of a classifier of sequences."""
+    found: Tensor = next(value for name in ANSWERS if (value := getattr(output, name, None)) is not None)
+    return found
+
+
+def other_answer(name: str) -> Run:
+    """A run that gives what else a model with another head answers; zero where it does not."""
+
+    def run(model: Any, ids_BT: Tensor) -> Tensor:
+        value = getattr(model(input_ids=ids_BT), name, None)
+        return torch.zeros(1) if value is None else value
+
+    return run
+
+
 def plain(model: Any, ids_BT: Tensor) -> Tensor:
     """`[B,T,V]` of all tokens."""
-    logits: Tensor = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False).logits
-    return logits
+    return answer(model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)))
 
 
 def padded(model: Any, ids_BT: Tensor) -> Tensor:
@@ -56,10 +77,9 @@ def padded(model: Any, ids_BT: Tensor) -> Tensor:
     where = slice(0, third) if model.can_generate() else slice(ids_BT.shape[1] - third, None)
     mask_BT[1:, where] = 0
     pad = getattr(model.config, "pad_token_id", None)
-    logits: Tensor = model(
-        input_ids=ids_BT.masked_fill(mask_BT == 0, pad if pad is not None else 0), attention_mask=mask_BT
-    ).logits
-    return logits[mask_BT.bool()]
+    padded_BT = ids_BT.masked_fill(mask_BT == 0, pad if isinstance(pad, int) else 0)
+    value = answer(model(input_ids=padded_BT, attention_mask=mask_BT))
+    return value[mask_BT.bool()] if value.shape[:2] == mask_BT.shape else value
 
 
 def cached(model: Any, ids_BT: Tensor) -> Tensor:
@@ -83,8 +103,10 @@ def _continued(model: Any, ids_BT: Tensor, ends: Sequence[int]) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def runs_of(plan: ExpansionPlan, *, held: bool) -> dict[str, Run]:
+def runs_of(plan: ExpansionPlan, *, held: bool, language_model: bool = True) -> dict[str, Run]:
     """What a model is run on; an encoder has no cache. One that is not held is read anew in every pass: the fewest."""
+    if not language_model:
+        return {"tokens": plain, "padding": padded, **{name: other_answer(name) for name in MORE_ANSWERS}}
     if not objective_of(plan.family.objective).is_causal:
         return {"tokens": plain, "padding": padded}
     if held:
@@ -98,52 +120,90 @@ def verify(
     small: ModelUnderTest,
     grown: ModelUnderTest,
     *,
+    level: Level = "full",
     progress: Callable[[str], None] | None = None,
 ) -> ExpansionReport:
     """Compare both models on random tokens, with padding and with a cache, in three precisions.
+
+    `quick` looks at a few tokens in float64 alone; `none` at functions of position and length alone, which need no
+    weights.
 
     In float64 the map is applied to float64 weights: a weight scaled by sqrt(D/d) and stored in float32 moves the
     logits by float32 rounding, which says nothing about the map. Only logits of the old vocabulary are compared; the
     divergence counts the probability that new tokens take.
     """
     tell = progress or (lambda _text: None)
-    exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
-    ids_BT = random_tokens(plan)
-    difference: dict[torch.dtype, float] = {}
-    tell("verify float64")
-    held = is_held(empty_model(grown.model_class, grown.config), torch.float64)
-    runs = runs_of(plan, held=held)
-    befores, afters = (model.logits(ids_BT, torch.float64, runs) for model in (small, exact))
-    worst = {name: largest_difference(befores[name], afters[name]) for name in runs}
-    difference[torch.float64] = max(worst.values())
-    for dtype in (torch.float32, torch.bfloat16):
-        tell(f"verify {str(dtype).removeprefix('torch.')}")
-        # many processors multiply bfloat16 fifty times more slowly than float32: a few tokens have to do
-        some_BT = ids_BT[:1, :FEW_TOKENS] if dtype == torch.bfloat16 else ids_BT
-        low, high = (model.logits(some_BT, dtype, {"tokens": plain})["tokens"] for model in (small, grown))
-        difference[dtype] = largest_difference(low, high)
-    before, after = befores["tokens"], afters["tokens"]
-    tolerance = TOLERANCE * max(1.0, float(before.abs().max()))
-    return ExpansionReport(
+    large = empty_model(grown.model_class, grown.config)
+    check_position_functions(plan, empty_model(small.model_class, small.config), large)
+    report = ExpansionReport(
         family=plan.target_family.name,
         mode=plan.mode if not plan.approximations or plan.mode == "elle" else "approximate",
         source=dict(plan.source),
         target=dict(plan.target),
         parameters_before=count_parameters(small),
         parameters_after=count_parameters(grown),
-        max_logit_difference_float64=difference[torch.float64],
+        notes=plan.approximations,
+    )
+    if level == "none":
+        return replace(report, notes=(*report.notes, "logits were not compared (verify: none)"))
+    exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
+    ids_BT = random_tokens(plan)[:, : FEW_TOKENS if level == "quick" else None]
+    tell("verify float64")
+    is_language_model = small.model_class is model_class_of(small.config, plan.family.objective)
+    runs = runs_of(plan, held=is_held(large, torch.float64), language_model=is_language_model)
+    if level == "quick":
+        runs = {"tokens": plain}
+    befores, afters = (model.logits(ids_BT, torch.float64, runs) for model in (small, exact))
+    worst = {name: largest_difference(befores[name], afters[name]) for name in runs}
+    before, after = befores["tokens"], afters["tokens"]
+    tolerance = TOLERANCE * max(1.0, float(before.abs().max()))
+    moved: dict[str, Any] = divergence(before, after, ids_BT) if is_language_model else {}
+    report = replace(
+        report,
+        max_logit_difference_float64=max(worst.values()),
+        **moved,
+        tolerance=tolerance,
+        passed=not plan.is_exact or max(worst.values()) <= tolerance,
+        notes=(*report.notes, _listed(worst, cache=runs["tokens"] is last_cached)),
+    )
+    return report if level == "quick" else _with_formats(report, small, grown, before, ids_BT, tell)
+
+
+def _with_formats(
+    report: ExpansionReport,
+    small: ModelUnderTest,
+    grown: ModelUnderTest,
+    before: Tensor,
+    ids_BT: Tensor,
+    tell: Callable[[str], None],
+) -> ExpansionReport:
+    """The report with differences in number formats: of the models, and of the old one from itself in float64."""
+    difference, rounding = {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        tell(f"verify {str(dtype).removeprefix('torch.')}")
+        # many processors multiply bfloat16 fifty times more slowly than float32: a few tokens have to do
+        some_BT = ids_BT[:1, :FEW_TOKENS] if dtype == torch.bfloat16 else ids_BT
+        low, high = (model.logits(some_BT, dtype, {"tokens": plain})["tokens"] for model in (small, grown))
+        difference[dtype] = largest_difference(low, high)
+        if low.dim() == 3:  # what a classifier says of a whole text depends on how much of it was seen
+            rounding[dtype] = largest_difference(before[: len(some_BT), : some_BT.shape[1]], low)
+    return replace(
+        report,
         max_logit_difference_float32=difference[torch.float32],
         max_logit_difference_bfloat16=difference[torch.bfloat16],
-        **divergence(before, after, ids_BT),
-        tolerance=tolerance,
-        passed=not plan.is_exact or difference[torch.float64] <= tolerance,
-        notes=(*plan.approximations, _listed(worst, cache=runs["tokens"] is last_cached)),
+        notes=(*report.notes, *([_rounding(rounding)] if rounding else [])),
     )
 
 
 def _listed(worst: Mapping[str, float], *, cache: bool) -> str:
     listed = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     return f"in float64: {listed}" + ("; the last token through the cache" if cache else "")
+
+
+def _rounding(rounding: Mapping[torch.dtype, float]) -> str:
+    """What the number formats alone do to the model that did not grow: differences of this size say nothing."""
+    listed = ", ".join(f"{str(dtype).removeprefix('torch.')} {value:.1e}" for dtype, value in rounding.items())
+    return f"rounding of the model before growth, against float64: {listed}"
 
 
 def largest_difference(before: Tensor, after: Tensor) -> float:
@@ -168,7 +228,8 @@ def divergence(before: Tensor, after: Tensor, ids_BT: Tensor) -> dict[str, float
 def random_tokens(plan: ExpansionPlan) -> Tensor:
     """`[B,T]` tokens of the old vocabulary, within the old positions."""
     generator = torch.Generator().manual_seed(VERIFY_SEED)
-    room = plan.source.get("positions", NUM_TOKENS) - (2 if plan.family.positions_after_padding else 0)
+    padding = getattr(plan.source_config, "pad_token_id", None) or 0
+    room = plan.source.get("positions", NUM_TOKENS) - (padding + 1 if plan.family.positions_after_padding else 0)
     length = max(NUM_CACHED + 2, min(NUM_TOKENS, room))
     return torch.randint(0, plan.source["vocab_size"], (NUM_SEQUENCES, length), generator=generator)
 

@@ -5,6 +5,8 @@ Stream, width d to D. An isometry keeps mean(x^2) (RMSNorm) or mean and variance
   RMSNorm, clone:  x'_j = c_j x_i(j),           c_j = sqrt(D / (d n_i(j))), n_i copies of i
   LayerNorm:       x' = s [x; ..; x; mean(x)],  s = sqrt(D / (k d)) with k copies and D - k d means
   LayerNorm as the stream (BERT): x' = [x; ..; x], D = k d
+Where every norm with the configuration's epsilon is on the stream, s = 1 and that epsilon becomes eps d/D instead: old
+entries of matrices stay bit for bit, also in bfloat16, and gains take sqrt(d/D) (`stream_ratio`).
 A norm's gain undoes the factor; what reads its output sees the old values, and zeros or copies beside them.
 
 Source: Gesmundo & Maile 2023 (arXiv 2308.06103) for zero-padding without the RMS rescale; LEMON (arXiv 2310.07999)
@@ -24,7 +26,6 @@ from torch import Tensor
 from lifelong.expand.axes import MEAN, NEW, AxisMap, axis_map
 from lifelong.expand.family import Family
 from lifelong.expand.heads import HeadPlacement, by_channel, place_heads
-from lifelong.lm.objective import objective_of
 
 Strategy = Literal["pad", "clone", "pairs"]
 NEW_TOKEN_NOISE = 0.1
@@ -43,6 +44,8 @@ class Growth:
     position_rows: tuple[int, int]
     channels: Tensor
     """`[h']`: old channel of every channel of a query or key head, or NEW."""
+    ratio: float = 1.0
+    """Of the mean square that a norm on the stream sees, to that of the old model."""
 
     def grows(self, axis: str) -> bool:
         """Whether a size changes."""
@@ -75,6 +78,20 @@ def fixed_axes(growth: Growth) -> dict[str, AxisMap]:
 # --- the residual stream ------------------------------------------------------------------------------------
 
 
+def stream_ratio(family: Family, source: Mapping[str, int], target: Mapping[str, int], strategy: Strategy) -> float:
+    """What epsilon is multiplied by when the old stream is left unscaled; 1 where that is not possible.
+
+    Norms of heads share the configuration's epsilon and see no more than before; Gemma scales its embeddings by the
+    width anyway; uneven copies need a factor each.
+    """
+    old, new = source["hidden_size"], target["hidden_size"]
+    if family.placement not in ("pre", "sandwich") or family.head_norm != "none" or family.scaled_embedding:
+        return 1.0
+    if strategy == "clone":
+        return new // old * old / new if family.norm == "layer" else 1.0
+    return old / new
+
+
 def stream_axes(growth: Growth) -> dict[str, AxisMap]:
     """The stream as it is written, read, and normalised."""
     family, old, new = growth.family, growth.source["hidden_size"], growth.target["hidden_size"]
@@ -83,12 +100,12 @@ def stream_axes(growth: Growth) -> dict[str, AxisMap]:
     elif family.norm == "rms":
         index = arange(new) % old if growth.strategy == "clone" else torch.cat([arange(old), filled(new - old, NEW)])
         fills = 0
-        written = (new / (old * _copies(index, old))).sqrt()
+        written = (new / (old * _copies(index, old)) * growth.ratio).sqrt()
     else:
         copies = new // old if growth.strategy == "clone" else 1
         fills = new - copies * old
         index = torch.cat([arange(copies * old) % old, filled(fills, MEAN)])
-        written = torch.full((new,), math.sqrt(new / (copies * old)), dtype=torch.float64)
+        written = torch.full((new,), math.sqrt(new / (copies * old) * growth.ratio), dtype=torch.float64)
     return _stream_sides(growth, index, written)
 
 
@@ -98,11 +115,12 @@ def _stream_sides(growth: Growth, index: Tensor, written: Tensor) -> dict[str, A
     many = _copies(index, old)
     read_index = torch.where(index == MEAN, NEW, index)
     split = bool((many > 1).any())
-    # norms see c x and hand on x; a tied output embedding is c E, so that the last gain also undoes sum c^2
-    tied = growth.tied and objective_of(family.objective).is_causal
+    # norms see c x, divide by r (1 with an isometry), and hand on x; a tied output embedding is c E, so that the last
+    # gain also undoes sum c^2
+    tied, root = growth.tied and not family.has("mlm_norm"), math.sqrt(growth.ratio)
     total = float((written * written)[read_index >= 0].sum() / old)
     gain_read = AxisMap(
-        read_index, old, 1 / written, written / many, torch.zeros_like(many), torch.ones_like(many)
+        read_index, old, root / written, written / (root * many), torch.zeros_like(many), torch.ones_like(many)
     )  # fmt: skip
     bias_read = replace(gain_read, scale=torch.ones_like(many), dual=1 / many, constant=torch.zeros_like(many))
     reads = axis_map(read_index, old, fresh=1.0, split=split)
@@ -110,7 +128,7 @@ def _stream_sides(growth: Growth, index: Tensor, written: Tensor) -> dict[str, A
     final_gain, final_bias = gain_read, bias_read
     if tied:
         # sum over copies of c_j E * (g' c_j z) has to be E g z
-        final_gain = replace(gain_read, scale=torch.full_like(many, 1 / total), dual=written * written)
+        final_gain = replace(gain_read, scale=torch.full_like(many, root / total), dual=written * written / root)
         final_bias = replace(bias_read, scale=written / total, dual=written)
     return {
         "stream.write": AxisMap(
@@ -124,7 +142,12 @@ def _stream_sides(growth: Growth, index: Tensor, written: Tensor) -> dict[str, A
         "stream.final_bias": final_bias,
         # a norm behind a sublayer sees the isometric image of its output: the gain stays
         "stream.post": AxisMap(
-            read_index, old, torch.ones_like(many), 1 / many, torch.zeros_like(many), torch.ones_like(many)
+            read_index,
+            old,
+            torch.full_like(many, root),
+            1 / (root * many),
+            torch.zeros_like(many),
+            torch.ones_like(many),
         ),
         "stream.norm": axis_map(read_index, old, dual=1 / many),
         "stream.mlm": axis_map(read_index, old, dual=1 / many),
@@ -151,6 +174,8 @@ def head_axes(growth: Growth) -> dict[str, AxisMap]:
     axes = {
         "v": axis_map(values, rows, dual=1 / _copies(values, rows), fresh=1.0),
         "o": axis_map(outputs, source["heads"] * size, split=fill == "clone"),
+        "gate": axis_map(outputs, source["heads"] * size, dual=1 / _copies(outputs, source["heads"] * size), fresh=1.0),
+        "each_head": axis_map(placed.queries, source["heads"], dual=1 / _copies(placed.queries, source["heads"])),
     }
     if family.head_norm == "none":
         return axes | _plain_heads(growth, placed, score)

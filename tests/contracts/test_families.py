@@ -113,6 +113,7 @@ def test_random_feasible_shapes(data):
         shape |= {"hidden_size": 24 * copies, "heads": 4 * copies}
     elif family.fixed_head:
         heads, size = data.draw(st.integers(4, 8)), 2 * data.draw(st.integers(3, 6))
+        heads += heads % 2 if "kv_heads" in family.axes else 0
         shape |= {"hidden_size": heads * size, "heads": heads, "head_dim": size}
     else:
         kv, group = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 3))

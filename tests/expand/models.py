@@ -8,7 +8,19 @@ from lifelong.expand.family import load_family
 from lifelong.expand.lazy import model_class_of
 
 VOCAB = 61
-EPSILON_KEYS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+EPSILON_KEYS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+EXTRA = {
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "olmo3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "exaone4": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "ministral": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "cohere2": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "gpt_oss": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "qwen3_5": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 3.0},
+}
+"""What makes small models of a family treat layers differently, as large ones do."""
 
 
 def tiny(family_name, **settings):
@@ -17,16 +29,21 @@ def tiny(family_name, **settings):
     sizes = {"layers": 2, "hidden_size": 24, "heads": 4, "intermediate_size": 40}
     if not family.fixed_head:
         sizes |= {"kv_heads": 2, "head_dim": 8}
+    elif "kv_heads" in family.axes:
+        sizes |= {"kv_heads": 2}
     ids = {f"{name}_token_id": i for i, name in enumerate(("pad", "bos", "eos"))}
     if family.objective == "mlm":
         ids |= {"cls_token_id": 1, "sep_token_id": 2}
-    config = new_config(family.name, vocab_size=VOCAB, max_positions=64, **{**sizes, **ids, **settings})
+    extra = EXTRA.get(family.name, {}) if "layers" not in settings else {}
+    config = new_config(family.name, vocab_size=VOCAB, max_positions=64, **{**sizes, **ids, **extra, **settings})
     for key in EPSILON_KEYS:
         if getattr(config, key, None) is not None:
             setattr(config, key, 1e-3)
     config._experts_implementation = "eager"  # the grouped kernel takes no float64 and no odd sizes
     if getattr(config, "activation_function", None) == "relu":
         config.activation_function = "gelu"  # an old neuron that never fires says nothing about growth
+    if getattr(config, "hidden_act", None) == "relu2":
+        config.hidden_act = "gelu"
     torch.manual_seed(0)
     model = model_class_of(config, family.objective)(config)
     with torch.no_grad():
@@ -51,6 +68,8 @@ def wider(family_name):
     family = load_family(family_name.replace("-", "_"))
     if family.placement in ("stream", "embedding"):
         return {"hidden_size": 48}
+    if "kv_heads" in family.axes and family.fixed_head:
+        return {"hidden_size": 36, "heads": 6}
     return {"hidden_size": 42, "heads": 7} if family.fixed_head else {"hidden_size": 36}
 
 

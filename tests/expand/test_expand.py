@@ -1,7 +1,9 @@
 """Refusals, layers, ELLE, and that verification sees what is wrong."""
 
+import dataclasses
 import json
 import math
+import re
 import types
 
 import pytest
@@ -11,6 +13,7 @@ from lifelong.errors import ExpansionError, UnknownNameError
 from lifelong.expand import (
     ExpansionMap,
     expand_model,
+    expansion_map,
     family_of,
     grow,
     model_shape,
@@ -21,6 +24,7 @@ from lifelong.expand import (
     width,
 )
 from lifelong.expand.depth import chain_gains, place_layers
+from lifelong.expand.family import load_family, reader
 from lifelong.plugins import plugin_names
 from tests.expand.models import batch, tiny
 
@@ -69,6 +73,51 @@ def test_an_unknown_architecture_lists_the_known_ones():
         family_of(types.SimpleNamespace(model_type="t5"))
     with pytest.raises(UnknownNameError, match="no axis 'hiden_size'; did you mean 'hidden_size'"):
         plan_expansion(tiny("llama").config, hiden_size=48)
+
+
+def test_two_families_that_claim_one_type_are_named(monkeypatch):
+    monkeypatch.setattr("lifelong.expand.family.plugin_names", lambda _package: ["llama", "mistral"])
+    claimed = dataclasses.replace(load_family("mistral"), model_types=("llama",))
+    monkeypatch.setattr(
+        "lifelong.expand.family.load_family", {"llama": load_family("llama"), "mistral": claimed}.__getitem__
+    )
+    with pytest.raises(ExpansionError, match="model_type 'llama' is claimed by 2 families: llama, mistral"):
+        family_of("llama")
+
+
+def test_a_wrong_table_is_refused_by_family_and_parameter(monkeypatch):
+    table = {**load_family("llama").parameters, "model.layers.{layer}.mlp.up_proj.weight": reader("o")}
+    wrong = dataclasses.replace(load_family("llama"), parameters=table)
+    monkeypatch.setattr("lifelong.expand.plan.family_of", lambda _config: wrong)
+    with pytest.raises(
+        ExpansionError, match=r"family 'llama': .*'model.layers.0.mlp.up_proj.weight' the .*shape \[32, 24"
+    ):
+        expand_model(tiny("llama"), layers=3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "phi3"])
+def test_old_entries_of_matrices_stay_bit_for_bit_in_bfloat16(family):
+    model = tiny(family).to(torch.bfloat16)
+    targets = {"hidden_size": 36} if family != "gpt2" else {"hidden_size": 42, "heads": 7}
+    plan = plan_expansion(model.config, **targets)
+    assert plan.ratio == 24 / plan.target["hidden_size"]
+    mapping = expansion_map(plan, type(model))
+    old = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
+    grown = mapping.apply_weights(old)
+    for name, value in grown.items():
+        if value.dim() > 1:
+            axes = mapping.axes_of(mapping.tensors[name])
+            kept = [axis.is_old & ~axis.is_copy for axis in axes]
+            sources = [axis.source[mask] for axis, mask in zip(axes, kept, strict=True)]
+            moved = value[torch.meshgrid(*(mask.nonzero().flatten() for mask in kept), indexing="ij")]
+            assert torch.equal(moved, old[name][torch.meshgrid(*sources, indexing="ij")]), name
+
+
+def test_the_report_shows_the_rounding_of_the_model_before():
+    _, report = expand_model(tiny("llama"), hidden_size=36)
+    assert any(
+        re.search(r"rounding of the model before growth.*float32 \d.*bfloat16 \d", note) for note in report.notes
+    )
 
 
 @pytest.mark.parametrize("family", plugin_names("lifelong.expand.families"))
@@ -199,7 +248,7 @@ MUTATIONS = {
     "stream scale": (width.math, "sqrt", lambda value: value, {"hidden_size": 42, "heads": 7}, "gpt2"),
     "score scale": (width.math, "sqrt", lambda value: 1.0, {"head_dim": 16}, "llama"),
     "rotary pairs": (
-        rope, "_paired", lambda pairs, old, new: torch.cat([torch.arange(old), torch.full((new - old,), -1)]),
+        rope, "_paired", lambda pairs, old, new, interleaved=False: torch.cat([torch.arange(old), torch.full((new - old,), -1)]),
         {"head_dim": 16}, "llama",
     ),
     "copies": (width, "_copies", lambda index, size: torch.ones(len(index), dtype=torch.float64),

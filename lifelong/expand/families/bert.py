@@ -20,6 +20,7 @@ FAMILY = Family(
     ),
     axes=FIXED_HEAD_AXES,
     norm="layer",
+    epsilon_key="layer_norm_eps",
     placement="stream",
     fixed_head=True,
     objective="mlm",

@@ -44,6 +44,7 @@ FAMILY = Family(
         "positions": "n_positions",
     },
     norm="layer",
+    epsilon_key="layer_norm_epsilon",
     fixed_head=True,
     gated=False,
     requires={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},

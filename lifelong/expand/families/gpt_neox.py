@@ -37,6 +37,7 @@ FAMILY = Family(
     },
     axes=FIXED_HEAD_AXES,
     norm="layer",
+    epsilon_key="layer_norm_eps",
     partial_rotary=True,
     fixed_head=True,
     gated=False,

@@ -48,6 +48,7 @@ FAMILY = Family(
     },
     axes=FIXED_HEAD_AXES,
     norm="layer",
+    epsilon_key="norm_eps",
     placement="embedding",
     fixed_head=True,
     objective="mlm",

@@ -48,6 +48,7 @@ FAMILY = Family(
         "positions": "max_position_embeddings",
     },
     norm="layer",
+    epsilon_key="layer_norm_eps",
     fixed_head=True,
     gated=False,
     follows={"word_embed_proj_dim": "hidden_size"},

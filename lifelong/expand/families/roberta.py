@@ -1,11 +1,11 @@
-"""RoBERTa and XLM-R: BERT's layout; positions are counted from behind the padding token."""
+"""RoBERTa, XLM-R and CamemBERT: BERT's layout; positions are counted from behind the padding token."""
 
 from lifelong.expand.family import Family, head, head_bias, mlm_dense, mlm_norm
 from lifelong.expand.layouts import FIXED_HEAD_AXES, post_norm_encoder
 
 FAMILY = Family(
     name="roberta",
-    model_types=("roberta", "xlm-roberta"),
+    model_types=("roberta", "xlm-roberta", "camembert"),
     parameters=post_norm_encoder(
         "roberta",
         {
@@ -20,6 +20,7 @@ FAMILY = Family(
     ),
     axes=FIXED_HEAD_AXES,
     norm="layer",
+    epsilon_key="layer_norm_eps",
     placement="stream",
     fixed_head=True,
     objective="mlm",
