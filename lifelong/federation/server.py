@@ -33,7 +33,7 @@ from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_
 from lifelong.pipeline.begin import initial_model, initial_record, prepare_tokenizer
 from lifelong.pipeline.binding import bind_recipe
 from lifelong.pipeline.commit import loss_row
-from lifelong.pipeline.environment import package_versions
+from lifelong.pipeline.environment import computed_with, package_versions
 from lifelong.recipe.files import load_recipe
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import (
@@ -214,7 +214,8 @@ class ServerRun:
         work, losses = self.ledger.work(INITIAL), self._losses(met)
         write_losses(work.losses, losses)
         write_json(work.samples, [])
-        self.ledger.commit(work.path, initial_record(self.recipe, model, tokenizer_fingerprint(self.tokenizer), losses))
+        record = initial_record(self.recipe, model, tokenizer_fingerprint(self.tokenizer), losses)
+        self.ledger.commit(work.path, record, computed_with=computed_with())
 
     def _commit(self, model: PreTrainedModel) -> StageRecord:
         folder, losses = self.work.trained, self._losses(self.history[-1]["evaluated"])
@@ -251,7 +252,7 @@ class ServerRun:
             notes=tuple(self._absences()),
             committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        return self.ledger.commit(folder.path, record)
+        return self.ledger.commit(folder.path, record, computed_with=computed_with())
 
     def _curves(self) -> dict[str, Any]:
         """Training and held-out loss by round, as a report reads them; a step is a local step of every silo."""

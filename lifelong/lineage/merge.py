@@ -21,7 +21,7 @@ from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import committed_stages, record_hash
 from lifelong.lm.checkpoint import load_model, save_model
 from lifelong.records import StageRecord
-from lifelong.stream.tokenizers.load import copy_domain_tokenizers
+from lifelong.stream.tokenizers.load import copy_domain_tokenizers, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,11 +116,9 @@ def merge_stage(
     check_weight(weight)
     if out.exists():
         raise InputError(f"{str(out)!r} already exists; choose a new folder")
-    import transformers
-
     ends = stage_ends(run, recipe, stage)
     source = RunFolder(run).model(ends.record.name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source)
     model = ends.at(weight)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
