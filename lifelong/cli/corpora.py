@@ -93,14 +93,19 @@ def domain_show(
 
 
 @domain_app.command("check")
-def domain_check(cards: Annotated[list[str], typer.Argument(metavar="CARD...")]) -> None:
+def domain_check(
+    cards: Annotated[list[str], typer.Argument(metavar="CARD...")],
+    allow_paths: Annotated[
+        bool, typer.Option("--allow-paths", help="Take what a card from elsewhere names outside of its folder.")
+    ] = False,
+) -> None:
     """Read every document of the named domains once; what looks unwise is listed."""
     from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.cards.summary import describe_domain
 
     quiet_libraries()
     for card in cards:
-        summary = describe_domain(load_domain(card))
+        summary = describe_domain(load_domain(card, allow_paths=allow_paths))
         typer.echo(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
         for warning in summary.warnings:
             typer.echo(f"  ! {warning}")

@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from lifelong.allowed import remember_allowed
 from lifelong.errors import InputError, did_you_mean
 from lifelong.plugins import shipped_folder
 from lifelong.records import NAME_PATTERN
 from lifelong.schema import CARD, Location, shortened, validation_lines
-from lifelong.stream.cards.paths import CardFile
+from lifelong.stream.cards.paths import CardFile, require_own
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
 SPLITS = ("train", "valid", "test")
@@ -73,18 +74,27 @@ class Domain(CardFile):
         return {name: getattr(self, name) for name in names}
 
 
-def load_domain(card: str | Path) -> Domain:
+def load_domain(card: str | Path, *, allow_paths: bool = False) -> Domain:
     """The domain of a card, given by name or by path.
 
+    Args:
+        card: name or path.
+        allow_paths: take what a card from elsewhere names outside of its folder, now and later.
+
     Raises:
-        InputError: no such card, or it is wrong; every fault of the card is in one message.
+        InputError: no such card, it is wrong, or from elsewhere and names files outside of its folder; every fault of
+            the card is in one message.
     """
     text = str(card)
     if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
         path = Path(text).expanduser()
         if not path.is_file():
             raise InputError(f"domain card {text}: no such file{_case_hint(path)}")
-        return read_card(path)
+        domain = read_card(path)
+        if allow_paths:
+            allow_card(domain)
+        require_own("domain", path, domain.source.outside(domain), domain_folders())
+        return domain
     if not NAME_PATTERN.fullmatch(text):
         raise InputError(
             f"{text!r} is not a valid domain name: use letters, digits, '.', '_', '-', at most 64, "
@@ -99,6 +109,11 @@ def load_domain(card: str | Path) -> Domain:
                     raise InputError(f"{path}: name: the card calls itself {domain.name!r}, not {text!r}")
                 return domain
     raise InputError(f"there is no domain {text!r}{did_you_mean(text, known_domains())}")
+
+
+def allow_card(domain: Domain) -> None:
+    """Remember that the user has asked for what the card names outside of its folder."""
+    remember_allowed(f"domain card: {name}" for name in domain.source.outside(domain))
 
 
 def known_domains() -> list[str]:

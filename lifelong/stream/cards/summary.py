@@ -16,6 +16,7 @@ from lifelong.stream.cards.documents import Tally, read_documents
 from lifelong.stream.cards.domain import (
     SPLITS,
     Domain,
+    allow_card,
     domain_folders,
     known_domains,
     load_domain,
@@ -238,6 +239,7 @@ def add_domain(
         domain = _read_draft(draft, card)
         summary = describe_domain(domain.model_copy(update={"path": card.resolve()}), tokenizer)
         draft.replace(card)
+        allow_card(domain)
     finally:
         draft.unlink(missing_ok=True)
         if made and not any(out.iterdir()):

@@ -44,6 +44,10 @@ class Source(Section):
         """The splits that the source names; the others are cut from train by document hash."""
         return frozenset({"train", *(split for split in ("valid", "test") if getattr(self, split, None))})
 
+    def outside(self, card: CardFile) -> Iterator[str]:
+        """What the section names outside of the folder of the card, each behind its key."""
+        return iter(())
+
     def read(self, card: CardFile, split: str, reading: Reading) -> Iterator[RawDocument]:
         """(place, text or Bad) of every document of one of its own splits.
 
