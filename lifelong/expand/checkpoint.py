@@ -34,7 +34,7 @@ from lifelong.expand.shards import (
     slots_of,
     write_index,
 )
-from lifelong.expand.verify import ModelUnderTest, from_weights, verify
+from lifelong.expand.verify import ModelUnderTest, verify
 from lifelong.expand.width import Strategy
 from lifelong.files import atomic_directory, remove_tree, write_json
 from lifelong.lm.checkpoint import load_config
@@ -198,16 +198,10 @@ def _open_source(folder: Path, family: Family, config: Any) -> Source:
     empty = empty_model(model_class, config)
     for name in parameter_names(empty):
         family.match(name)
-    if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
-        reader = CheckpointReader(folder, family, parameter_shapes(empty), tied_names(empty))
-        return Source(model_class, reader.fetch, reader.dtype, tuple(reader.left_out))
-    try:
-        model = model_class.from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"checkpoint {str(folder)!r}: transformers cannot load it: {reason[:300]}") from None
-    weights = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
-    return Source(model_class, from_weights(weights), lambda name: weights[name].dtype)
+    if not ((folder / WEIGHTS).exists() or (folder / INDEX).exists()):
+        raise InputError(f"checkpoint {str(folder)!r}: has neither {WEIGHTS} nor {INDEX}")
+    reader = CheckpointReader(folder, family, parameter_shapes(empty), tied_names(empty))
+    return Source(model_class, reader.fetch, reader.dtype, tuple(reader.left_out))
 
 
 def _write_model(

@@ -56,6 +56,8 @@ def _leads_out(pattern: str, folder: Path) -> bool:
     variables = [match[1] or match[2] for match in _VARIABLE.finditer(pattern)]
     if variables and all(name.startswith("LIFELONG_") or not os.environ.get(name) for name in variables):
         return False  # one that is not set is refused when the card is read
+    if ".." in Path(pattern).parts:
+        return False  # as is this
     path = Path(_VARIABLE.sub(lambda match: os.environ.get(match[1] or match[2], ""), pattern))
     return str(path).startswith(("/", "~")) and not path.is_relative_to(folder)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lifelong.errors import InputError
+from lifelong.lm.foreign import loading
 from lifelong.stream.tokenizers.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrai
     if domain is not None and (folder / DOMAIN_TOKENIZERS / domain / "tokenizer.json").is_file():
         folder = folder / DOMAIN_TOKENIZERS / domain
         path_or_id = folder
-    try:
+    with loading("tokenizer", path_or_id):
         if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
             present = Path(folder / "tokenizer.json").read_text(encoding="utf-8")
             specials = {token["content"] for token in json.loads(present)["added_tokens"]}
@@ -60,10 +60,6 @@ def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrai
                 **{role: token for role, token in named.items() if token in specials},
             )
         tokenizer = AutoTokenizer.from_pretrained(str(path_or_id), trust_remote_code=False)
-    # AutoTokenizer raises many kinds (OSError, ValueError, KeyError, ImportError) for "not there"
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"tokenizer {str(path_or_id)!r} cannot be loaded: {first}") from error
     for key in _OF_THE_LOADING:
         tokenizer.init_kwargs.pop(key, None)
     return tokenizer
