@@ -15,8 +15,17 @@ Interrupted                   exit code 130: stopped on request, resumable
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+# control characters but tab and newline, and what turns the direction of writing around
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """A text as a terminal may show it: what strangers write into cards and run folders must not steer it."""
+    return _CONTROL.sub("", text)
 
 
 class LifelongError(Exception):

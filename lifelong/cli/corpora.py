@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lifelong.cli.terminal import JsonOption, quiet_libraries, show
+from lifelong.cli.terminal import JsonOption, quiet_libraries, say, show
 from lifelong.errors import InputError, did_you_mean
 
 domain_app = typer.Typer(no_args_is_help=True, help="Add, list, inspect and check corpora.")
@@ -57,7 +57,7 @@ def domain_add(
     card, summary = add_domain(name, out=out, tokenizer=_tokenizer(tokenizer), **keys)
     _show_summary(summary, as_json)
     if not as_json:
-        typer.echo(f"card: {card}")
+        say(f"card: {card}")
 
 
 @domain_app.command("list")
@@ -106,11 +106,11 @@ def domain_check(
     quiet_libraries()
     for card in cards:
         summary = describe_domain(load_domain(card, allow_paths=allow_paths))
-        typer.echo(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
+        say(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
         for warning in summary.warnings:
-            typer.echo(f"  ! {warning}")
+            say(f"  ! {warning}")
         if not summary.warnings:
-            typer.echo("  no problems found")
+            say("  no problems found")
 
 
 def _keys(settings: Sequence[str]) -> dict[str, Any]:
@@ -151,4 +151,4 @@ def _show_summary(summary: Any, as_json: bool) -> None:
 
     show(summary_table(summary))
     for warning in summary.warnings:
-        typer.echo(f"! {warning}")
+        say(f"! {warning}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lifelong import distributed
-from lifelong.cli.terminal import JsonOption, OverrideOption, SizeOption, display, quiet_libraries, show
+from lifelong.cli.terminal import JsonOption, OverrideOption, SizeOption, display, quiet_libraries, say, show
 
 
 def run(
@@ -107,4 +107,4 @@ def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None
     for table in run_tables(history):
         show(table)
     report = ReportFolder(report_folder) if report_folder else RunFolder(out).report
-    typer.echo(f"report: {report.page}")
+    say(f"report: {report.page}")

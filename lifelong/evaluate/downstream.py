@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lifelong.errors import InputError
 from lifelong.evaluate.task import Examples, Task, read_examples
-from lifelong.files import write_json
+from lifelong.files import write_sealed
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import model_of, record_hash
 from lifelong.lm.checkpoint import SAFE
@@ -126,7 +126,7 @@ def evaluate_tasks(
         )
         if record is not None:
             scores = replace(scores, stage=record.name, record=record_hash(record))
-            write_json(run.task_score(record.name, task.name), scores.to_json())
+            write_sealed(run.task_score(record.name, task.name), scores.to_json())
         found.append(scores)
     return found
 

@@ -29,6 +29,7 @@ from lifelong.files import (
     sync_folder,
     sync_tree,
     tree_hashes,
+    usual_modes,
     write_bytes,
     write_sealed,
     write_text,
@@ -192,6 +193,7 @@ class Ledger:
         """
         stage, target = StageFolder(prepared), self.folder.stage(record.name).path
         remove_partials(prepared)
+        usual_modes(prepared)
         for path in (stage.record, stage.measured):
             path.unlink(missing_ok=True)
         if self.folder.recipe.is_file():

@@ -8,7 +8,7 @@ from typing import Any
 
 from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
-from lifelong.files import write_json
+from lifelong.files import write_sealed
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import record_hash
 from lifelong.lineage.merge import check_weight, stage_ends
@@ -53,7 +53,7 @@ def interpolation_front(
         ]  # fmt: skip
         points.append(FrontPoint(weight, {loss.domain: loss.nats_per_token for loss in losses}))
     front = Front(ends.record.name, ends.record.domain, record_hash(ends.record), tuple(points))
-    write_json(folder.front(front.stage), front.to_json())
+    write_sealed(folder.front(front.stage), front.to_json())
     return front
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
 from lifelong.expand.lazy import tied_names
 from lifelong.expand.mapping import ExpansionMap
-from lifelong.files import atomic_directory, file_hash, read_json, write_json
+from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.integrity import damaged_files
 from lifelong.ledger.ledger import committed_stages, record_hash
 from lifelong.lm.checkpoint import load_model, save_model
 from lifelong.records import StageRecord
@@ -164,7 +165,6 @@ def _source_before(run: Path, records: list[StageRecord], record: StageRecord, r
 
 
 def _check_files(run: Path, record: StageRecord, paths: tuple[Path, ...]) -> None:
-    for path in paths:
-        name = RunFolder(run).name_of(path)
-        if name in record.files and file_hash(path) != record.files[name]:
-            raise CorruptionError(f"{path}: its content differs from what was committed; restore it from a backup")
+    names = [name for name in map(RunFolder(run).name_of, paths) if name in record.files]
+    for finding in damaged_files(run, {name: record.files[name] for name in names}):
+        raise CorruptionError(f"{run}/{finding}; restore it from a backup")

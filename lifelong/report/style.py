@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -83,3 +84,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence
 def folded(html: str, rows: int, what: str = "rows") -> str:
     """`html` behind a line to click where it is long."""
     return html if rows <= FOLDED_ROWS else f"<details><summary>{rows} {what}</summary>{html}</details>"
+
+
+def markdown_safe(text: str) -> str:
+    """A text of somebody else in one cell of a Markdown table: no markup, no link and no image comes of it."""
+    escaped = re.sub(r"([\\`\[\]|*])", r"\\\1", " ".join(text.split()))
+    return escape(escaped, quote=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lifelong.errors import InputError, LifelongError
+from lifelong.files import write_text
 from lifelong.records import NAME_PATTERN
 from lifelong.stream.cards.document import Document
 from lifelong.stream.cards.documents import Tally, read_documents
@@ -230,20 +231,14 @@ def add_domain(
     if card.exists():
         raise InputError(f"{card}: there is a card of this name; remove it, or choose another name")
     source, given = _source_of(name, keys, out)
-    made = not out.is_dir()
-    out.mkdir(parents=True, exist_ok=True)
-    draft = out / f".{name}.{os.getpid()}.part"
-    try:
-        text = yaml.safe_dump({"name": name, "source": source, **given}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump({"name": name, "source": source, **given}, sort_keys=False, allow_unicode=True)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / card.name
         draft.write_text(text, encoding="utf-8")
         domain = _read_draft(draft, card)
-        summary = describe_domain(domain.model_copy(update={"path": card.resolve()}), tokenizer)
-        draft.replace(card)
-        allow_card(domain)
-    finally:
-        draft.unlink(missing_ok=True)
-        if made and not any(out.iterdir()):
-            out.rmdir()
+    summary = describe_domain(domain.model_copy(update={"path": card.resolve()}), tokenizer)
+    write_text(card, text)
+    allow_card(domain)
     return card, summary
 
 
