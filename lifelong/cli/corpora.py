@@ -12,6 +12,8 @@ import typer
 from lifelong.cli.terminal import JsonOption, quiet_libraries, say, show
 from lifelong.errors import InputError, did_you_mean
 
+TABLE_ROWS = 500  # a longer list is for a pager or grep: rich takes seconds to lay it out
+
 domain_app = typer.Typer(no_args_is_help=True, help="Add, list, inspect and check corpora.")
 
 
@@ -68,13 +70,19 @@ def domain_list() -> None:
 
     from lifelong.stream.cards.summary import list_domains
 
+    rows = [
+        (str(entry["name"]), str(entry.get("licence") or "not stated"),
+         f"broken: {entry['fault']}" if "fault" in entry else str(entry["source"]))
+        for entry in list_domains()
+    ]  # fmt: skip
+    if len(rows) > TABLE_ROWS:
+        say("\n".join("  ".join(row) for row in rows))
+        return
     table = Table()
     for heading in ("domain", "licence", "source"):
         table.add_column(heading, overflow="fold")
-    for entry in list_domains():
-        fault = entry.get("fault")
-        described = f"broken: {fault}" if fault else str(entry.get("source") or entry.get("card") or "")
-        table.add_row(str(entry["name"]), Text(str(entry.get("licence") or "not stated")), Text(described))
+    for row in rows:
+        table.add_row(*map(Text, row))
     show(table)
 
 
@@ -88,8 +96,9 @@ def domain_show(
     from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.cards.summary import describe_domain
 
+    domain = load_domain(card)
     quiet_libraries()
-    _show_summary(describe_domain(load_domain(card), _tokenizer(tokenizer)), as_json)
+    _show_summary(describe_domain(domain, _tokenizer(tokenizer)), as_json)
 
 
 @domain_app.command("check")

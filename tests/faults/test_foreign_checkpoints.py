@@ -43,7 +43,7 @@ def messages(monkeypatch, capsys, folder, cards):
     verbs = {
         "evaluate": [folder, "--domain", cards / "sea.yaml"],
         "expand": [folder, folder.parent / "grown", "--layers", "4"],
-        "cache": [folder, folder.parent / "cache", "--domain", cards / "sea.yaml"],
+        "cache": [folder, "--out", folder.parent / "cache", "--domain", cards / "sea.yaml"],
     }
     for verb, arguments in verbs.items():
         assert run_cli(monkeypatch, verb, *arguments) == 2, verb

@@ -23,6 +23,7 @@ from lifelong.stream.cards.paths import CardFile, require_own
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
 SPLITS = ("train", "valid", "test")
+SUFFIXES = (".yaml", ".yml")
 
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -101,7 +102,7 @@ def load_domain(card: str | Path, *, allow_paths: bool = False) -> Domain:
             "or give the path of a card that ends in .yaml"
         )
     for folder in domain_folders():
-        for suffix in (".yaml", ".yml"):
+        for suffix in SUFFIXES:
             path = folder / f"{text}{suffix}"
             if path.is_file():
                 domain = read_card(path)
@@ -118,8 +119,20 @@ def allow_card(domain: Domain) -> None:
 
 def known_domains() -> list[str]:
     """Names of all cards that can be found, in alphabetical order."""
-    folders = [folder for folder in domain_folders() if folder.is_dir()]
-    return sorted({path.stem for folder in folders for path in folder.glob("*.y*ml")})
+    return sorted(known_cards())
+
+
+def known_cards() -> dict[str, Path]:
+    """The card of every name, as `load_domain` finds it."""
+    cards: dict[str, Path] = {}
+    for folder in (folder for folder in domain_folders() if folder.is_dir()):
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+        for suffix in SUFFIXES:
+            for name in names:
+                if name.endswith(suffix):
+                    cards.setdefault(name.removesuffix(suffix), folder / name)
+    return cards
 
 
 def domain_folders() -> list[Path]:

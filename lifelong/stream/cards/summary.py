@@ -19,6 +19,7 @@ from lifelong.stream.cards.domain import (
     Domain,
     allow_card,
     domain_folders,
+    known_cards,
     known_domains,
     load_domain,
     read_card,
@@ -269,23 +270,27 @@ def _read_draft(draft: Path, card: Path) -> Domain:
 
 def list_domains() -> list[dict[str, Any]]:
     """Name, kind of source, licence, card and description of every domain that can be found; or its fault."""
-    listed: list[dict[str, Any]] = []
-    for name in known_domains():
+    return [_listed(name, path) for name, path in sorted(known_cards().items())]
+
+
+def _listed(name: str, path: Path) -> dict[str, Any]:
+    import yaml
+    from pydantic import ValidationError
+
+    try:
+        # the reader in C is ten times faster; what is wrong with a card is left to the one that knows its lines
+        safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        data = yaml.load(path.read_text(encoding="utf-8"), safe)  # noqa: S506 - either is a safe loader
+        domain = Domain.model_validate({"name": name, **data})
+        if domain.name != name or "path" in data:
+            raise ValueError
+    except (yaml.YAMLError, ValidationError, ValueError, TypeError, OSError, RecursionError):
         try:
             domain = load_domain(name)
         except LifelongError as error:
-            listed.append({"name": name, "fault": str(error)})
-            continue
-        listed.append(
-            {
-                "name": name,
-                "source": domain.source.kind,
-                "licence": domain.licence,
-                "card": str(domain.path),
-                "description": domain.description,
-            }
-        )
-    return listed
+            return {"name": name, "fault": str(error)}
+    facts = {"source": domain.source.kind, "licence": domain.licence, "card": str(path.absolute())}
+    return {"name": name, **facts, "description": domain.description}
 
 
 __all__ = ["DomainSummary", "Overlap", "add_domain", "describe_domain", "domain_folders", "list_domains"]

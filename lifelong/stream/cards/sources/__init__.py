@@ -85,7 +85,7 @@ def source_kinds() -> dict[str, type[Source]]:
 
 def _kind_of(value: Any) -> str | None:
     keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
-    named = [kind for kind in source_kinds() if kind in keys]
+    named = [kind for name in plugin_names(PACKAGE) if (kind := name.replace("-", "_")) in keys]
     return named[0] if len(named) == 1 else None
 
 
