@@ -62,7 +62,7 @@ def report(
         history = read_history(runs[0])
         with storage_faults(out, f"report {str(out)!r}", "then run the same command again"):
             write_report(history, out)
-        _finish(runs[0], as_json, out)
+        _finish(runs[0], as_json, out, history)
         return
     from lifelong.report.compare import compare_runs
     from lifelong.report.compare_page import comparison_table, comparison_verdict, write_comparison
