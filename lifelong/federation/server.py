@@ -90,11 +90,11 @@ class FederationPlan:
             lines.append(f"timeout: must be more than 0 seconds, not {self.timeout:g}")
         if lines:
             raise InputError(f"federation of {recipe.name}\n  " + "\n  ".join(lines))
-        flower.make_strategy(self.terms(silos))
+        flower.make_strategy(self.terms(silo_domains(recipe)))
 
-    def terms(self, silos: int) -> Terms:
-        """The terms that the Flower adapter needs."""
-        return Terms(silos, self.strategy, self.options, self.min_silos, self.timeout)
+    def terms(self, domains: Sequence[str]) -> Terms:
+        """The terms that the Flower adapter needs; the domains are those of the recipe."""
+        return Terms(len(domains), self.strategy, self.options, self.min_silos, self.timeout, tuple(domains))
 
     def rounds(self, recipe: Recipe) -> int:
         """Rounds in which all silos together train on the stage's tokens, rounded up."""
@@ -128,7 +128,7 @@ def lead_federation(
     with Ledger.open(Path(out)) as ledger:
         bind_recipe(ledger, recipe)
         if not ledger.stages:
-            ServerRun(ledger, recipe, plan, federate(plan.terms(len(silo_domains(recipe))))).run()
+            ServerRun(ledger, recipe, plan, federate(plan.terms(silo_domains(recipe)))).run()
         result = summarise(ledger.out)
         ledger.clear_work_dir()
         return result
