@@ -152,7 +152,7 @@ def commit_initial(context: Run, model: PreTrainedModel, losses: Sequence[Domain
 
 def known_columns(ledger: Ledger) -> list[str]:
     """Domains that have been evaluated, in the order in which the stream met them."""
-    rows = [read_losses(ledger.folder.stage(record.name).losses) for record in ledger.records]
+    rows = (read_losses(ledger.folder.stage(record.name).losses) for record in ledger.records)  # one at a time
     return list(dict.fromkeys(loss.domain for row in rows for loss in row))
 
 

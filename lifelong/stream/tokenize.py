@@ -137,7 +137,7 @@ def tokenize_domain(
 ) -> BlockStore:
     """The blocks of a split; tokenised once, then opened from the cache.
 
-    What the cache holds is verified by its hash once a process (about 1.5 GB/s), and made again where it is damaged.
+    What the cache holds is verified by its hash once a process (about 1 GB/s), and made again where it is damaged.
 
     Of the processes of one run the first tokenises, the others wait and map the same file.
 
