@@ -91,9 +91,7 @@ def read_history(out: Path) -> RunHistory:
     )
 
 
-def _rows(
-    run: RunFolder, lines: Sequence[tuple[StageFolder, StageRecord]], name: str
-) -> list[tuple[DomainLoss, ...]]:
+def _rows(run: RunFolder, lines: Sequence[tuple[StageFolder, StageRecord]], name: str) -> list[tuple[DomainLoss, ...]]:
     """Losses that each line of the ledger lists under a name, none where it lists no such file.
 
     A run that was extended: the model before a later stage was evaluated on the domains that joined with it, which

@@ -72,7 +72,14 @@ def altered_matrix(out: Path) -> str:
 def markdown(history: RunHistory) -> str:
     """The report as Markdown."""
     metrics = compute_run(history)
-    lines = [f"# {markdown_safe(history.name)}", "", f"**{markdown_safe(decision(history))}**", "", markdown_safe(verdict(history)), ""]
+    lines = [
+        f"# {markdown_safe(history.name)}",
+        "",
+        f"**{markdown_safe(decision(history))}**",
+        "",
+        markdown_safe(verdict(history)),
+        "",
+    ]
     if history.unfinished:
         lines += [f"Unfinished: {markdown_safe(', '.join(history.unfinished))} not committed yet.", ""]
     lines += ["Held-out perplexity (rise over the domain's best so far, in nats):", "", *_matrix_lines(history.matrix)]
@@ -99,7 +106,10 @@ def markdown(history: RunHistory) -> str:
 
 
 def _matrix_lines(matrix: LossMatrix) -> list[str]:
-    lines = ["| after | " + " | ".join(map(markdown_safe, matrix.domains)) + " |", "|---|" + "---:|" * len(matrix.domains)]
+    lines = [
+        "| after | " + " | ".join(map(markdown_safe, matrix.domains)) + " |",
+        "|---|" + "---:|" * len(matrix.domains),
+    ]
     for label, row in zip(("initial", *matrix.stages), cells(matrix), strict=True):
         shown = [f"{cell.text}" + (f" ({cell.rise:+.2f})" if cell.rise is not None else "") for cell in row]
         lines.append(f"| {markdown_safe(label)} | " + " | ".join(shown) + " |")
