@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
+def usual_modes(folder: Path) -> None:
+    """Give every file below `folder` the mode that a new file has; safetensors writes its own for the owner alone."""
+    with tempfile.TemporaryDirectory(dir=folder) as here:
+        (probe := Path(here) / "probe").touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
 def is_file_name(name: Any) -> bool:
     """Whether a name that was read from a file is that of an entry of one folder, and reaches no other."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set("/\\\0") & set(name)
@@ -184,12 +195,32 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        usual_modes(partial)
         sync_tree(partial)
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what was half written is in the way
         raise
     partial.rename(folder)
     sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def atomic_files(folder: Path) -> Iterator[Path]:
+    """Files that replace those of the same names in `folder` together, once all are written; a full disk leaves these.
+
+    Yields the folder to write them to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".new.partial"
+    remove_tree(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        for path in sorted(partial.iterdir()):
+            path.replace(folder / path.name)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_partials(folder: Path) -> None:

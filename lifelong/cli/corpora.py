@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lifelong.cli.terminal import JsonOption, quiet_libraries, show
+from lifelong.cli.terminal import JsonOption, quiet_libraries, say, show
 from lifelong.errors import InputError, did_you_mean
+
+TABLE_ROWS = 500  # a longer list is for a pager or grep: rich takes seconds to lay it out
 
 domain_app = typer.Typer(no_args_is_help=True, help="Add, list, inspect and check corpora.")
 
@@ -57,7 +59,7 @@ def domain_add(
     card, summary = add_domain(name, out=out, tokenizer=_tokenizer(tokenizer), **keys)
     _show_summary(summary, as_json)
     if not as_json:
-        typer.echo(f"card: {card}")
+        say(f"card: {card}")
 
 
 @domain_app.command("list")
@@ -68,13 +70,19 @@ def domain_list() -> None:
 
     from lifelong.stream.cards.summary import list_domains
 
+    rows = [
+        (str(entry["name"]), str(entry.get("licence") or "not stated"),
+         f"broken: {entry['fault']}" if "fault" in entry else str(entry["source"]))
+        for entry in list_domains()
+    ]  # fmt: skip
+    if len(rows) > TABLE_ROWS:
+        say("\n".join("  ".join(row) for row in rows))
+        return
     table = Table()
     for heading in ("domain", "licence", "source"):
         table.add_column(heading, overflow="fold")
-    for entry in list_domains():
-        fault = entry.get("fault")
-        described = f"broken: {fault}" if fault else str(entry.get("source") or entry.get("card") or "")
-        table.add_row(str(entry["name"]), Text(str(entry.get("licence") or "not stated")), Text(described))
+    for row in rows:
+        table.add_row(*map(Text, row))
     show(table)
 
 
@@ -88,24 +96,30 @@ def domain_show(
     from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.cards.summary import describe_domain
 
+    domain = load_domain(card)
     quiet_libraries()
-    _show_summary(describe_domain(load_domain(card), _tokenizer(tokenizer)), as_json)
+    _show_summary(describe_domain(domain, _tokenizer(tokenizer)), as_json)
 
 
 @domain_app.command("check")
-def domain_check(cards: Annotated[list[str], typer.Argument(metavar="CARD...")]) -> None:
+def domain_check(
+    cards: Annotated[list[str], typer.Argument(metavar="CARD...")],
+    allow_paths: Annotated[
+        bool, typer.Option("--allow-paths", help="Take what a card from elsewhere names outside of its folder.")
+    ] = False,
+) -> None:
     """Read every document of the named domains once; what looks unwise is listed."""
     from lifelong.stream.cards.domain import load_domain
     from lifelong.stream.cards.summary import describe_domain
 
     quiet_libraries()
     for card in cards:
-        summary = describe_domain(load_domain(card))
-        typer.echo(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
+        summary = describe_domain(load_domain(card, allow_paths=allow_paths))
+        say(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
         for warning in summary.warnings:
-            typer.echo(f"  ! {warning}")
+            say(f"  ! {warning}")
         if not summary.warnings:
-            typer.echo("  no problems found")
+            say("  no problems found")
 
 
 def _keys(settings: Sequence[str]) -> dict[str, Any]:
@@ -146,4 +160,4 @@ def _show_summary(summary: Any, as_json: bool) -> None:
 
     show(summary_table(summary))
     for warning in summary.warnings:
-        typer.echo(f"! {warning}")
+        say(f"! {warning}")

@@ -20,7 +20,7 @@ from lifelong.cli.inspect import check, list_names, report, schema
 from lifelong.cli.models import cache, evaluate, expand, merge
 from lifelong.cli.run import extend, plan, run
 from lifelong.cli.terminal import quiet_libraries, state
-from lifelong.errors import InputError, Interrupted, LifelongError
+from lifelong.errors import InputError, Interrupted, LifelongError, printable
 
 if TYPE_CHECKING:
     pass
@@ -118,7 +118,7 @@ def _end(message: str, exit_code: int) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     told, exit_code = distributed.agree_on_exit_code(exit_code)
     if told:
-        print(message, file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(message), file=sys.stderr, flush=True)  # noqa: T201
     sys.exit(exit_code)
 
 

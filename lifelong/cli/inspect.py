@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lifelong.cli.run import _finish
-from lifelong.cli.terminal import JsonOption, show
+from lifelong.cli.terminal import JsonOption, say, show
 from lifelong.errors import InputError
 
 SHORTEST_HASH = 12  # 48 bits: nobody makes a ledger of his own that begins so
@@ -41,7 +40,7 @@ def check(
             + f" (give at least {SHORTEST_HASH} digits)" * (len(expect) < SHORTEST_HASH)
             + ": every file is as this ledger says, but it is another ledger"
         )
-    typer.echo(f"{run_folder}: {len(records) - 1} stages, {files} files, all as committed; last line {head}")
+    say(f"{run_folder}: {len(records) - 1} stages, {files} files, all as committed; last line {head}")
 
 
 def report(
@@ -54,13 +53,16 @@ def report(
 
     if len(runs) == 1:
         from lifelong.ledger.folder import RunFolder
+        from lifelong.ledger.storage import storage_faults
         from lifelong.report import altered_matrix, write_report
 
         out = out or RunFolder(runs[0]).report.path
         if finding := altered_matrix(out):
-            print(f"note: {finding}", file=sys.stderr)  # noqa: T201
-        write_report(read_history(runs[0]), out)
-        _finish(runs[0], as_json, out)
+            say(f"note: {finding}", err=True)
+        history = read_history(runs[0])
+        with storage_faults(out, f"report {str(out)!r}", "then run the same command again"):
+            write_report(history, out)
+        _finish(runs[0], as_json, out, history)
         return
     from lifelong.report.compare import compare_runs
     from lifelong.report.compare_page import comparison_table, comparison_verdict, write_comparison
@@ -72,7 +74,7 @@ def report(
         typer.echo(json.dumps(comparison.to_json(), indent=1))
     else:
         show(comparison_table(comparison))
-        typer.echo(comparison_verdict(comparison))
+        say(comparison_verdict(comparison))
 
 
 LISTS = {
@@ -104,7 +106,7 @@ def list_names(
         names = known_recipes()
     else:
         names = plugin_names({"families": "lifelong.expand.families"}.get(what, f"lifelong.{what}"))
-    typer.echo("\n".join(names))
+    say("\n".join(names))
 
 
 def schema(what: Annotated[str, typer.Argument(help="recipe | domain")]) -> None:

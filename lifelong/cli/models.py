@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lifelong.cli.terminal import CardsOption, JsonOption, quiet_libraries, show
+from lifelong.cli.terminal import CardsOption, JsonOption, quiet_libraries, say, show
 from lifelong.errors import InexactGrowthError, InputError
 
 
@@ -64,7 +64,7 @@ def expand(
         "mode": mode, "strategy": strategy, "placement": _layers(placement), "approximate": approximate,
     }  # fmt: skip
     if explain:
-        typer.echo(explain_expansion(source, targets, **chosen))
+        say(explain_expansion(source, targets, **chosen))
         return
     from lifelong.report.progress import progress_bar
     from lifelong.report.table import expansion_table
@@ -203,6 +203,7 @@ def cache(
         raise InputError(f"cache --tokens: a number like 2M, not {tokens!r}")
     quiet_libraries()
     from lifelong.inherit.write_cache import CacheRequest, default_device, make_scheme, write_cache
+    from lifelong.ledger.storage import storage_faults
     from lifelong.report.progress import cache_progress
 
     request = CacheRequest(
@@ -210,12 +211,13 @@ def cache(
         sequence_length, count if isinstance(count, int) else None, tokenizer, mask_seed, mask_patterns,
         device=device or default_device(),
     )  # fmt: skip
-    with cache_progress(quiet=as_json) as progress:
+    then = "then run the same command again: it goes on where it stopped"
+    with storage_faults(out, f"cache {str(out)!r}", then), cache_progress(quiet=as_json) as progress:
         written = write_cache(request, out, progress)
     if as_json:
         typer.echo(json.dumps(written.to_json(), indent=1))
     else:
-        typer.echo(
+        say(
             f"{out}: {written.blocks:,} blocks, {written.tokens:,} predicted tokens, {written.num_bytes:,} bytes "
             f"({written.bytes_per_token:.1f} per token)"
         )
@@ -245,7 +247,7 @@ def merge(
         from lifelong.lineage.merge import merge_stage
 
         record = merge_stage(run_folder, recipe, weight, out, stage)
-        typer.echo(f"{out}: {weight:g} of the way through stage {record.name}; loads with from_pretrained")
+        say(f"{out}: {weight:g} of the way through stage {record.name}; loads with from_pretrained")
         return
     from lifelong.ledger.history import read_history
     from lifelong.lineage.front import interpolation_front, parse_weights

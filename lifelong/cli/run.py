@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lifelong import distributed
-from lifelong.cli.terminal import JsonOption, OverrideOption, SizeOption, display, quiet_libraries, show
+from lifelong.cli.terminal import JsonOption, OverrideOption, SizeOption, display, quiet_libraries, say, show
+
+if TYPE_CHECKING:
+    from lifelong.records import RunHistory
 
 
 def run(
@@ -91,7 +94,7 @@ def plan(
             show(part)
 
 
-def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None:
+def _finish(out: Path, as_json: bool, report_folder: Path | None = None, history: RunHistory | None = None) -> None:
     """Show the matrix and the metrics of a run, and whether it met its recipe's expectations."""
     if not distributed.is_main_process():
         return
@@ -100,11 +103,11 @@ def _finish(out: Path, as_json: bool, report_folder: Path | None = None) -> None
     from lifelong.report import matrix_json
     from lifelong.report.table import run_tables
 
-    history = read_history(out)
+    history = history or read_history(out)
     if as_json:
         typer.echo(json.dumps(matrix_json(history), indent=1))
         return
     for table in run_tables(history):
         show(table)
     report = ReportFolder(report_folder) if report_folder else RunFolder(out).report
-    typer.echo(f"report: {report.page}")
+    say(f"report: {report.page}")

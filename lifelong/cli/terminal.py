@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lifelong import distributed
+from lifelong.errors import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+
     from lifelong.records import RunObserver
 
 OverrideOption = Annotated[
@@ -81,4 +85,20 @@ def show(renderable: Any) -> None:
     """Print a table or a text as rich renders it."""
     from rich.console import Console
 
-    Console().print(renderable)
+    Console().print(_Printable(renderable))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line that may hold names of strangers."""
+    typer.echo(printable(text), err=err)
+
+
+class _Printable:
+    """A renderable without the control characters of its texts; those of rich itself stay."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.inner, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 from lifelong.errors import InputError
 from lifelong.evaluate.task import Examples, Task, read_examples
-from lifelong.files import write_json
+from lifelong.files import write_sealed
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import model_of, record_hash
+from lifelong.lm.checkpoint import SAFE
+from lifelong.lm.foreign import loading
 from lifelong.lm.objective import objective_of, pad_id
 from lifelong.lm.packed import position_offset
 from lifelong.records import TaskRun, TaskScores
@@ -124,7 +126,7 @@ def evaluate_tasks(
         )
         if record is not None:
             scores = replace(scores, stage=record.name, record=record_hash(record))
-            write_json(run.task_score(record.name, task.name), scores.to_json())
+            write_sealed(run.task_score(record.name, task.name), scores.to_json())
         found.append(scores)
     return found
 
@@ -301,12 +303,10 @@ def _classifier(source: str | Path, num_classes: int, tokenizer: PreTrainedToken
     level = logging.getLogger("transformers.modeling_utils").level
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # the head is new: that is the point
     try:
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            str(source), num_labels=num_classes, dtype="float32"
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{str(source)!r}: transformers cannot classify sequences with it: {reason}") from None
+        with loading("checkpoint", source, "transformers cannot classify sequences with it"):
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                str(source), num_labels=num_classes, dtype="float32", **SAFE
+            )
     finally:
         logging.getLogger("transformers.modeling_utils").setLevel(level)
     model.config.pad_token_id = pad_id(tokenizer)

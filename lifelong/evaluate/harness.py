@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.files import write_json
+from lifelong.files import write_sealed
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import model_of, record_hash
 
@@ -63,7 +63,7 @@ def evaluate_with_harness(
     )
     results = {task: _figures(values) for task, values in answer["results"].items()}
     if record is not None:
-        write_json(
+        write_sealed(
             RunFolder(model).harness(record.name),
             {"stage": record.name, "record": record_hash(record), "limit": limit, "results": results},
         )

@@ -17,7 +17,7 @@ from lifelong.errors import InputError, UnknownNameError
 from lifelong.plugins import shipped_folder
 from lifelong.schema import CARD, Section, validation_lines
 from lifelong.stream.cards.document import Bad, Reading
-from lifelong.stream.cards.paths import CardFile, Patterns, expand_patterns
+from lifelong.stream.cards.paths import CardFile, Patterns, expand_patterns, outside_names, require_own
 from lifelong.stream.cards.readers import format_of, read_file
 
 SPLITS = ("train", "dev", "test")
@@ -65,7 +65,9 @@ def load_task(card: str | Path) -> Task:
     if text.endswith((".yaml", ".yml")) or "/" in text:
         if not Path(text).is_file():
             raise InputError(f"task card {text}: no such file")
-        return _read_card(Path(text))
+        task = _read_card(Path(text))
+        require_own("task", Path(text), outside_names(task, task.source.model_dump()), task_folders())
+        return task
     for folder in task_folders():
         if (path := folder / f"{text}.yaml").is_file():
             return _read_card(path)

@@ -40,7 +40,8 @@ from lifelong.expand.verify import Level, ModelUnderTest, from_weights
 from lifelong.expand.verify import verify as compare
 from lifelong.expand.width import Strategy
 from lifelong.files import atomic_directory, remove_tree, write_json
-from lifelong.lm.checkpoint import load_config
+from lifelong.lm.checkpoint import SAFE, load_config
+from lifelong.lm.foreign import loading
 from lifelong.records import ExpansionReport
 from lifelong.stream.tokenizers.load import copy_domain_tokenizers
 
@@ -259,14 +260,13 @@ def _folder(source: str) -> Path:
 
 def _open_source(folder: Path, family: Family, config: Any) -> Source:
     model_class = checkpoint_class(config, family.objective)
-    if not family.converted_files and ((folder / WEIGHTS).exists() or (folder / INDEX).exists()):
+    if not ((folder / WEIGHTS).exists() or (folder / INDEX).exists()):
+        raise InputError(f"checkpoint {str(folder)!r}: has neither {WEIGHTS} nor {INDEX}")
+    if not family.converted_files:
         reader = CheckpointReader(folder, family, empty_model(model_class, config))
         return Source(model_class, reader.fetch, reader.dtype, tuple(reader.left_out))
-    try:
-        model = model_class.from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"checkpoint {str(folder)!r}: transformers cannot load it: {reason[:300]}") from None
+    with loading("checkpoint", folder):
+        model = model_class.from_pretrained(folder, dtype="auto", **SAFE)
     weights = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
     return Source(model_class, from_weights(weights), lambda name: weights[name].dtype)
 

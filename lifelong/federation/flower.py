@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lifelong.errors import InputError, LifelongError, UnknownNameError
@@ -30,6 +32,7 @@ Settings = Mapping[str, "str | int | float"]
 
 WEIGHTS, SETTINGS, FIGURES, SILO = "arrays", "config", "metrics", "silo"
 WEIGHED_BY = "tokens"
+WEIGHT_BOUND = 3.0  # times the median tokens of a round: more than that a silo cannot claim to weigh
 STRATEGIES = {
     "fedavg": "FedAvg", "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedadagrad": "FedAdagrad", "fedyogi": "FedYogi",
     "fedmedian": "FedMedian", "fedtrimmedavg": "FedTrimmedAvg",
@@ -158,6 +161,7 @@ class Terms:
         silos: that must be there before the first round.
         min_silos: that must be there for a round to begin.
         timeout: seconds after which a round continues without silos that have not answered.
+        domains: whose silos take part; what others send is left out. All, where none is named.
     """
 
     silos: int
@@ -165,6 +169,7 @@ class Terms:
     options: Mapping[str, float] = field(default_factory=dict)
     min_silos: int = 1
     timeout: float = 3600.0
+    domains: tuple[str, ...] = ()
 
 
 class Federation:
@@ -288,6 +293,12 @@ def make_strategy(
         def configure_evaluate(self, server_round: int, *rest: Any) -> Any:
             return super().configure_evaluate(server_round, *rest) if looks is None or server_round in looks else []
 
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            return super().aggregate_train(server_round, believed(list(replies), terms.domains))
+
+        def aggregate_evaluate(self, server_round: int, replies: Any) -> Any:
+            return super().aggregate_evaluate(server_round, [r for r in replies if _is_invited(r, terms.domains)])
+
     Spaced.__name__ = base.__name__
     least = max(1, terms.min_silos)
     try:
@@ -302,6 +313,44 @@ def make_strategy(
         )
     except TypeError as error:
         raise InputError(f"strategy {terms.strategy}: {error}") from None
+
+
+def believed(replies: list[Any], domains: Collection[str]) -> list[Any]:
+    """The replies of a round of training that are averaged, none of them with the weight of a whole federation.
+
+    Left out are silos that nobody invited, a second one of a domain, and weights that are not finite; the tokens by
+    which the others are weighed count up to `WEIGHT_BOUND` times the median of the round.
+    """
+    taken: dict[str, Any] = {}
+    for reply in replies:
+        if reply.has_error():
+            taken[f"error {len(taken)}"] = reply
+        elif _is_invited(reply, domains) and _is_sound(reply):
+            taken.setdefault(_figures_of(reply.content)[0], reply)
+    answers = [reply for reply in taken.values() if not reply.has_error()]
+    if answers:
+        bound = WEIGHT_BOUND * statistics.median(float(reply.content[FIGURES][WEIGHED_BY]) for reply in answers)
+        for reply in answers:
+            if (claimed := reply.content[FIGURES][WEIGHED_BY]) > bound:
+                logger.warning("silo %s: %s tokens count as %d", _figures_of(reply.content)[0], claimed, bound)
+                reply.content[FIGURES][WEIGHED_BY] = int(bound)
+    return list(taken.values())
+
+
+def _is_invited(reply: Any, domains: Collection[str]) -> bool:
+    if reply.has_error() or not domains or (name := _figures_of(reply.content)[0]) in domains:
+        return True
+    logger.warning("silo %r is not one of the federation's (%s): left out", name, ", ".join(domains))
+    return False
+
+
+def _is_sound(reply: Any) -> bool:
+    name, figures = _figures_of(reply.content)
+    finite = all(np.isfinite(array).all() for array in _weights_of(reply.content[WEIGHTS]).values())
+    if finite and 0 < figures[WEIGHED_BY] < np.inf:
+        return True
+    logger.warning("silo %r sent weights or a number of tokens that cannot be: left out", name)
+    return False
 
 
 def kept_memories(strategy: Any) -> Weights:

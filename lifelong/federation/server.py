@@ -33,7 +33,7 @@ from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_
 from lifelong.pipeline.begin import initial_model, initial_record, prepare_tokenizer
 from lifelong.pipeline.binding import bind_recipe
 from lifelong.pipeline.commit import loss_row
-from lifelong.pipeline.environment import package_versions
+from lifelong.pipeline.environment import computed_with, package_versions
 from lifelong.recipe.files import load_recipe
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import (
@@ -90,11 +90,11 @@ class FederationPlan:
             lines.append(f"timeout: must be more than 0 seconds, not {self.timeout:g}")
         if lines:
             raise InputError(f"federation of {recipe.name}\n  " + "\n  ".join(lines))
-        flower.make_strategy(self.terms(silos))
+        flower.make_strategy(self.terms(silo_domains(recipe)))
 
-    def terms(self, silos: int) -> Terms:
-        """The terms that the Flower adapter needs."""
-        return Terms(silos, self.strategy, self.options, self.min_silos, self.timeout)
+    def terms(self, domains: Sequence[str]) -> Terms:
+        """The terms that the Flower adapter needs; the domains are those of the recipe."""
+        return Terms(len(domains), self.strategy, self.options, self.min_silos, self.timeout, tuple(domains))
 
     def rounds(self, recipe: Recipe) -> int:
         """Rounds in which all silos together train on the stage's tokens, rounded up."""
@@ -128,7 +128,7 @@ def lead_federation(
     with Ledger.open(Path(out)) as ledger:
         bind_recipe(ledger, recipe)
         if not ledger.stages:
-            ServerRun(ledger, recipe, plan, federate(plan.terms(len(silo_domains(recipe))))).run()
+            ServerRun(ledger, recipe, plan, federate(plan.terms(silo_domains(recipe)))).run()
         result = summarise(ledger.out)
         ledger.clear_work_dir()
         return result
@@ -214,7 +214,8 @@ class ServerRun:
         work, losses = self.ledger.work(INITIAL), self._losses(met)
         write_losses(work.losses, losses)
         write_json(work.samples, [])
-        self.ledger.commit(work.path, initial_record(self.recipe, model, tokenizer_fingerprint(self.tokenizer), losses))
+        record = initial_record(self.recipe, model, tokenizer_fingerprint(self.tokenizer), losses)
+        self.ledger.commit(work.path, record, computed_with=computed_with())
 
     def _commit(self, model: PreTrainedModel) -> StageRecord:
         folder, losses = self.work.trained, self._losses(self.history[-1]["evaluated"])
@@ -251,7 +252,7 @@ class ServerRun:
             notes=tuple(self._absences()),
             committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        return self.ledger.commit(folder.path, record)
+        return self.ledger.commit(folder.path, record, computed_with=computed_with())
 
     def _curves(self) -> dict[str, Any]:
         """Training and held-out loss by round, as a report reads them; a step is a local step of every silo."""

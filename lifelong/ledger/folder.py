@@ -91,7 +91,7 @@ class StageFolder(_Folder):
     trunk = _Entry("trunk", "Checkpoint before the annealing, where the next stage starts from it.")
     tokenizer = _Entry("tokenizer", "The tokenizer of the run, beside the initial model.")
     record = _Entry("record.json", "The stage's line of the ledger.")
-    measured = _Entry("measured.json", "Times and machine.")
+    measured = _Entry("measured.json", "Times, machine, threads and packages.")
     recipe = _Entry("recipe.yaml", "The recipe at the commit.")
     losses = _Entry("losses.json", "Held-out losses of all domains, per document.")
     watched = _Entry("watched.json", "Held-out losses of the domains that are watched, per document.")

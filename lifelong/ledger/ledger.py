@@ -29,6 +29,7 @@ from lifelong.files import (
     sync_folder,
     sync_tree,
     tree_hashes,
+    usual_modes,
     write_bytes,
     write_sealed,
     write_text,
@@ -171,19 +172,28 @@ class Ledger:
                 + "\n  Restore damaged files from a backup, move foreign ones away; nothing was changed"
             )
 
-    def commit(self, prepared: Path, record: StageRecord, extra_folders: Sequence[Path] = ()) -> StageRecord:
+    def commit(
+        self,
+        prepared: Path,
+        record: StageRecord,
+        extra_folders: Sequence[Path] = (),
+        computed_with: Mapping[str, Any] | None = None,
+    ) -> StageRecord:
         """Make a prepared folder a stage of the run.
 
         Args:
             prepared: the folder with everything that belongs to the stage; it is renamed.
             record: the line to write; `files` and `parent` are filled in here.
             extra_folders: folders of the run (memory, held-out) written for this stage.
+            computed_with: threads, packages and whatever else may move the last bits of a figure; written beside the
+                ledger with the measured times.
 
         Returns:
             The record as written.
         """
         stage, target = StageFolder(prepared), self.folder.stage(record.name).path
         remove_partials(prepared)
+        usual_modes(prepared)
         for path in (stage.record, stage.measured):
             path.unlink(missing_ok=True)
         if self.folder.recipe.is_file():
@@ -195,7 +205,7 @@ class Ledger:
         }
         record = replace(record, parent=self.head, files=files)
         line = Line.of(record)
-        write_sealed(stage.measured, measurements(record))
+        write_sealed(stage.measured, measurements(record, computed_with or {}))
         write_bytes(stage.record, line.content + b"\n")
         sync_tree(prepared)
         for folder in extra_folders:
@@ -234,12 +244,13 @@ class Ledger:
         remove_tree(self.folder.work_root)
 
 
-def measurements(record: StageRecord) -> dict[str, Any]:
+def measurements(record: StageRecord, computed_with: Mapping[str, Any]) -> dict[str, Any]:
     """Measured times and machine of a stage; written beside the ledger."""
     return {
         "committed_at": record.committed_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": {phase: float(cost["seconds"]) for phase, cost in record.cost.items()},
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "computed_with": dict(computed_with),
     }
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
-from lifelong.files import write_json
+from lifelong.files import write_sealed
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import record_hash
 from lifelong.lineage.merge import check_weight, stage_ends
 from lifelong.lm.objective import objective_of, pad_id
 from lifelong.records import Front, FrontPoint
 from lifelong.stream.heldout import Heldout
+from lifelong.stream.tokenizers.load import load_tokenizer
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -38,9 +39,7 @@ def interpolation_front(
     ends, folder = stage_ends(run, recipe, stage), RunFolder(run)
     heldouts = [Heldout.open(path) for path in sorted(folder.heldouts.iterdir())]
     heldouts = [heldout for heldout in heldouts if heldout.domain in ends.record.row]
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder.model(ends.record.name))
+    tokenizer = load_tokenizer(folder.model(ends.record.name))
     objective = objective_of(str(recipe.get("objective", "clm")))
     points = []
     for weight in sorted(set(weights)):
@@ -54,7 +53,7 @@ def interpolation_front(
         ]  # fmt: skip
         points.append(FrontPoint(weight, {loss.domain: loss.nats_per_token for loss in losses}))
     front = Front(ends.record.name, ends.record.domain, record_hash(ends.record), tuple(points))
-    write_json(folder.front(front.stage), front.to_json())
+    write_sealed(folder.front(front.stage), front.to_json())
     return front
 
 

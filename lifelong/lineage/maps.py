@@ -17,7 +17,8 @@ from lifelong.files import read_json
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.integrity import damaged_files
 from lifelong.ledger.ledger import committed_stages
-from lifelong.lm.checkpoint import load_config
+from lifelong.lm.checkpoint import SAFE, load_config
+from lifelong.lm.foreign import loading
 from lifelong.records import StageRecord
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def stage_at_newest_size(out: str | Path, stage: int | str, *, dtype: torch.dtyp
     _require(run, {name: digest for name, digest in record.files.items() if name.startswith(listed)})
     maps = maps_since(out, stage)
     old_class = _class_of(load_config(model))
-    old = old_class.from_pretrained(model, dtype=dtype, trust_remote_code=False)
+    with loading("checkpoint", model):
+        old = old_class.from_pretrained(model, dtype=dtype, **SAFE)
     tied = tied_names(old)
     weights = {name: p.detach() for name, p in old.named_parameters(remove_duplicate=False) if name not in tied}
     weights = carry_weights(maps, weights)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
 from lifelong.expand.lazy import tied_names
 from lifelong.expand.mapping import ExpansionMap
-from lifelong.files import atomic_directory, file_hash, read_json, write_json
+from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.integrity import damaged_files
 from lifelong.ledger.ledger import committed_stages, record_hash
 from lifelong.lm.checkpoint import load_model, save_model
 from lifelong.records import StageRecord
-from lifelong.stream.tokenizers.load import copy_domain_tokenizers
+from lifelong.stream.tokenizers.load import copy_domain_tokenizers, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,11 +117,9 @@ def merge_stage(
     check_weight(weight)
     if out.exists():
         raise InputError(f"{str(out)!r} already exists; choose a new folder")
-    import transformers
-
     ends = stage_ends(run, recipe, stage)
     source = RunFolder(run).model(ends.record.name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source)
     model = ends.at(weight)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +165,6 @@ def _source_before(run: Path, records: list[StageRecord], record: StageRecord, r
 
 
 def _check_files(run: Path, record: StageRecord, paths: tuple[Path, ...]) -> None:
-    for path in paths:
-        name = RunFolder(run).name_of(path)
-        if name in record.files and file_hash(path) != record.files[name]:
-            raise CorruptionError(f"{path}: its content differs from what was committed; restore it from a backup")
+    names = [name for name in map(RunFolder(run).name_of, paths) if name in record.files]
+    for finding in damaged_files(run, {name: record.files[name] for name in names}):
+        raise CorruptionError(f"{run}/{finding}; restore it from a backup")

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lifelong.errors import InputError
+from lifelong.lm.foreign import loading
 from lifelong.lm.objective import objective_of
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# how weights of anybody are loaded: no pickle is opened and no code that comes with them runs
+SAFE: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 
 
 def save_model(
@@ -80,18 +83,12 @@ def load_model(source: str | Path, objective: str, revision: str | None = None) 
     Raises:
         InputError: no such checkpoint, or one that transformers cannot load.
     """
-    from safetensors import SafetensorError
-
     auto_class = objective_of(objective).auto_class
-    try:
-        with _in_every_process():
-            model: PreTrainedModel = auto_class.from_pretrained(
-                str(source), revision=revision or "main", dtype="float32", trust_remote_code=False
-            )
-            return model
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"checkpoint {str(source)!r}: transformers cannot load it as {objective}: {reason}") from None
+    with loading("checkpoint", source, f"transformers cannot load it as {objective}"), _in_every_process():
+        model: PreTrainedModel = auto_class.from_pretrained(
+            str(source), revision=revision or "main", dtype="float32", **SAFE
+        )
+        return model
 
 
 @contextlib.contextmanager
@@ -114,13 +111,10 @@ def load_config(source: str | Path, revision: str | None = None) -> Any:
     """
     import transformers
 
-    try:
+    with loading("checkpoint", source):
         return transformers.AutoConfig.from_pretrained(
             str(source), revision=revision or "main", trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"checkpoint {str(source)!r}: {reason}") from None
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:

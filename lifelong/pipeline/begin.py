@@ -23,7 +23,7 @@ from lifelong.lm.checkpoint import load_model, weights_fingerprint
 from lifelong.lm.flops import num_parameters
 from lifelong.lm.objective import objective_of
 from lifelong.pipeline.commit import loss_row
-from lifelong.pipeline.environment import package_versions
+from lifelong.pipeline.environment import computed_with, other_versions_note, package_versions
 from lifelong.pipeline.run import Run
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import NOTHING_WATCHED, Recipe
@@ -56,6 +56,8 @@ def begin(
     cards = {**{name: domain for name, domain in watched.items() if domain is not None}, **by_name}
     distributed.run_on_main_process(lambda: prepare_heldouts(context, cards))
     if ledger.records:
+        if note := other_versions_note(ledger.records[-1].versions):
+            observer.noted(note)
         return context, None
     for note in watch_notes(context):
         observer.noted(note)
@@ -145,12 +147,12 @@ def commit_initial(context: Run, model: PreTrainedModel, losses: Sequence[Domain
     )
     write_json(work.samples, [asdict(sample) for sample in samples])
     record = initial_record(recipe, model, context.tokenizer_fingerprint, context.row(losses))
-    ledger.commit(work.path, record, [ledger.folder.heldouts])
+    ledger.commit(work.path, record, [ledger.folder.heldouts], computed_with())
 
 
 def known_columns(ledger: Ledger) -> list[str]:
     """Domains that have been evaluated, in the order in which the stream met them."""
-    rows = [read_losses(ledger.folder.stage(record.name).losses) for record in ledger.records]
+    rows = (read_losses(ledger.folder.stage(record.name).losses) for record in ledger.records)  # one at a time
     return list(dict.fromkeys(loss.domain for row in rows for loss in row))
 
 

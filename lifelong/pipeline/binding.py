@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lifelong.allowed import remember_allowed
 from lifelong.errors import InputError
 from lifelong.files import write_sealed, write_text
 from lifelong.ledger.ledger import Ledger
@@ -14,7 +15,7 @@ from lifelong.pipeline.environment import environment
 from lifelong.recipe.changes import can_amend, differing_keys
 from lifelong.recipe.check import check_recipe
 from lifelong.recipe.files import apply_override, parse_recipe, read_recipe_file
-from lifelong.recipe.outside import outside_names, remember_allowed
+from lifelong.recipe.outside import outside_names
 from lifelong.recipe.recipe import Recipe
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenizers.check import same_merge

@@ -15,6 +15,7 @@ from lifelong.files import json_fingerprint, read_json, write_json
 from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import weights_fingerprint
 from lifelong.lm.flops import num_parameters
+from lifelong.pipeline.environment import computed_with
 from lifelong.pipeline.phases import PHASES
 from lifelong.pipeline.phases.remember import memory_folder
 from lifelong.pipeline.stage import Stage
@@ -65,7 +66,8 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
         committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     memory = memory_folder(stage)
-    return context.ledger.commit(folder.path, record, [*([] if memory is None else [memory]), *_new_heldouts(stage)])
+    extra = [*([] if memory is None else [memory]), *_new_heldouts(stage)]
+    return context.ledger.commit(folder.path, record, extra, computed_with())
 
 
 def _expansion(folder: StageFolder) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -34,6 +34,26 @@ NEWEST_TESTED = {
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide a run's figures."""
     return installed(RECORDED)
+
+
+def computed_with() -> dict[str, Any]:
+    """What may move the last bits of a figure: threads, device and packages of this process."""
+    return {"threads": torch.get_num_threads(), "device": _device(), "packages": package_versions()}
+
+
+def other_versions_note(committed: Mapping[str, str]) -> str | None:
+    """One line where a run goes on under other packages than those of its newest line, or None."""
+    here = package_versions()
+    moved = [
+        f"{name} {committed.get(name, 'not there')} -> {here.get(name, 'not there')}"
+        for name in sorted({*committed, *here})
+        if committed.get(name) != here.get(name)
+    ]
+    return f"goes on under other versions, so the last bits may differ: {', '.join(moved)}" if moved else None
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def newer_than_tested() -> dict[str, str]:
@@ -68,7 +88,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": _device(),
         "packages": package_versions(),
         "newer_than_tested": newer_than_tested(),
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

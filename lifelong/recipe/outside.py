@@ -2,21 +2,16 @@
 
 A run folder may come from somebody else, and `extend` obeys the recipe in it: it loads the teachers, reads the cards
 and reports to the trackers that are named there. Who wrote the recipe on this machine, by `run` or `extend`, has
-allowed what it names; of another folder the names are listed first. What was allowed is remembered by its names,
-under `$XDG_STATE_HOME/lifelong/allowed`.
+allowed what it names; of another folder the names are listed first (`lifelong.allowed`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lifelong.allowed import not_allowed, remember_allowed
 from lifelong.errors import InputError
-from lifelong.files import write_text
 from lifelong.inherit.settings import PREVIOUS
 from lifelong.recipe.recipe import Recipe
 
@@ -85,21 +80,9 @@ def require_allowed(recipe: Recipe, start: int, where: str, *, allow: bool) -> N
     names = outside_names(recipe, start)
     if allow:
         remember_allowed(names)
-    elif unknown := [name for name in names if not _allowed_file(name).is_file()]:
+    elif unknown := not_allowed(names):
         raise InputError(
             f"run folder {where!r}: its recipe was not written on this machine and reaches outside of the folder:\n  "
             + "\n  ".join(unknown)
             + "\n  Nothing of it was read. If you trust these names, run the command again with --allow-paths"
         )
-
-
-def remember_allowed(names: Iterable[str]) -> None:
-    """Note that the user of this machine has asked for these names; without a home folder it is asked again."""
-    with contextlib.suppress(OSError, RuntimeError):
-        for name in names:
-            write_text(_allowed_file(name), f"{name}\n")
-
-
-def _allowed_file(name: str) -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "lifelong" / "allowed" / f"{hashlib.sha256(name.encode()).hexdigest()}.txt"

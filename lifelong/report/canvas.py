@@ -16,6 +16,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 
 
 NAMED_STAGES = 12
+MARKED_STAGES = 200
 
 
 MILLION = 1e6
@@ -29,8 +30,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def mark_stages(axes: Axes, history: RunHistory, *, names: bool = True) -> None:
-    """A line where each stage begins, with its name while there are few."""
+    """A line where each stage begins, with its name while there are few; none where they would be a grey area."""
     spans = stage_spans(history)
+    if len(spans) > MARKED_STAGES:
+        return
     starts, ground = [span.start / MILLION for span in spans], axes.get_xaxis_transform()
     axes.vlines(starts, 0, 1, transform=ground, color="0.85", linewidth=0.8, zorder=0)
     if names and len(spans) <= NAMED_STAGES:

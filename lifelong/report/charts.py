@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lifelong.records import RunHistory, TrainPoint
-from lifelong.report.curves import Point, life_curves, stage_spans
+from lifelong.report.curves import Point, life_curves, stage_spans, thinned
 
 WIDTH, LEFT, BOTTOM, TOP = 860, 50, 34, 34
 NUM_COLOURS = 8
@@ -18,6 +18,8 @@ DASHES = ("", "7 3", "2 3")
 NAMED_LINES = NUM_COLOURS * len(DASHES)  # more lines than this are told apart by their order in the stream alone
 END_LABELS = 12
 DOTS = 400
+MANY_STAGES = 200  # a pixel or two each: shaded and drawn one by one they would only be bytes
+LINE_POINTS, LINE_DOTS = 800, 200  # of a longer line every n-th point is drawn
 CHARACTER_WIDTH = 6.6
 BOLD_WIDTH = 1.15 * CHARACTER_WIDTH  # names at the ends of lines
 TICKS = 5
@@ -66,7 +68,7 @@ class Chart:
     def line(self, points: Sequence[Point], style: tuple[str, str], *, label: str, width: float = 1.8) -> None:
         """One curve; `label` shows under the pointer."""
         colour, dash = style
-        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points if math.isfinite(y))
+        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in thinned(points, LINE_POINTS) if math.isfinite(y))
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
         self.parts.append(
             f'<g class=line><polyline points="{path}" fill=none style="stroke:{colour}" '
@@ -78,7 +80,7 @@ class Chart:
         self.parts += [
             f'<circle cx={self.x(x):.1f} cy={self.y(y):.1f} r=3.2 style="fill:{colour}">'
             f"<title>{escape(label)}: {y:.4f} {unit} after {int(x):,} tokens</title></circle>"
-            for x, y in points
+            for x, y in thinned(points, LINE_DOTS)
             if math.isfinite(y)
         ]
 
@@ -93,7 +95,7 @@ class Chart:
         """Every second stage shaded, with its name and a remark on top where there is room."""
         for index, (name, start, end, remark) in enumerate(spans):
             left, right = self.x(start), self.x(end)
-            if index % 2 and len(spans) <= 200:
+            if index % 2 and len(spans) <= MANY_STAGES:
                 self.behind.insert(
                     0,
                     f"<rect class=band x={left:.1f} y={TOP} width={right - left:.1f} "
@@ -181,7 +183,7 @@ def life_chart(history: RunHistory) -> str:
     for index, (name, curve) in enumerate(curves.items()):
         style = line_style(index, total)
         chart.line(curve.points, style, label=name, width=1.6 if total <= NAMED_LINES else 1.0)
-        for part in curve.own:
+        for part in curve.own if len(spans) <= MANY_STAGES else ():
             chart.line(part, (style[0], ""), label=f"{name}, being learned", width=3.4 if labelled else 2.4)
         if dots:
             chart.dots(curve.ends, style[0], label=name)
@@ -206,7 +208,9 @@ def training_chart(history: RunHistory) -> str:
     ]
     chart = Chart(spans[-1].end if spans else 1.0, [y for curve in curves for _, y in curve], height=270)
     chart.bands([(span.domain, span.start, span.end, "") for span in spans])
-    for span, points in zip(spans, history.train, strict=True):
+    if len(spans) > MANY_STAGES:
+        chart.line([point for curve in curves for point in curve], ("var(--s0)", ""), label="all stages", width=1.2)
+    for span, points in zip(spans, history.train, strict=True) if len(spans) <= MANY_STAGES else ():
         for start, part in _phases(span.start, points):
             drawn = [(start + p.tokens, p.ce if p.ce is not None else p.loss) for p in part]
             style = ("var(--s0)", "") if part[0].phase == "train" else ("var(--s7)", "2 3")
@@ -225,11 +229,16 @@ def alpha_chart(history: RunHistory) -> str:
     chart = Chart(spans[-1].end, [0.0, max(p.alpha for points in history.train for p in points)], height=190, low=0.0)
     chart.bands([(span.domain, span.start, span.end, "") for span in spans])
     taught = []
+    rates: list[Point] = []
     for span, points in zip(spans, history.train, strict=True):
         for start, part in _phases(span.start, points):
             if any(point.alpha > 0 for point in part):
-                chart.line([(start + p.tokens, p.alpha) for p in part], ("var(--s3)", ""), label=span.domain)
+                rates += (curve := [(start + p.tokens, p.alpha) for p in part])
+                if len(spans) <= MANY_STAGES:
+                    chart.line(curve, ("var(--s3)", ""), label=span.domain)
                 taught += [(start + p.tokens, p.kl) for p in part if p.kl is not None and p.alpha > 0]
+    if len(spans) > MANY_STAGES:
+        chart.line(rates, ("var(--s3)", ""), label="all stages", width=1.2)
     caption = "inheritance rate α: the teacher's weight in the loss"
     if taught:
         caption += f"; KL to the teacher (× τ²) {taught[0][1]:.3f} nats at first, {taught[-1][1]:.3f} at the end"

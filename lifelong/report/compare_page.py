@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from lifelong.files import write_json, write_text
+from lifelong.files import atomic_files, write_json, write_text
 from lifelong.ledger.folder import ReportFolder
 from lifelong.report.compare import ALPHA, Comparison, Estimate
 from lifelong.report.equal_cost import info_of
-from lifelong.report.style import document
+from lifelong.report.style import document, markdown_safe
 
 TINY = 1e-3
 EXPONENT = 1e6
@@ -24,12 +24,11 @@ TURNED_METRICS = ("ap", "forgetting", "bwt", "total_flops")
 
 def write_comparison(comparison: Comparison, out: Path) -> Path:
     """Write `comparison.json`, `comparison.md` and `index.html`; gives the path of the page."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "comparison.json", comparison.to_json())
-    write_text(out / "comparison.md", comparison_markdown(comparison))
-    page = ReportFolder(out).page
-    write_text(page, comparison_html(comparison))
-    return page
+    with atomic_files(out) as made:
+        write_json(made / "comparison.json", comparison.to_json())
+        write_text(made / "comparison.md", comparison_markdown(comparison))
+        write_text(ReportFolder(made).page, comparison_html(comparison))
+    return ReportFolder(out).page
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -57,12 +56,12 @@ def comparison_markdown(comparison: Comparison) -> str:
     lines = [
         "# Comparison",
         "",
-        comparison_verdict(comparison),
+        markdown_safe(comparison_verdict(comparison)),
         "",
-        *(f"- {text}" for text in comparison.differences),
+        *(f"- {markdown_safe(text)}" for text in comparison.differences),
         "",
     ]
-    lines += ["| metric | " + " | ".join(map(_cell_safe, group_headings(comparison))) + " |"]
+    lines += ["| metric | " + " | ".join(map(markdown_safe, group_headings(comparison))) + " |"]
     lines += ["|---|" + "---:|" * len(comparison.groups)]
     for name, estimates in comparison.metrics.items():
         shown = [f"**{figure(e)}**" if e.best else f"{figure(e)} {standing(e)}".strip() for e in estimates]
@@ -189,10 +188,6 @@ def _caption(comparison: Comparison) -> str | None:
     if tests:
         notes.append(f"= not told apart from the best, ≠ p < {ALPHA} ({'; '.join(tests)})")
     return "\n".join(notes) or None
-
-
-def _cell_safe(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _short(value: float) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from lifelong.records import ProbePoint, RunHistory
 
+T = TypeVar("T")
 Point = tuple[float, float]
 
 
@@ -28,6 +30,12 @@ class LifeCurve:
     points: list[Point] = field(default_factory=list)
     ends: list[Point] = field(default_factory=list)
     own: list[list[Point]] = field(default_factory=list)
+
+
+def thinned(points: Sequence[T], most: int) -> list[T]:
+    """Every n-th point and the last: what a line of that many pixels shows of a long life."""
+    step = -(-len(points) // most) or 1
+    return [*points[:-1:step], *points[-1:]]
 
 
 def stage_ends(history: RunHistory) -> list[int]:

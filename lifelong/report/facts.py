@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lifelong.metrics._fact_curves import FactLife, fact_life, power_law
 from lifelong.records import RunHistory
 from lifelong.report.charts import Chart
-from lifelong.report.curves import stage_spans
+from lifelong.report.curves import stage_spans, thinned
 from lifelong.report.style import table
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SHOWN_TEXTS = 6
 MILLION = 1e6
+LINE_POINTS = 1_200
 
 
 def facts_section(history: RunHistory) -> str:
@@ -71,12 +72,13 @@ def facts_figure(history: RunHistory) -> Figure | None:
 
     figure = new_figure(9, 3.6)
     over, left = figure.subplots(1, 2, width_ratios=(3, 2))
-    over.plot([x / MILLION for x, _ in life.curve], [y for _, y in life.curve], "o-", color=OKABE_ITO[0], markersize=3)
+    curve = thinned(life.curve, LINE_POINTS)
+    over.plot([x / MILLION for x, _ in curve], [y for _, y in curve], "o-", color=OKABE_ITO[0], markersize=3)
     for at in life.injected_at:
         over.axvline(at / MILLION, color=OKABE_ITO[1], linestyle="--", linewidth=1)
     mark_stages(over, history)
     over.set(xlabel="tokens of training (millions)", ylabel="log-probability of the facts (nats)")
-    known = [(tokens, share) for tokens, share in life.retained if share > 0]
+    known = [(tokens, share) for tokens, share in thinned(life.retained, LINE_POINTS) if share > 0]
     if known:
         left.loglog([x for x, _ in known], [y for _, y in known], "o", color=OKABE_ITO[0], markersize=3)
     fit = power_law(life.retained)

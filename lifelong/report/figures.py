@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lifelong.records import RunHistory, TrainPoint
-from lifelong.report.canvas import MILLION, OKABE_ITO, mark_stages, new_figure, plain
-from lifelong.report.curves import Point, life_curves, stage_spans
+from lifelong.report.canvas import MARKED_STAGES, MILLION, OKABE_ITO, mark_stages, new_figure, plain
+from lifelong.report.curves import Point, life_curves, stage_spans, thinned
 from lifelong.report.facts import facts_figure
 from lifelong.report.tradeoff import front_figure
 from lifelong.report.verdict import cells
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DASHES = ("-", "--", ":")
 LEGEND_LINES = len(OKABE_ITO) * len(DASHES)
 TICK_LABELS = 26
+LINE_POINTS = 1_200  # of a longer life every n-th point is drawn
 GAP = TrainPoint("train", 0, 0, math.nan, alpha=math.nan)
 
 
@@ -55,7 +56,7 @@ def line_style(index: int) -> dict[str, Any]:
 
 def columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     """Millions of tokens and losses of the points that can be drawn."""
-    known = [(x / MILLION, y) for x, y in points if math.isfinite(y)]
+    known = [(x / MILLION, y) for x, y in thinned(points, LINE_POINTS) if math.isfinite(y)]
     return [x for x, _ in known], [y for _, y in known]
 
 
@@ -68,7 +69,8 @@ def domains_figure(history: RunHistory) -> Figure:
         for index, (name, curve) in enumerate(curves.items()):
             style = line_style(index)
             axes.plot(*columns(curve.points), label=plain(name), **style)
-            axes.plot(*columns(curve.ends), "o", color=style["color"], markersize=3.5)
+            if len(history.stages) <= MARKED_STAGES:
+                axes.plot(*columns(curve.ends), "o", color=style["color"], markersize=3.5)
     else:
         from matplotlib.collections import LineCollection
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lifelong.records import LossMatrix, RunHistory
-from lifelong.report.style import folded
+from lifelong.report.style import folded, newest
 from lifelong.report.uncertainty import Interval
 from lifelong.report.verdict import Cell, cells
 
@@ -122,17 +122,18 @@ def replay_map(history: RunHistory) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in names[:FIGURE_COLUMNS])
     lines = []
     strongest = max((t / r.tokens for r in history.stages for t in r.replay.values() if r.tokens), default=1.0) or 1.0
-    for record in history.stages:
+    shown, left_out = newest(list(history.stages))
+    for record in shown:
         total = sum(record.replay.values())
         share = total / record.tokens if record.tokens else 0.0
         line = f"<td>{escape(record.name)}</td><td>{total:,}<small>{share:.1%}</small></td>"
         for name in names[:FIGURE_COLUMNS]:
             tokens = record.replay.get(name, 0)
             colour = f"rgba(var(--cost),{0.5 * tokens / max(record.tokens, 1) / strongest:.2f})"
-            shown = f"{tokens:,}<small>{tokens / record.tokens:.1%}</small>" if tokens else "–"
-            line += f'<td style="background:{colour}">{shown}</td>'
+            text = f"{tokens:,}<small>{tokens / record.tokens:.1%}</small>" if tokens else "–"
+            line += f'<td style="background:{colour}">{text}</td>'
         lines.append(f"<tr>{line}</tr>")
     rest = len(names) - FIGURE_COLUMNS
     note = f"<p class=soft><small>{rest} further domains are in matrix.json (replay)</small></p>" if rest > 0 else ""
     table = f"<div class=scroll><table><tr><th>stage</th><th>replayed</th>{head}</tr>{''.join(lines)}</table></div>"
-    return folded(table, len(lines), "stages") + note
+    return folded(table + left_out, len(history.stages), "stages") + note

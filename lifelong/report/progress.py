@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from lifelong.errors import printable
 from lifelong.records import DomainLoss, ExpansionReport, RunObserver, RunResult, StageRecord, TrainPoint
 from lifelong.report.verdict import perplexity_of
 
@@ -138,7 +139,7 @@ class RichObserver(RunObserver):
 
     def say(self, text: str) -> None:
         """One line above the bars."""
-        self.console.print(text, highlight=False)
+        self.console.print(printable(text), highlight=False)
 
 
 def clock(seconds: float) -> str:

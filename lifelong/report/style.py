@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
+SHOWN_ROWS = 200  # of a longer table the newest rows are shown
 FOLDED_ROWS = 25  # a longer table is folded away: the page must be readable for a thousand stages
 
 # Okabe-Ito colours, a lighter set of the same hues on dark ground: distinguishable with every common colour vision
@@ -63,23 +66,44 @@ def document(title: str, sections: Iterable[str]) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,), long: int = -1) -> str:
-    """A plain table; every value is escaped. Columns in `left` are left-aligned, `long` holds sentences."""
+    """A plain table; every value is escaped. Columns in `left` are left-aligned, `long` holds sentences.
+
+    Of thousands of rows the newest are shown.
+    """
 
     def side(index: int) -> str:
         names = " ".join(name for name, on in (("left", index in left), ("long", index == long)) if on)
         return f' class="{names}"' if names else ""
 
+    rows = list(rows)
+    total = len(rows)
+    rows, left_out = newest(rows)
     head = "".join(f"<th{side(i)}>{escape(text)}</th>" for i, text in enumerate(headings))
     lines = [
         "<tr>" + "".join(f"<td{side(i)}>{escape(str(value))}</td>" for i, value in enumerate(row)) + "</tr>"
         for row in rows
     ]
     return folded(
-        f"<div class=scroll><table>{f'<tr>{head}</tr>' if any(headings) else ''}{''.join(lines)}</table></div>",
-        len(lines),
+        f"<div class=scroll><table>{f'<tr>{head}</tr>' if any(headings) else ''}{''.join(lines)}</table></div>"
+        + left_out,
+        total,
     )
+
+
+def newest(rows: list[T]) -> tuple[list[T], str]:
+    """The last rows of a table that a page has room for, and a line about the others."""
+    if len(rows) <= SHOWN_ROWS:
+        return rows, ""
+    note = f"{len(rows) - SHOWN_ROWS:,} earlier rows are not shown; ledger.jsonl and matrix.json hold all"
+    return rows[-SHOWN_ROWS:], f"<p class=soft><small>{note}</small></p>"
 
 
 def folded(html: str, rows: int, what: str = "rows") -> str:
     """`html` behind a line to click where it is long."""
     return html if rows <= FOLDED_ROWS else f"<details><summary>{rows} {what}</summary>{html}</details>"
+
+
+def markdown_safe(text: str) -> str:
+    """A text of somebody else in one cell of a Markdown table: no markup, no link and no image comes of it."""
+    escaped = re.sub(r"([\\`\[\]|*])", r"\\\1", " ".join(text.split()))
+    return escape(escaped, quote=False)

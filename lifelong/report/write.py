@@ -10,26 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import CorruptionError
-from lifelong.files import finite, read_json, write_json, write_text
+from lifelong.files import atomic_files, finite, read_json, write_json, write_text
 from lifelong.ledger.folder import ReportFolder, RunFolder
 from lifelong.ledger.history import read_history
 from lifelong.metrics import compute_all, compute_run
 from lifelong.records import ComputeLedger, Cost, LossMatrix, RunHistory, RunResult
 from lifelong.report.figures import write_figures
 from lifelong.report.html import page
+from lifelong.report.style import markdown_safe
 from lifelong.report.uncertainty import metric_intervals
 from lifelong.report.verdict import budget_rows, cells, check_expectations, decision, metric_rows, phase_costs, verdict
 
 
 def write_report(history: RunHistory, out: Path) -> Path:
     """Write the whole report; gives the path of the page."""
-    out.mkdir(parents=True, exist_ok=True)
-    folder = ReportFolder(out)
-    write_json(folder.matrix, matrix_json(history))
-    write_text(folder.markdown, markdown(history))
-    write_figures(history, out)
-    write_text(folder.page, page(history))
-    return folder.page
+    with atomic_files(out) as made:
+        folder = ReportFolder(made)
+        write_json(folder.matrix, matrix_json(history))
+        write_text(folder.markdown, markdown(history))
+        write_figures(history, made)
+        write_text(folder.page, page(history))
+    return ReportFolder(out).page
 
 
 def matrix_json(history: RunHistory) -> dict[str, Any]:
@@ -71,9 +72,16 @@ def altered_matrix(out: Path) -> str:
 def markdown(history: RunHistory) -> str:
     """The report as Markdown."""
     metrics = compute_run(history)
-    lines = [f"# {history.name}", "", f"**{decision(history)}**", "", verdict(history), ""]
+    lines = [
+        f"# {markdown_safe(history.name)}",
+        "",
+        f"**{markdown_safe(decision(history))}**",
+        "",
+        markdown_safe(verdict(history)),
+        "",
+    ]
     if history.unfinished:
-        lines += [f"Unfinished: {', '.join(history.unfinished)} not committed yet.", ""]
+        lines += [f"Unfinished: {markdown_safe(', '.join(history.unfinished))} not committed yet.", ""]
     lines += ["Held-out perplexity (rise over the domain's best so far, in nats):", "", *_matrix_lines(history.matrix)]
     if history.matrix.watched:
         lines += ["", "Watched, never trained on:", "", *_matrix_lines(history.matrix.watched_matrix)]
@@ -81,25 +89,30 @@ def markdown(history: RunHistory) -> str:
     lines += [f"| {row.title} | {row.value} | {row.unit} |" for row in metric_rows(metrics)]
     lines += ["", "| phase | tokens | FLOPs | of which teacher | seconds |", "|---|---:|---:|---:|---:|"]
     for phase, cost in phase_costs(history).items():
-        lines.append(f"| {phase} | {cost.tokens} | {cost.flops:.3e} | {cost.teacher_flops:.3e} | {cost.seconds:.1f} |")
+        lines.append(
+            f"| {markdown_safe(phase)} | {cost.tokens} | {cost.flops:.3e} | {cost.teacher_flops:.3e} | {cost.seconds:.1f} |"
+        )
     for item in check_expectations(history, metrics):
         lines += [
             "",
-            f"Expected {item.metric} = {item.expected:g} ± {item.tolerance}: "
+            f"Expected {markdown_safe(item.metric)} = {item.expected:g} ± {item.tolerance}: "
             f"{'–' if item.value is None else f'{item.value:.4g}'}, {item.deviation}, "
             f"{'met' if item.met else 'NOT met'}.",
         ]
     for used in budget_rows(history):
         rise = "–" if used.rise is None else f"{used.rise:+.1%}"
-        lines += ["", f"Budget of {used.domain}: {used.allowed:.1%}; now {rise}, {used.state}."]
+        lines += ["", f"Budget of {markdown_safe(used.domain)}: {used.allowed:.1%}; now {rise}, {used.state}."]
     return "\n".join(lines) + "\n"
 
 
 def _matrix_lines(matrix: LossMatrix) -> list[str]:
-    lines = ["| after | " + " | ".join(matrix.domains) + " |", "|---|" + "---:|" * len(matrix.domains)]
+    lines = [
+        "| after | " + " | ".join(map(markdown_safe, matrix.domains)) + " |",
+        "|---|" + "---:|" * len(matrix.domains),
+    ]
     for label, row in zip(("initial", *matrix.stages), cells(matrix), strict=True):
         shown = [f"{cell.text}" + (f" ({cell.rise:+.2f})" if cell.rise is not None else "") for cell in row]
-        lines.append(f"| {label} | " + " | ".join(shown) + " |")
+        lines.append(f"| {markdown_safe(label)} | " + " | ".join(shown) + " |")
     return lines
 
 

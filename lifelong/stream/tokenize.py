@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifelong import distributed
-from lifelong.errors import InputError, UnknownNameError
-from lifelong.files import sync_folder, write_json
+from lifelong.errors import CorruptionError, InputError, UnknownNameError
+from lifelong.files import file_hash, read_sealed, remove_tree, sync_folder, write_sealed
 from lifelong.stream.blocks import BlockStore, BlockWriter
 from lifelong.stream.cards.documents import Tally, read_documents, source_fingerprint
 from lifelong.stream.cards.domain import Domain
@@ -36,6 +37,8 @@ _SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 _CACHE_FORMAT = 1
 # how much is read to draw the training sample from, in multiples of the sample
 _READ_FACTOR = 16
+# path, inode, size and time of the blocks that this process has compared with their hash
+_verified: set[tuple[str, int, int, int]] = set()
 
 
 def default_cache_dir() -> Path:
@@ -130,8 +133,11 @@ def tokenize_domain(
     cache_dir: Path | None = None,
     num_proc: int | None = None,
     chosen: NDArray[np.bool_] | None = None,
+    tell: Callable[[str], None] = warnings.warn,
 ) -> BlockStore:
     """The blocks of a split; tokenised once, then opened from the cache.
+
+    What the cache holds is verified by its hash once a process (about 1 GB/s), and made again where it is damaged.
 
     Of the processes of one run the first tokenises, the others wait and map the same file.
 
@@ -146,13 +152,14 @@ def tokenize_domain(
         num_proc: worker processes; without it the threads of `tokenizers` in this process. Worth it from
             about 16 cores on, where one process can no longer read fast enough.
         chosen: whether each document of the split is taken, in the order of `read_documents`; all if absent.
+        tell: is told where the cache was damaged.
 
     Raises:
         InputError: see `read_documents`.
     """
     cache = cache_dir if cache_dir is not None else default_cache_dir()
     folder = distributed.run_on_main_process(
-        lambda: _tokenized(domain, split, tokenizer, sequence_length, cache, num_proc, chosen)
+        lambda: _tokenized(domain, split, tokenizer, sequence_length, cache, num_proc, chosen, tell)
     )
     return BlockStore(folder / "blocks.arrow")
 
@@ -165,6 +172,7 @@ def _tokenized(
     cache: Path,
     num_proc: int | None,
     chosen: NDArray[np.bool_] | None,
+    tell: Callable[[str], None],
 ) -> Path:
     """Folder of the cache that holds the blocks, filled where it is not there."""
     encoder = Encoder(tokenizer)
@@ -178,9 +186,27 @@ def _tokenized(
         settings["chosen"] = hashlib.sha256(chosen.tobytes()).hexdigest()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = cache / "blocks" / f"{domain.name}-{split}-{digest[:20]}"
-    if not (folder / "manifest.json").is_file():
+    if folder.exists() and not _is_as_written(folder, settings):
+        tell(f"{folder}: is damaged, or was written before such folders had a hash: {domain.name} is tokenised again")
+        remove_tree(folder)
+    if not folder.exists():
         _tokenize_to(folder, domain, split, encoder, settings, num_proc, chosen)
     return folder
+
+
+def _is_as_written(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether blocks and manifest are what was written; the blocks are read once a process."""
+    try:
+        manifest, blocks = read_sealed(folder / "manifest.json"), (folder / "blocks.arrow").stat()
+        state = (str(folder), blocks.st_ino, blocks.st_size, blocks.st_mtime_ns)
+        if manifest["settings"] != settings:
+            return False
+        if state not in _verified and manifest["blocks_sha256"] != file_hash(folder / "blocks.arrow"):
+            return False
+    except (CorruptionError, OSError, KeyError):
+        return False
+    _verified.add(state)
+    return True
 
 
 def manifest_of(store: BlockStore) -> dict[str, Any]:
@@ -210,15 +236,16 @@ def _tokenize_to(
                 packer.add(ids)
             packer.finish()
         counts = {**tally.to_json(), "blocks": writer.num_blocks, "tokens": writer.num_tokens}
-        manifest = {"domain": domain.name, "split": split, **counts, "settings": settings}
-        write_json(temporary / "manifest.json", manifest)
+        digest = file_hash(temporary / "blocks.arrow")
+        manifest = {"domain": domain.name, "split": split, **counts, "blocks_sha256": digest, "settings": settings}
+        write_sealed(temporary / "manifest.json", manifest)
         sync_folder(temporary)
         try:
             temporary.rename(folder)
             sync_folder(folder.parent)
         except OSError:
             # another process finished the same work first; its result is the same
-            if not (folder / "manifest.json").is_file():
+            if not _is_as_written(folder, settings):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -46,6 +46,7 @@ DECIDED_BY_THE_LOOP = {
     "label_names": "the loop",
     "include_num_input_tokens_seen": "the cost ledger",
     "disable_tqdm": "the live display",
+    "hub_token": "the environment (HF_TOKEN): a recipe is written into the run folder, which is handed on",
     "ddp_backend": "the loop, which connects its processes before it reads the recipe",
     "ddp_timeout": "the loop, which connects its processes before it reads the recipe",
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lifelong.errors import CorruptionError, InputError
@@ -20,6 +21,7 @@ def write_state(folder: Path, state: Mapping[str, Any], methods: Sequence[Method
     """Complete a checkpoint: written last, a checkpoint without this file was cut short and is passed over."""
     checkpoint = CheckpointFolder(folder)
     save_methods(methods, checkpoint.methods)
+    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of Trainer's that nobody reads
     sync_tree(folder)  # a power cut must not leave the state file without what it vouches for
     write_json(checkpoint.state, {"sizes": _sizes(folder), **state})
 

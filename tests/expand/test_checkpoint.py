@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -83,10 +84,14 @@ def test_a_dtype_stays(tmp_path):
     assert {value.dtype for value in load_file(tmp_path / "grown" / "model.safetensors").values()} == {torch.bfloat16}
 
 
-def test_a_pickled_checkpoint_grows_too(tmp_path):
+def test_a_pickled_checkpoint_grows_once_it_is_converted(tmp_path):
     model = tiny("gpt2")
+    model.config.architectures = ["GPT2LMHeadModel"]
     model.config.save_pretrained(tmp_path / "small")
     torch.save(model.state_dict(), tmp_path / "small" / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"only pytorch_model.bin: that is a pickle") as refused:
+        expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets={"layers": 3})
+    exec(re.search(r'python -c "(.*)"$', str(refused.value))[1])
     report = expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets={"layers": 3})
     assert report.passed
 

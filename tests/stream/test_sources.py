@@ -144,7 +144,7 @@ def test_take_bytes_bounds_training_text_only(write_card: Callable[..., Domain])
 _BAD_LINES = {
     "not UTF-8": b'{"text": "caf\xe9"}',
     "not valid JSON": b'{"text": "cut',
-    "a text is needed, this is int 7": b'{"text": 7}',
+    "a text is needed, this is int": b'{"text": 7}',
     "a text is needed, this is NoneType": b'{"text": null}',
     "there is no field 'text'; did you mean 'texts'": b'{"texts": "x"}',
     "must be an object": b'"just a string"',

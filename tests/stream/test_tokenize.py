@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
+from lifelong.files import file_hash
 from lifelong.stream import tokenize
 from lifelong.stream.cards.documents import read_documents
 from lifelong.stream.cards.domain import Domain
@@ -154,3 +156,62 @@ def test_tokenizer_without_any_front_token_is_refused(tmp_path: Path) -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
     with pytest.raises(InputError, match="no BOS, EOS or CLS"):
         tokenizer_fingerprint(bare)
+
+
+def _flip(path: Path, number: int) -> None:
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 3, len(content) // 3 + number):
+        content[place] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "a bit of the blocks": lambda folder: _flip(folder / "blocks.arrow", 1),
+    "blocks of an earlier version": lambda folder: (folder / "manifest.json").write_text(
+        json.dumps({"settings": json.loads((folder / "manifest.json").read_text())["settings"]})
+    ),
+    "a count": lambda folder: (folder / "manifest.json").write_text(
+        (folder / "manifest.json").read_text().replace('"tokens": ', '"tokens": 1')
+    ),
+    "no blocks": lambda folder: (folder / "blocks.arrow").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "a manifest that is no JSON": lambda folder: (folder / "manifest.json").write_text("]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_never_trained_on(tmp_path, write_card, damage):
+    domain = write_card("d", sentences(3, 200))
+    tokenizer = train_tokenizer([domain], vocab_size=300)
+    notes: list[str] = []
+
+    def tokenized():
+        return tokenize_domain(
+            domain, "train", tokenizer, sequence_length=32, cache_dir=tmp_path / "c", tell=notes.append
+        )
+
+    store = tokenized()
+    folder, rows = store.path.parent, [tuple(block.ids) for block in store]
+    before, counts = store.path.read_bytes(), manifest_of(store)
+    tokenized()
+    assert notes == []
+    DAMAGE[damage](folder)
+    again = tokenized()
+    assert [tuple(block.ids) for block in again] == rows
+    assert again.path.read_bytes() == before
+    assert manifest_of(again) == counts
+    assert len(notes) == 1
+    assert "d is tokenised again" in notes[0]
+
+
+def test_blocks_are_read_for_their_hash_once_a_process(tmp_path, write_card, monkeypatch):
+    domain = write_card("d", sentences(3, 200))
+    tokenizer, hashed = train_tokenizer([domain], vocab_size=300), []
+
+    def tokenized():
+        return tokenize_domain(domain, "train", tokenizer, sequence_length=32, cache_dir=tmp_path / "c")
+
+    tokenized()
+    monkeypatch.setattr(tokenize, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    tokenized(), tokenized()
+    assert len(hashed) == 1

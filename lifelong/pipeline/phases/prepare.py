@@ -60,6 +60,7 @@ def _tokenized(stage: Stage, domain: Domain) -> BlockStore:
         stage.context.tokenizer_of(domain.name),
         sequence_length=stage.recipe.sequence_length,
         cache_dir=stage.context.ledger.folder.cache,
+        tell=stage.context.observer.noted,
     )
 
 

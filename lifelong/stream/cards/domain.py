@@ -14,14 +14,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from lifelong.allowed import remember_allowed
 from lifelong.errors import InputError, did_you_mean
 from lifelong.plugins import shipped_folder
 from lifelong.records import NAME_PATTERN
 from lifelong.schema import CARD, Location, shortened, validation_lines
-from lifelong.stream.cards.paths import CardFile
+from lifelong.stream.cards.paths import CardFile, require_own
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
 SPLITS = ("train", "valid", "test")
+SUFFIXES = (".yaml", ".yml")
 
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -73,25 +75,34 @@ class Domain(CardFile):
         return {name: getattr(self, name) for name in names}
 
 
-def load_domain(card: str | Path) -> Domain:
+def load_domain(card: str | Path, *, allow_paths: bool = False) -> Domain:
     """The domain of a card, given by name or by path.
 
+    Args:
+        card: name or path.
+        allow_paths: take what a card from elsewhere names outside of its folder, now and later.
+
     Raises:
-        InputError: no such card, or it is wrong; every fault of the card is in one message.
+        InputError: no such card, it is wrong, or from elsewhere and names files outside of its folder; every fault of
+            the card is in one message.
     """
     text = str(card)
     if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
         path = Path(text).expanduser()
         if not path.is_file():
             raise InputError(f"domain card {text}: no such file{_case_hint(path)}")
-        return read_card(path)
+        domain = read_card(path)
+        if allow_paths:
+            allow_card(domain)
+        require_own("domain", path, domain.source.outside(domain), domain_folders())
+        return domain
     if not NAME_PATTERN.fullmatch(text):
         raise InputError(
             f"{text!r} is not a valid domain name: use letters, digits, '.', '_', '-', at most 64, "
             "or give the path of a card that ends in .yaml"
         )
     for folder in domain_folders():
-        for suffix in (".yaml", ".yml"):
+        for suffix in SUFFIXES:
             path = folder / f"{text}{suffix}"
             if path.is_file():
                 domain = read_card(path)
@@ -101,10 +112,27 @@ def load_domain(card: str | Path) -> Domain:
     raise InputError(f"there is no domain {text!r}{did_you_mean(text, known_domains())}")
 
 
+def allow_card(domain: Domain) -> None:
+    """Remember that the user has asked for what the card names outside of its folder."""
+    remember_allowed(f"domain card: {name}" for name in domain.source.outside(domain))
+
+
 def known_domains() -> list[str]:
     """Names of all cards that can be found, in alphabetical order."""
-    folders = [folder for folder in domain_folders() if folder.is_dir()]
-    return sorted({path.stem for folder in folders for path in folder.glob("*.y*ml")})
+    return sorted(known_cards())
+
+
+def known_cards() -> dict[str, Path]:
+    """The card of every name, as `load_domain` finds it."""
+    cards: dict[str, Path] = {}
+    for folder in (folder for folder in domain_folders() if folder.is_dir()):
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+        for suffix in SUFFIXES:
+            for name in names:
+                if name.endswith(suffix):
+                    cards.setdefault(name.removesuffix(suffix), folder / name)
+    return cards
 
 
 def domain_folders() -> list[Path]:

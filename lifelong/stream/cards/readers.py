@@ -116,7 +116,7 @@ def _decoded(raw: bytes, place: str) -> str | Bad:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Bad(f"{place}: not UTF-8 ({error.reason} 0x{raw[error.start]:02x} at byte {error.start + 1})")
+        return Bad(f"{place}: not UTF-8 ({error.reason} at byte {error.start + 1})")
 
 
 def _read_jsonl(path: Path, reading: Reading) -> Iterator[RawDocument]:
@@ -149,8 +149,8 @@ def _field_of_row(row: dict[Any, Any], field: str, place: str) -> str | Bad:
 
 
 def _kind(value: Any) -> str:
-    shown = json.dumps(value, default=str)
-    return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
+    """What a value is; not the value: a file of somebody else is not printed."""
+    return type(value).__name__
 
 
 def _read_csv(path: Path, reading: Reading, delimiter: str = ",") -> Iterator[RawDocument]:
@@ -243,7 +243,7 @@ def _decoded_lines(raw: bytes, path: Path) -> str | Bad:
         return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        return Bad(f"{path}:{line}: not UTF-8 ({error.reason} 0x{raw[error.start]:02x})")
+        return Bad(f"{path}:{line}: not UTF-8 ({error.reason})")
 
 
 def _read_blocks(path: Path, reading: Reading) -> Iterator[RawDocument]:

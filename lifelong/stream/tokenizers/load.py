@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lifelong.errors import InputError
+from lifelong.lm.foreign import loading
 from lifelong.stream.tokenizers.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -24,11 +24,17 @@ def copy_domain_tokenizers(source: Path, out: Path) -> None:
         shutil.copytree(source / DOMAIN_TOKENIZERS, out / DOMAIN_TOKENIZERS)
 
 
+# what transformers keeps of the place and of the environment (HF_HUB_OFFLINE) that a tokenizer was loaded in, and would
+# write into tokenizer_config.json again
+_OF_THE_LOADING = ("name_or_path", "is_local", "local_files_only", "special_tokens_map_file", "tokenizer_file")
+
 END_OF_TEXT, PAD, MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
 
 
 def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, of a `tokenizer.json` folder without config, or of a hub model.
+
+    What it is saved as does not depend on where, and in which environment, it was loaded.
 
     Args:
         path_or_id: where it is.
@@ -43,7 +49,7 @@ def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrai
     if domain is not None and (folder / DOMAIN_TOKENIZERS / domain / "tokenizer.json").is_file():
         folder = folder / DOMAIN_TOKENIZERS / domain
         path_or_id = folder
-    try:
+    with loading("tokenizer", path_or_id):
         if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
             present = Path(folder / "tokenizer.json").read_text(encoding="utf-8")
             specials = {token["content"] for token in json.loads(present)["added_tokens"]}
@@ -53,11 +59,10 @@ def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrai
                 clean_up_tokenization_spaces=False,
                 **{role: token for role, token in named.items() if token in specials},
             )
-        return AutoTokenizer.from_pretrained(str(path_or_id), trust_remote_code=False)
-    # AutoTokenizer raises many kinds (OSError, ValueError, KeyError, ImportError) for "not there"
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"tokenizer {str(path_or_id)!r} cannot be loaded: {first}") from error
+        tokenizer = AutoTokenizer.from_pretrained(str(path_or_id), trust_remote_code=False)
+    for key in _OF_THE_LOADING:
+        tokenizer.init_kwargs.pop(key, None)
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -44,6 +44,10 @@ class Source(Section):
         """The splits that the source names; the others are cut from train by document hash."""
         return frozenset({"train", *(split for split in ("valid", "test") if getattr(self, split, None))})
 
+    def outside(self, card: CardFile) -> Iterator[str]:
+        """What the section names outside of the folder of the card, each behind its key."""
+        return iter(())
+
     def read(self, card: CardFile, split: str, reading: Reading) -> Iterator[RawDocument]:
         """(place, text or Bad) of every document of one of its own splits.
 
@@ -81,7 +85,7 @@ def source_kinds() -> dict[str, type[Source]]:
 
 def _kind_of(value: Any) -> str | None:
     keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
-    named = [kind for kind in source_kinds() if kind in keys]
+    named = [kind for name in plugin_names(PACKAGE) if (kind := name.replace("-", "_")) in keys]
     return named[0] if len(named) == 1 else None
 
 

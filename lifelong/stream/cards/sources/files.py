@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from lifelong.stream.cards.document import RawDocument, Reading
-from lifelong.stream.cards.paths import CardFile, Patterns, expand_patterns, file_digest
+from lifelong.stream.cards.paths import CardFile, Patterns, expand_patterns, file_digest, outside_names
 from lifelong.stream.cards.sources import Source
 
 _RATIO_BYTES = 1 << 20
@@ -32,6 +32,10 @@ class FileSource(Source):
         description="plain text only: a whole file or a blank-line block is one document; "
         "if absent, blocks when one file matches, else file",
     )
+
+    def outside(self, card: CardFile) -> Iterator[str]:
+        """Patterns of all splits that are full paths, or made of other variables than `$LIFELONG_...`."""
+        return outside_names(card, {"files": self.files, "valid": self.valid, "test": self.test})
 
     def read(self, card: CardFile, split: str, reading: Reading) -> Iterator[RawDocument]:
         """(place, text or Bad) of every document; the formats of all files are known before the first is read."""

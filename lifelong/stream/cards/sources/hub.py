@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +11,10 @@ from pydantic import Field
 
 from lifelong.errors import InputError, did_you_mean
 from lifelong.stream.cards.document import Bad, RawDocument, Reading
-from lifelong.stream.cards.paths import CardFile, expand_variables
+from lifelong.stream.cards.paths import CardFile, expand_variables, outside_names, require_inside, require_readable
 from lifelong.stream.cards.sources import Source
+
+_REMOTE = ("hf://", "https://", "http://")
 
 
 class HubSource(Source):
@@ -28,6 +30,10 @@ class HubSource(Source):
     valid: str | None = Field(None, description="name of the validation split; cut by hash if absent")
     test: str | None = Field(None, description="name of the test split; cut by hash if absent")
     streaming: bool = False
+
+    def outside(self, card: CardFile) -> Iterator[str]:
+        """A local folder by its full path."""
+        return outside_names(card, {"hub": [self.hub]})
 
     def read(self, card: CardFile, split: str, reading: Reading) -> Iterator[RawDocument]:
         """(place, text or Bad) of every row of a split.
@@ -53,34 +59,70 @@ class HubSource(Source):
 
     def fingerprint(self, card: CardFile, memo_dir: Path | None) -> dict[str, Any]:
         """Values that pin the content: the commit where it is known, else a hash of the local data files."""
-        builder = _guarded(card, self, _builder)
+        builder = _builder(card, self)
         return {"hub": [self.model_dump(), str(builder.hash or builder.config_id)]}
 
 
-def _builder(source: HubSource, identifier: str) -> Any:
-    from datasets import load_dataset_builder
+def _builder(card: CardFile, source: HubSource) -> Any:
+    """The builder of the data set, all of whose files are where the card says that it is.
 
-    return load_dataset_builder(identifier, name=source.config, revision=source.revision)
+    Raises:
+        InputError: it cannot be had, or its own settings (the head of its README.md) name files elsewhere.
+    """
+    identifier, local = _location(card, source)
+    builder = _guarded(card, source, _load_builder(source, identifier))
+    place = _place(card, source)
+    for files in (builder.config.data_files or {}).values():
+        for name in (str(file).rpartition("::")[2] for file in files):  # zip://member::archive
+            if not (Path(name).is_relative_to(identifier) if local else name.startswith(_REMOTE)):
+                raise InputError(f"{place}: names {name!r} as its data, which is not part of it")
+            if local:
+                require_readable(Path(name), None if Path(source.hub).is_absolute() else card.folder.resolve(), place)
+    return builder
+
+
+def _location(card: CardFile, source: HubSource) -> tuple[str, bool]:
+    """Id on the hub, or a local folder; and which of them it is.
+
+    Raises:
+        InputError: `..`, or a link out of the card's folder.
+    """
+    place = f"{card.path or card.name}: source.hub"
+    name = expand_variables(source.hub, place)
+    if ".." in Path(name).parts:
+        raise InputError(f"{place}: {source.hub!r} must not contain '..'; write the full path")
+    folder = card.folder / name  # a full path stays what it is
+    if not (folder.is_dir() or name.startswith((".", "/"))):
+        return name, False
+    if not Path(name).is_absolute():
+        require_inside(folder, card.folder.resolve(), f"{place}: {source.hub!r}")
+    return str(folder), True
+
+
+def _load_builder(source: HubSource, identifier: str) -> Callable[[], Any]:
+    def load() -> Any:
+        from datasets import load_dataset_builder
+
+        return load_dataset_builder(identifier, name=source.config, revision=source.revision)
+
+    return load
 
 
 def _load(card: CardFile, source: HubSource, split: str) -> Any:
-    def load(source: HubSource, identifier: str) -> Any:
-        from datasets import load_dataset
+    builder = _builder(card, source)
 
-        return load_dataset(
-            identifier, name=source.config, revision=source.revision, split=split, streaming=source.streaming
-        )
+    def load() -> Any:
+        if source.streaming:
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
 
     return _guarded(card, source, load)
 
 
-def _guarded(card: CardFile, source: HubSource, load: Any) -> Any:
-    identifier = expand_variables(source.hub, f"{card.path or card.name}: source.hub")
-    local = Path(identifier).is_dir() or identifier.startswith((".", "/", "~"))
-    if local and not Path(identifier).is_absolute():
-        identifier = str(card.folder / identifier)
+def _guarded(card: CardFile, source: HubSource, load: Callable[[], Any]) -> Any:
     try:
-        return load(source, identifier)
+        return load()
     # the hub client raises many kinds (OSError, ValueError, its own): all mean that this card cannot be read
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,133 @@
+"""Long lives: a run of thousands of stages checked and reported, and thousands of domain cards listed.
+
+    python -m benchmarks.load [--stages 2000] [--domains 20] [--cards 10000] [--json FILE]
+
+Run and cards are generated: a whole run folder with ledger, losses, curves and facts, without weights. Every verb is a
+process of its own; its processor seconds and its peak of resident memory are those of the operating system, with the
+libraries that it imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lifelong.files import file_hash, write_bytes, write_json, write_sealed, write_text
+from lifelong.ledger.folder import INITIAL, RunFolder
+from lifelong.ledger.history import write_losses
+from lifelong.ledger.ledger import measurements
+from lifelong.ledger.line import Line
+from lifelong.records import RunHistory, StageRecord
+from tests.report.generated import generated_history
+
+FACTS, PROBES = 8, (0, 5, 10)
+
+
+def write_run(out: Path, num_domains: int, num_stages: int) -> None:
+    """A run folder as `lifelong run` leaves it, but for the weights; the recipe beside the newest stage alone."""
+    history = generated_history(num_domains, num_stages, documents=5)
+    run, lines = RunFolder(out), list[Line]()
+    stages = [{"domain": domain.split("-", 1)[1], "tokens": 1000} for domain in history.matrix.stages]
+    recipe = {"name": "generated", "stages": stages, "objective": "clm"}
+    write_text(run.recipe, yaml.safe_dump(recipe, default_flow_style=None))
+    write_sealed(run.environment, {"python": "3", "packages": {}})
+    first = replace(history.stages[0], index=-1, name=INITIAL, domain="", cost={}, replay={}, tokens=0)
+    for record in (first, *history.stages):
+        lines.append(_write_stage(run, history, record, lines[-1].sha256 if lines else ""))
+    write_bytes(run.ledger, b"".join(line.content + b"\n" for line in lines))
+
+
+def _write_stage(run: RunFolder, history: RunHistory, record: StageRecord, parent: str) -> Line:
+    folder, index = run.stage(record.name), record.index
+    write_losses(folder.losses, history.losses[index] if index >= 0 else history.initial_losses)
+    write_json(folder.samples, [])
+    if index >= 0:
+        curve = {
+            "train": [asdict(point) for point in history.train[index]],
+            "probes": [asdict(point) for point in history.probes[index][:3]],
+        }
+        write_json(folder.history, {**curve, "facts": _facts(index)})
+    if index == len(history.stages) - 1:
+        write_bytes(folder.recipe, run.recipe.read_bytes())
+    files = {run.name_of(path): file_hash(path) for path in sorted(folder.path.iterdir())}
+    line = Line.of(replace(record, parent=parent, files=files))
+    write_bytes(folder.record, line.content + b"\n")
+    write_sealed(folder.measured, measurements(replace(record, committed_at="2026-01-01T00:00:00+00:00"), {}))
+    return line
+
+
+def _facts(stage: int) -> dict[str, Any]:
+    points = [
+        {"step": step, "tokens": step * 100_000, "fact": fact, "log_probability": -3 - stage / 1000 - fact / 10}
+        for step in PROBES
+        for fact in range(FACTS)
+    ]
+    facts = [{"prompt": f"The capital of {fact} is", "target": str(fact)} for fact in range(FACTS)]
+    return {"facts": facts, "injected_at": [100_000] if stage == 0 else [], "points": points}
+
+
+def write_cards(folder: Path, count: int) -> None:
+    """Cards of one file each; the file is not there."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        text = f"name: c{number}\nsource:\n  files: c{number}.jsonl\nlicence: CC0-1.0\ndescription: card {number}\n"
+        (folder / f"c{number}.yaml").write_text(text, encoding="utf-8")
+
+
+def measured(verb: Sequence[str], where: Path) -> dict[str, float]:
+    """Exit code, processor and clock seconds, and peak of resident megabytes of a verb of the command line."""
+    started, pid = time.perf_counter(), os.fork()
+    if pid == 0:
+        os.chdir(where)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1), os.dup2(null, 2)
+        path = str(Path(__file__).resolve().parents[1])
+        os.execve(sys.executable, [sys.executable, "-m", "lifelong", *verb], {**os.environ, "PYTHONPATH": path})
+    _, status, usage = os.wait4(pid, 0)
+    return {
+        "exit_code": os.waitstatus_to_exitcode(status),
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
+        "clock_seconds": time.perf_counter() - started,
+        "resident_mb": usage.ru_maxrss / 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", type=int, default=2000)
+    parser.add_argument("--domains", type=int, default=20)
+    parser.add_argument("--cards", type=int, default=10_000)
+    parser.add_argument("--json", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        here = Path(name)
+        write_run(here / "run", arguments.domains, arguments.stages)
+        write_cards(here / "domains", arguments.cards)
+        figures: dict[str, Any] = {
+            " ".join(verb): measured(verb, here)
+            for verb in (
+                ["--version"], ["check", "run"], ["report", "run"], ["domain", "list"], ["list", "domains"],
+                ["domain", "show", "c500x"],
+            )
+        }  # fmt: skip
+        for verb, values in figures.items():
+            print(f"{verb:>20}  " + "  ".join(f"{key} {value:.2f}" for key, value in values.items()))
+        sizes = {path.name: path.stat().st_size for path in sorted((here / "run" / "report").iterdir())}
+        for file, size in {**sizes, "ledger.jsonl": (here / "run" / "ledger.jsonl").stat().st_size}.items():
+            print(f"{file:>20}  {size:,} bytes")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**vars(arguments), "json": None, **figures, "sizes": sizes}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
