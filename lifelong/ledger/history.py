@@ -25,10 +25,28 @@ from lifelong.records import (
     TaskScores,
     TrainPoint,
 )
+from lifelong.schema import read_yaml
 
 REPORTED = tuple(
     entry.name for entry in (StageFolder.losses, StageFolder.losses_before, StageFolder.history, StageFolder.samples)
 )
+
+
+def recipe_values(run: RunFolder) -> dict[str, Any]:
+    """The plain values of a run's recipe; what they mean is known to `recipe/`.
+
+    Raises:
+        CorruptionError: the file is not what a run has written.
+    """
+    recipe = read_yaml(run.recipe).data
+    stages = recipe.get("stages") if isinstance(recipe, dict) else None
+    if not (
+        isinstance(stages, list)
+        and "name" in recipe
+        and all(isinstance(stage, dict) and "domain" in stage for stage in stages)
+    ):
+        raise CorruptionError(f"{run.recipe}: is not the recipe of a run")
+    return dict(recipe)
 
 
 def read_history(out: Path) -> RunHistory:
@@ -38,14 +56,12 @@ def read_history(out: Path) -> RunHistory:
         InputError: not a run folder, or nothing is committed yet.
         CorruptionError: a committed file is damaged, or is not what the ledger says it is.
     """
-    import yaml
-
     run = RunFolder(out).require()
     records = read_records(out)
     if not records:
         raise InputError(f"{str(out)!r}: nothing is committed yet, so there is nothing to report")
     check_committed(out, records)
-    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    recipe = recipe_values(run)
     stages = tuple(measured(out, record) for record in records if record.index >= 0)
     folders = [run.stage(record.name) for record in stages]
     initial = read_losses(run.initial.losses)
@@ -60,13 +76,13 @@ def read_history(out: Path) -> RunHistory:
     curves = [read_json(folder.history) for folder in folders]
     samples = [read_json(folder.samples) for folder in (run.initial, *folders)]
     return RunHistory(
-        name=recipe["name"],
+        name=str(recipe["name"]),
         path=str(out),
         recipe=recipe,
         environment=read_sealed(run.environment),
         stages=stages,
         unfinished=tuple(
-            stage_name(index, Path(section["domain"]).stem)
+            stage_name(index, Path(str(section["domain"])).stem)
             for index, section in enumerate(recipe["stages"])
             if index >= len(stages)
         ),
