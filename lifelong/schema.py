@@ -198,7 +198,7 @@ Size = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A section of a recipe or card: unknown keys are errors, values are never coerced from other types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def known_keys(cls) -> dict[str, FieldInfo]:

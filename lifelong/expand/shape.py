@@ -10,6 +10,20 @@ from lifelong.expand.family import AXES, Family
 
 Shape = Mapping[str, int]
 
+LARGEST = {"layers": 10_000, "heads": 100_000, "kv_heads": 100_000, "head_dim": 65_536, "experts": 100_000}
+LARGEST_OTHER = 10**8
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Refuse what no model has, before anything is counted up to it.
+
+    Raises:
+        ExpansionError: names the axis.
+    """
+    for axis, size in sizes.items():
+        if size > (most := LARGEST.get(axis, LARGEST_OTHER)):
+            raise ExpansionError(f"{axis}: {size} is more than any model has (at most {most:,})")
+
 
 def model_shape(config: Any) -> dict[str, int]:
     """Sizes of a model by axis name; works for every transformers configuration with the usual names."""
@@ -46,6 +60,7 @@ def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None
     for axis in named:
         if axis not in AXES:
             raise UnknownNameError("axis", axis, AXES, "expand")
+    check_sizes(named)
     target = {**source, **named}
     _resolve_heads(family, source, target, named)
     for axis, size in source.items():
