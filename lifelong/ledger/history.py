@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from lifelong.errors import CorruptionError, InputError
 from lifelong.files import file_hash, read_json, read_sealed, write_json
 from lifelong.ledger.folder import RunFolder, StageFolder, stage_name
 from lifelong.ledger.integrity import changed_recipe, recipe_finding
 from lifelong.ledger.ledger import measured, read_records, record_hash
 from lifelong.records import (
+    ComputeLedger,
     DomainLoss,
     ExpansionReport,
     FactCurve,
@@ -30,6 +33,13 @@ from lifelong.schema import read_yaml
 REPORTED = tuple(
     entry.name for entry in (StageFolder.losses, StageFolder.losses_before, StageFolder.history, StageFolder.samples)
 )
+
+
+HISTORY = TypeAdapter(
+    tuple[RunHistory, tuple[ComputeLedger, ...]], config=ConfigDict(strict=True, revalidate_instances="always")
+)
+# what the construction of a history from foreign values raises; what is well-formed JSON has any type
+FORGED = (TypeError, ValueError, KeyError, IndexError, AttributeError)
 
 
 def recipe_values(run: RunFolder) -> dict[str, Any]:
@@ -61,6 +71,24 @@ def read_history(out: Path) -> RunHistory:
     if not records:
         raise InputError(f"{str(out)!r}: nothing is committed yet, so there is nothing to report")
     check_committed(out, records)
+    try:
+        history = _history(out, run, records)
+        HISTORY.validate_python((history, tuple(ComputeLedger.from_json(record.cost) for record in history.stages)))
+    except FORGED as error:
+        raise CorruptionError(
+            f"{out}: no run writes such values, though the hashes hold ({_reason(error)}); do not trust this folder"
+        ) from error
+    return history
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{type(error).__name__}: {str(error)[:150]}"
+
+
+def _history(out: Path, run: RunFolder, records: Sequence[StageRecord]) -> RunHistory:
     recipe = recipe_values(run)
     stages = tuple(measured(out, record) for record in records if record.index >= 0)
     folders = [run.stage(record.name) for record in stages]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -65,9 +66,14 @@ TRACKERS = {
 """Name in `report_to` -> module, and what pip calls it. TensorBoard comes as one of two modules: transformers looks."""
 
 
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(transformers.TrainingArguments)
+
+
 def check_train_values(section: Mapping[str, Any], where: str = "train") -> Iterator[str]:
     """One line for every value of a `train:` section that cannot work, whatever the machine."""
-    hints = get_type_hints(transformers.TrainingArguments)
+    hints = _hints()
     for key, value in section.items():
         if value is None or key not in hints:
             continue
@@ -102,8 +108,8 @@ def _wanted(key: str, value: Any, kinds: set[type]) -> str:
 
 def check_trackers(section: Mapping[str, Any], where: str = "train") -> Iterator[str]:
     """One line for every tracker that is unknown, or whose package is not installed."""
-    named = section.get("report_to") or ()
-    for name in [named] if isinstance(named, str) else named:
+    named = section.get("report_to")
+    for name in named if isinstance(named, list) else () if named is None else (named,):
         module, package = TRACKERS.get(name, (None, None)) if isinstance(name, str) else (None, None)
         if module is not None and importlib.util.find_spec(module) is None:
             yield f"{where}.report_to: {name} is not installed here: pip install {package}"

@@ -43,6 +43,7 @@ REFUSED = {
     "train.deepspeed=/nonexist": "train: ",
     "train.report_to=neptune": "train.report_to: neptune is not installed here: pip install neptune",
     "train.report_to=[wandbb]": "train.report_to: there is no tracker 'wandbb'; did you mean 'wandb'",
+    "train.report_to=true": "train.report_to: there is no tracker True",
     "stages.1.train={optim: best}": r"stages\[1\].train: best is not a valid",
     "stages.1.train={adam_epsilon: 0}": r"stages\[1\].train.adam_epsilon: is at least",
     "model.layers=10000000000000": "model: layers: 10000000000000 is more than any model has",
