@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import transformers
 
@@ -85,8 +85,10 @@ def check_train_values(section: Mapping[str, Any], where: str = "train") -> Iter
 
 def _unfit(key: str, value: Any, hint: Any) -> str | None:
     """Why a value is not one of TrainingArguments' plain types, or is outside of what can work."""
-    kinds = {kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)}
-    wanted = "" if not kinds <= {bool, int, float} else _wanted(key, value, kinds)
+    kinds = {get_origin(kind) or kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)}
+    wanted = _wanted(key, value, kinds) if kinds <= {bool, int, float} else ""
+    if kinds == {dict, str} and not isinstance(value, dict | str):  # a number would be opened, and closed, as a file
+        wanted = "a mapping or the name of a file"
     return f"is {wanted}, not {shortened(value, 60)}" if wanted else None
 
 

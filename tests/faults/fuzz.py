@@ -36,6 +36,7 @@ from typing import Any
 import yaml
 
 CASES = Path(__file__).parent / "cases"
+HERE = "@corpora@"
 SECONDS_AT_MOST = 20.0
 CODES = ("0", "2", "3", "130")
 NASTY: list[Any] = [
@@ -606,6 +607,7 @@ def outcome(name: str, case: Case, world: World) -> tuple[str, str]:  # noqa: PL
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # commands listen to it
 
 
 def place_of(trace: str) -> str:
@@ -652,10 +654,16 @@ def kept_cases() -> list[Path]:
     return sorted(CASES.glob("*.json"))
 
 
-def keep(name: str, case: Case, place: str) -> Path:
-    """Write a case beside the others."""
+def kept(path: Path, world: World) -> tuple[str, Case, str]:
+    """Target and case of a file, and what was found."""
+    data = json.loads(path.read_text().replace(HERE, str(world.corpora)))
+    return data["target"], data["case"], data["found"]
+
+
+def keep(name: str, case: Case, place: str, world: World) -> Path:
+    """Write a case beside the others; the corpora are elsewhere when it is put again."""
     CASES.mkdir(exist_ok=True)
-    text = json.dumps({"target": name, "found": place, "case": case}, indent=1)
+    text = json.dumps({"target": name, "found": place, "case": case}, indent=1).replace(str(world.corpora), HERE)
     path = CASES / f"{name.lower()}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
     path.write_text(text + "\n")
     return path
@@ -698,9 +706,10 @@ def main() -> int:
         def tell(name: str, place: str, case: Case, trace: str) -> None:
             print(f"\n--- {place}\n{json.dumps(case, default=str)[:300]}\n{trace[-1500:]}", flush=True)
             if options.keep:
-                print(keep(name, case, place), flush=True)
+                print(keep(name, case, place, world), flush=True)
 
-        tally, found = fuzz(make_world(Path(folder)), options.cases, options.seed, options.target, tell=tell)
+        world = make_world(Path(folder))
+        tally, found = fuzz(world, options.cases, options.seed, options.target, tell=tell)
     print(f"\n{table(tally)}\n{len(found)} findings")
     return int(bool(found))
 

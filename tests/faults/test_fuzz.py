@@ -1,11 +1,10 @@
 """A short share of the fuzzing, and every case that it has ever found."""
 
-import json
 from collections import Counter
 
 import pytest
 
-from tests.faults.fuzz import CODES, World, fuzz, kept_cases, outcome, table
+from tests.faults.fuzz import CODES, World, fuzz, kept, kept_cases, outcome, table
 from tests.faults.kills import Stream
 
 SECONDS = 8.0
@@ -18,9 +17,9 @@ def world(short, finished_short, tmp_path_factory):
 
 @pytest.mark.parametrize("path", kept_cases(), ids=lambda path: path.stem)
 def test_what_was_found_once_is_answered(world, path):
-    kept = json.loads(path.read_text())
-    ended, trace = outcome(kept["target"], kept["case"], world)
-    assert ended in CODES, f"{kept['found']}\n{trace}"
+    name, case, found = kept(path, world)
+    ended, trace = outcome(name, case, world)
+    assert ended in CODES, f"{found}\n{trace}"
 
 
 def test_nothing_is_found(world):
