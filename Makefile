@@ -8,7 +8,7 @@ NEWEST ?= 3.13
 # contiguous shares of the tests: what a module prepares once is prepared by one process
 PYTEST := python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart test test-lowest test-newest federated slow soak check bench bench-data docs clean
+.PHONY: quickstart test test-lowest test-newest federated slow soak fuzz check bench bench-data docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -69,6 +69,11 @@ KILLS ?= 200
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.kills --kills $(KILLS) --seed $$(date +%s) --keep .soak
 	$(BIN)/python -m tests.faults.flips .soak --every 997
+
+# input at random, FUZZ cases of it; what is found is kept in tests/faults/cases/ and put again by the tests
+FUZZ ?= 10000
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.faults.fuzz --cases $(FUZZ) --seed $$(date +%s) --keep
 
 # the tests that every warning fails: growth, planning, training, evaluation and the command line run through
 STRICT := tests/cli tests/pipeline tests/expand/test_checkpoint.py

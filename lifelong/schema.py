@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import yaml
@@ -14,12 +15,65 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from lifelong.errors import did_you_mean
+from lifelong.errors import InputError, did_you_mean
 
 Location = tuple[int | str, ...]
 
 
-class Yaml(yaml.SafeLoader):
+YAML_BYTES = 1 << 20
+YAML_DEPTH = 50
+LARGEST_NUMBER = 2**63
+# what constructors of PyYAML raise on `2020-13-45`, `!!int abc`, `!!bool abc`, `!!timestamp abc` or 5,000 digits
+SCALAR_FAULTS = (ValueError, KeyError, AttributeError, OverflowError)
+
+
+class PlainYaml(yaml.SafeLoader):
+    """YAML as the standard has it, in files that strangers may have written: bounded, without aliases.
+
+    A value that an alias repeats is one object here, and a tree of exponential size to whoever walks over it.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node of the document.
+
+        Raises:
+            yaml.YAMLError: an alias, or more than `YAML_DEPTH` levels.
+        """
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed; write the value out", mark)
+        if self.depth >= YAML_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"more than {YAML_DEPTH} levels of nesting", mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """The value of a node.
+
+        Raises:
+            yaml.YAMLError: a scalar that is not what its tag or its form says; a number that no setting can have.
+        """
+        try:
+            value = super().construct_object(node, deep)
+        except SCALAR_FAULTS:
+            raise _no_value(node) from None
+        if isinstance(value, bytes | set) or (isinstance(value, int) and abs(value) >= LARGEST_NUMBER):
+            raise _no_value(node)
+        return value
+
+
+def _no_value(node: Any) -> yaml.YAMLError:
+    kind, value = node.tag.rpartition(":")[2], shortened(node.value, 40) if node.id == "scalar" else f"a {node.id}"
+    return yaml.constructor.ConstructorError(None, None, f"{value} cannot be used as {kind}", node.start_mark)
+
+
+class Yaml(PlainYaml):
     """YAML as people write it: `on:` is a key and no truth value, `5e-4` is a number."""
 
 
@@ -37,6 +91,63 @@ Yaml.add_implicit_resolver(
     re.compile(r"^[-+]?(?:[0-9][0-9_]*)?(?:\.[0-9_]*)?(?:(?<=[0-9.])[eE][-+]?[0-9]+)?$(?<=[0-9.])(?<!^[-+.])"),
     list("-+0123456789."),
 )
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """Plain values, and the line of every key by its path."""
+
+    data: Any
+    lines: dict[Location, int]
+
+
+def read_yaml(path: Path, loader: type[PlainYaml] = PlainYaml) -> YamlFile:
+    """A YAML file, of at most `YAML_BYTES` bytes.
+
+    Raises:
+        InputError: it cannot be read, is too long or not YAML; with file and line.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(YAML_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{shortened(str(path), 200)}: cannot be read ({error.strerror})") from None
+    if len(content) > YAML_BYTES:
+        raise InputError(f"{path}: is larger than {YAML_BYTES:,} bytes; no such file has to be")
+    try:
+        return parse_yaml(content.decode("utf-8"), str(path), loader)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def parse_yaml(text: str, where: str, loader: type[PlainYaml] = PlainYaml) -> YamlFile:
+    """One YAML document.
+
+    Args:
+        text: of the document.
+        where: it stands, for messages.
+        loader: how scalars are read.
+
+    Raises:
+        InputError: it is not YAML, or not of the plain kind that is read here.
+    """
+    try:
+        made = loader(text)
+        node = made.get_single_node()
+        return YamlFile(None if node is None else made.construct_document(node), _lines_of_keys(node))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from None
+
+
+def _lines_of_keys(node: Any, prefix: Location = ()) -> dict[Location, int]:
+    lines: dict[Location, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode):
+            lines[(*prefix, key.value)] = key.start_mark.line + 1
+            lines.update(_lines_of_keys(value, (*prefix, key.value)))
+    return lines
 
 
 MULTIPLIERS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "t": 1_000_000_000_000}
@@ -87,7 +198,7 @@ Size = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A section of a recipe or card: unknown keys are errors, values are never coerced from other types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def known_keys(cls) -> dict[str, FieldInfo]:

@@ -7,23 +7,21 @@ Exit codes: 0 done; 2 the input is wrong; 3 a verification or a forgetting budge
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from lifelong import distributed
 from lifelong.cli.corpora import domain_app
+from lifelong.cli.faults import fault_message
 from lifelong.cli.inspect import check, list_names, report, schema
 from lifelong.cli.models import cache, evaluate, expand, merge
 from lifelong.cli.run import extend, plan, run
 from lifelong.cli.terminal import quiet_libraries, state
 from lifelong.errors import InputError, Interrupted, LifelongError, printable
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="lifelong",
@@ -71,6 +69,8 @@ def _terminated(*_: object) -> None:
 
 def main() -> None:
     """Entry point: one message and an exit code instead of a traceback, however many processes there are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of ASCII shows what it can
+        sys.stdout.reconfigure(errors="replace")
     with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
         signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -93,7 +93,7 @@ def main() -> None:
         if distributed.lost_peer(error):
             reason = str(error).strip().splitlines()[0][:200]
             _end(f"error: another process of this run is gone ({reason}); {CONTINUE}", distributed.LOST_PEER)
-        message = _storage_message(error)
+        message = fault_message(error)
         if state.verbose or message is None:
             if not distributed.agree_on_exit_code(1)[0]:
                 sys.exit(1)
@@ -102,14 +102,6 @@ def main() -> None:
 
 
 CONTINUE = "what is committed is whole, and the same command resumes from the last checkpoint"
-
-
-def _storage_message(error: Exception) -> str | None:
-    if not isinstance(error, OSError):
-        return None
-    from lifelong.ledger.storage import storage_message
-
-    return storage_message(error, Path(getattr(error, "filename", None) or "."))
 
 
 def _end(message: str, exit_code: int) -> NoReturn:

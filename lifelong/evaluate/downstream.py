@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-import yaml
 from torch import Tensor, nn
 
 from lifelong.errors import InputError
 from lifelong.evaluate.task import Examples, Task, read_examples
 from lifelong.files import write_sealed
 from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.history import recipe_values
 from lifelong.ledger.ledger import model_of, record_hash
 from lifelong.lm.checkpoint import SAFE
 from lifelong.lm.foreign import loading
@@ -117,7 +117,7 @@ def evaluate_tasks(
     """
     (source, record), run = model_of(model), RunFolder(model)
     if record is not None:
-        objective = str(yaml.safe_load(run.recipe.read_text(encoding="utf-8"))["objective"])
+        objective = str(recipe_values(run).get("objective"))
     given = read_prompts(prompts) if prompts is not None else {}
     found = []
     for task in tasks:

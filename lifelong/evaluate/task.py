@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.plugins import shipped_folder
-from lifelong.schema import CARD, Section, validation_lines
+from lifelong.schema import CARD, Section, read_yaml, validation_lines
 from lifelong.stream.cards.document import Bad, Reading
 from lifelong.stream.cards.paths import CardFile, Patterns, expand_patterns, outside_names, require_own
 from lifelong.stream.cards.readers import format_of, read_file
@@ -86,14 +86,7 @@ def task_folders() -> list[Path]:
 
 
 def _read_card(path: Path) -> Task:
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise InputError(f"{path}: the card cannot be read ({error.strerror})") from None
+    data = read_yaml(path).data
     if not isinstance(data, dict) or "path" in data:
         raise InputError(f"{path}: a card is a mapping with the keys {', '.join(_keys())}")
     data.setdefault("name", path.stem)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lifelong.errors import ExpansionError
 from lifelong.expand.family import AXES, load_family
+from lifelong.expand.shape import check_sizes
 
 DEFAULT_SHAPE = {"layers": 4, "hidden_size": 128, "heads": 4}
 GATED_STEP = 32
@@ -29,6 +30,10 @@ def new_config(family_name: str, *, vocab_size: int, max_positions: int, **setti
     family = load_family(family_name)
     sizes = {axis: settings.pop(axis) for axis in AXES if settings.get(axis) is not None}
     settings = {key: value for key, value in settings.items() if value is not None and key not in AXES}
+    for axis, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ExpansionError(f"{axis}: a whole number of 1 or more, not {size!r}")
+    check_sizes(sizes)
     shape = DEFAULT_SHAPE | sizes
     hidden, heads = shape["hidden_size"], shape["heads"]
     if hidden % heads and (family.fixed_head or "head_dim" not in sizes):
@@ -38,6 +43,8 @@ def new_config(family_name: str, *, vocab_size: int, max_positions: int, **setti
         )
     shape.setdefault("kv_heads", heads)
     shape.setdefault("head_dim", hidden // heads)
+    if heads % shape["kv_heads"]:
+        raise ExpansionError(f"kv_heads: {shape['kv_heads']} key-value heads do not divide {heads} heads")
     if family.fixed_head and shape["head_dim"] != hidden // heads:
         raise ExpansionError(f"{family.name} has heads x head_dim = hidden_size")
     if family.fixed_head and "kv_heads" not in family.axes and shape["kv_heads"] != heads:
@@ -51,6 +58,12 @@ def new_config(family_name: str, *, vocab_size: int, max_positions: int, **setti
         shape["positions"] = max_positions + (special["pad_token_id"] or 0) + 1
     values = {family.axes[axis]: size for axis, size in shape.items() if axis in family.axes}
     values |= {key: shape[axis] for key, axis in (*family.follows.items(), *family.initial.items())}
-    return transformers.AutoConfig.for_model(
-        family.model_types[0], **{**family.defaults, **special, **values, **settings}
-    )
+    named = {**family.axes, "layers": "num_hidden_layers"}.items()
+    check_sizes({axis: settings[key] for axis, key in named if isinstance(settings.get(key), int)})
+    try:
+        return transformers.AutoConfig.for_model(
+            family.model_types[0], **{**family.defaults, **special, **values, **settings}
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split()).rsplit("ValueError: ", 1)[-1]
+        raise ExpansionError(f"transformers refuses the configuration: {reason[:300]}") from None

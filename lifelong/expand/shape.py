@@ -10,6 +10,20 @@ from lifelong.expand.family import AXES, Family, family_of
 
 Shape = Mapping[str, int]
 
+LARGEST = {"layers": 10_000, "heads": 100_000, "kv_heads": 100_000, "head_dim": 65_536, "experts": 100_000}
+LARGEST_OTHER = 10**8
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Refuse what no model has, before anything is counted up to it.
+
+    Raises:
+        ExpansionError: names the axis.
+    """
+    for axis, size in sizes.items():
+        if size > (most := LARGEST.get(axis, LARGEST_OTHER)):
+            raise ExpansionError(f"{axis}: {size} is more than any model has (at most {most:,})")
+
 
 USUAL_KEYS: Mapping[str, tuple[str, ...]] = {
     "intermediate_size": ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim"),
@@ -59,8 +73,6 @@ def _family_or_none(config: Any) -> Family | None:
         return None
 
 
-MOST = {"layers": 10_000, "experts": 100_000, "positions": 2**28}
-MOST_OTHERWISE = 2**24
 """Sizes beyond these are slips of the finger; they would keep a machine busy before anything is refused."""
 
 
@@ -80,11 +92,10 @@ def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None
         ExpansionError: a size is smaller than the model's, or sizes contradict each other.
     """
     named = {axis: int(size) for axis, size in targets.items() if size is not None}
-    for axis, size in named.items():
+    for axis in named:
         if axis not in AXES:
             raise UnknownNameError("axis", axis, AXES, "expand")
-        if size > (most := MOST.get(axis, MOST_OTHERWISE)):
-            raise ExpansionError(f"{axis}: {size:.6g} is more than any model has; at most {most:,}")
+    check_sizes(named)
     target = {**source, **named}
     _resolve_heads(family, source, target, named)
     for axis, size in source.items():

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from lifelong.errors import CorruptionError, InputError
 from lifelong.files import read_json, read_sealed, write_json
 from lifelong.ledger.folder import RunFolder, StageFolder, stage_name
 from lifelong.ledger.integrity import changed_recipe, damaged_files, recipe_finding
 from lifelong.ledger.ledger import measured, read_records, record_hash
 from lifelong.records import (
+    ComputeLedger,
     DomainLoss,
     ExpansionReport,
     FactCurve,
@@ -25,6 +28,7 @@ from lifelong.records import (
     TaskScores,
     TrainPoint,
 )
+from lifelong.schema import read_yaml
 
 REPORTED = tuple(
     entry.name
@@ -38,6 +42,30 @@ REPORTED = tuple(
 )
 
 
+HISTORY = TypeAdapter(
+    tuple[RunHistory, tuple[ComputeLedger, ...]], config=ConfigDict(strict=True, revalidate_instances="always")
+)
+# what the construction of a history from foreign values raises; what is well-formed JSON has any type
+FORGED = (TypeError, ValueError, KeyError, IndexError, AttributeError)
+
+
+def recipe_values(run: RunFolder) -> dict[str, Any]:
+    """The plain values of a run's recipe; what they mean is known to `recipe/`.
+
+    Raises:
+        CorruptionError: the file is not what a run has written.
+    """
+    recipe = read_yaml(run.recipe).data
+    stages = recipe.get("stages") if isinstance(recipe, dict) else None
+    if not (
+        isinstance(stages, list)
+        and "name" in recipe
+        and all(isinstance(stage, dict) and "domain" in stage for stage in stages)
+    ):
+        raise CorruptionError(f"{run.recipe}: is not the recipe of a run")
+    return dict(recipe)
+
+
 def read_history(out: Path) -> RunHistory:
     """Everything a report needs, from the committed stages alone.
 
@@ -45,15 +73,30 @@ def read_history(out: Path) -> RunHistory:
         InputError: not a run folder, or nothing is committed yet.
         CorruptionError: a committed file is damaged, or is not what the ledger says it is.
     """
-    import yaml
-
     run = RunFolder(out).require()
     records = read_records(out)
     if not records:
         raise InputError(f"{str(out)!r}: nothing is committed yet, so there is nothing to report")
     check_committed(out, records)
-    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML has it: ten times faster
-    recipe = yaml.load(run.recipe.read_text(encoding="utf-8"), safe)  # noqa: S506 - either is a safe loader
+    try:
+        history = _history(out, run, records)
+        HISTORY.validate_python((history, tuple(ComputeLedger.from_json(record.cost) for record in history.stages)))
+    except FORGED as error:
+        raise CorruptionError(
+            f"{out}: no run writes such values, though the hashes hold ({_reason(error)}); do not trust this folder"
+        ) from error
+    return history
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{type(error).__name__}: {str(error)[:150]}"
+
+
+def _history(out: Path, run: RunFolder, records: Sequence[StageRecord]) -> RunHistory:
+    recipe = recipe_values(run)
     stages = tuple(measured(out, record) for record in records if record.index >= 0)
     folders = [run.stage(record.name) for record in stages]
     lines = [(run.initial, records[0]), *zip(folders, stages, strict=True)]
@@ -63,12 +106,12 @@ def read_history(out: Path) -> RunHistory:
     curves = [read_json(folder.history) for folder in folders]
     samples = [read_json(folder.samples) for folder in (run.initial, *folders)]
     waiting = tuple(
-        stage_name(index, Path(section["domain"]).stem)
+        stage_name(index, Path(str(section["domain"])).stem)
         for index, section in enumerate(recipe["stages"])
         if index >= len(stages)
     )
     return RunHistory(
-        name=recipe["name"],
+        name=str(recipe["name"]),
         path=str(out),
         recipe=recipe,
         environment=read_sealed(run.environment),

@@ -28,6 +28,8 @@ REASONS = {
     errno.ESTALE: ("the network file system lost the file", "mount it again"),
     errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
 }
+UNREADABLE = ("it may not be read", "ask its owner for the right to read it and the folders above it")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # safetensors (0.6 to 0.8) and tokenizers (0.22, 0.23) hand the number on in no other way than in this form, which
 # Rust's standard library gives every error of the system; and safetensors removes what it wrote before it raises, so
 # that the disk, asked afterwards, has room again
@@ -35,7 +37,7 @@ _RUST_NUMBER = re.compile(r"\(os error (\d+)\)")
 PROBE_BYTES = 1 << 14
 
 
-def storage_reason(error: BaseException, folder: Path) -> int | None:
+def storage_reason(error: BaseException, folder: Path | None) -> int | None:
     """The error number that says what the disk did, or None where `error` is about something else.
 
     An error raised while another was being handled counts by the first that speaks of the disk. torch's writer raises
@@ -45,7 +47,7 @@ def storage_reason(error: BaseException, folder: Path) -> int | None:
     for seen in chain:
         if (number := _number(seen)) in REASONS:
             return number
-    return _refusal(folder) if any(type(seen) is RuntimeError for seen in chain) else None
+    return _refusal(folder) if folder is not None and any(type(seen) is RuntimeError for seen in chain) else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -90,15 +92,33 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(_existing(folder)).free
 
 
-def storage_message(error: BaseException, folder: Path) -> str | None:
-    """What the disk did, where, and what to do; None where `error` is about something else."""
+def storage_message(error: BaseException, folder: Path | None) -> str | None:
+    """What the disk did, where, and what to do; None where `error` is about something else.
+
+    Args:
+        error: as a library raised it.
+        folder: that was read or written; None where it is not known.
+    """
     number = storage_reason(error, folder)
     if number is None:
         return None
-    what, cure = REASONS[number]
     name = getattr(error, "filename", None)
+    is_refused = number in (errno.EACCES, errno.EPERM)
+    what, cure = UNREADABLE if is_refused and name is not None and _is_unreadable(name) else REASONS[number]
     where = f" ({name})" if name else ""
-    return f"{what}{where}; {free_bytes(folder):,} bytes are free. {cure[0].upper()}{cure[1:]}"
+    free = f"; {free_bytes(folder):,} bytes are free" if number in FULL and folder is not None else ""
+    return f"{what}{where}{free}. {cure[0].upper()}{cure[1:]}"
+
+
+def _is_unreadable(name: str | bytes) -> bool:
+    """Whether it could not even have been read: then it was not writing that failed."""
+    try:
+        os.lstat(name)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(name, os.R_OK)
 
 
 @contextlib.contextmanager

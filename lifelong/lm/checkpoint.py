@@ -147,5 +147,5 @@ def meta_model(config: Any, objective: str) -> PreTrainedModel:
     import torch
 
     with torch.device("meta"):
-        model: PreTrainedModel = objective_of(objective).auto_class.from_config(config)
+        model: PreTrainedModel = objective_of(objective).auto_class.from_config(config, trust_remote_code=False)
     return model

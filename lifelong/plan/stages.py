@@ -32,9 +32,8 @@ from lifelong.stream.steps import stage_plan
 from lifelong.train.arguments import blocks_per_step, micro_batches, training_arguments
 from lifelong.train.learning_rates import stage_curve, stage_span, warmup_steps
 from lifelong.train.policies._policy import make_policy
+from lifelong.train.rehearsal import OF_THE_DEVICE
 
-OF_THE_DEVICE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile")
-"""TrainingArguments asks for the device that these need; a plan is made on any machine."""
 BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 
 
@@ -116,7 +115,7 @@ def plan_recipe(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     devices, shapes = devices or Devices(), Shapes()
     with runs_to_come(recipe, shapes) as there:
-        check_recipe(there)
+        check_recipe(there, here=False)
     first, configs = shapes.first(recipe), shapes.stages(recipe)
     look = sample_corpora(recipe) if text else CorpusSample({}, (), {})
     stages = [

@@ -6,18 +6,21 @@ library, a card or another section stands beside those settings too; here it is 
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lifelong.errors import InputError, LifelongError, refusals
+from lifelong.errors import ExpansionError, InputError, LifelongError, refusals
 from lifelong.evaluate.facts.injection import read_facts
-from lifelong.expand import plan_expansion
+from lifelong.expand import model_shape, plan_expansion
+from lifelong.expand.settings import ExpandSection
 from lifelong.inherit.teachers._teacher import Given
 from lifelong.inherit.vocabularies import check_vocabularies
-from lifelong.lm.checkpoint import load_config
+from lifelong.lm.checkpoint import load_config, meta_model
 from lifelong.methods._context import check_methods, uses_sharding
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
@@ -27,6 +30,10 @@ from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenizers.check import check_merge
 from lifelong.train.arguments import check_processes, check_train_section
 from lifelong.train.policies._policy import make_policy
+from lifelong.train.rehearsal import OF_THE_DEVICE, check_trackers, check_train_values, rehearse_training
+
+REHEARSED_LAYERS = 4
+LARGEST_MODEL = 1e13  # parameters; 40 TB
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,13 @@ class CheckContext:
         recipe: to check.
         start: first stage that is still to come; cards of earlier ones may be gone.
         config: of the model before that stage, where it is not the recipe's first.
+        here: the run is to be on this machine, with what it has and what is installed.
     """
 
     recipe: Recipe
     start: int = 0
     config: Any = None
+    here: bool = True
 
     @cached_property
     def domains(self) -> list[str] | None:
@@ -60,18 +69,19 @@ class CheckContext:
         return self.recipe.lr is not None and make_policy(self.recipe.lr).keeps_trunk
 
 
-def check_recipe(recipe: Recipe, start: int = 0, config: Any = None) -> None:
+def check_recipe(recipe: Recipe, start: int = 0, config: Any = None, *, here: bool = True) -> None:
     """What only the libraries and the cards can judge; every error at once, before anything is written.
 
     Args:
         recipe: to check.
         start: first stage that is still to come; cards of earlier ones may be gone.
         config: of the model before that stage, where it is not the recipe's first.
+        here: the run is to be on this machine; a plan is made on any.
 
     Raises:
         InputError: one message with a line for every error.
     """
-    _refuse(CHECKS, CheckContext(recipe, start, config))
+    _refuse(CHECKS, CheckContext(recipe, start, config, here))
 
 
 def check_launch(recipe: Recipe) -> None:
@@ -97,8 +107,19 @@ def _lines(check: Check, context: CheckContext) -> Iterator[str]:
     """An error that a check raises is its last line."""
     try:
         yield from check(context)
-    except InputError as error:
+    except LifelongError as error:
         yield str(error)
+
+
+def _rehearsed(place: str, rehearse: Callable[..., object], *given: Any) -> Iterator[str]:
+    """What a library says against something that it will be asked for in the run: any exception is its answer."""
+    try:
+        rehearse(*given)
+    except LifelongError as error:
+        yield f"{place}: {str(error).removeprefix('train: ')}"
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        yield f"{place}: {reason.rsplit('ValueError: ', 1)[-1][:300]}"
 
 
 def _names(cards: Iterable[str]) -> list[str] | None:
@@ -109,9 +130,26 @@ def _names(cards: Iterable[str]) -> list[str] | None:
 
 
 def _check_train(context: CheckContext) -> Iterator[str]:
-    yield from check_train_section(context.recipe.train)
-    for index, stage in enumerate(context.recipe.stages):
-        yield from check_train_section(stage.train, f"stages[{index}].train")
+    recipe, found = context.recipe, False
+    sections = {"train": recipe.train}
+    sections |= {f"stages[{index}].train": stage.train for index, stage in enumerate(recipe.stages)}
+    for where, section in sections.items():
+        checks = [check_train_section, check_train_values, *([check_trackers] if context.here else [])]
+        for line in (line for check in checks for line in check(section, where)):
+            found = True
+            yield line
+    if not found:
+        yield from _rehearse_training(context)
+
+
+def _rehearse_training(context: CheckContext) -> Iterator[str]:
+    """Every different section that a stage to come is trained with, once."""
+    left_out = () if context.here else (*OF_THE_DEVICE, "report_to")
+    different: dict[str, str] = {}
+    for index, stage in enumerate(context.recipe.stages[context.start :], context.start):
+        section = {key: value for key, value in {**context.recipe.train, **stage.train}.items() if key not in left_out}
+        if different.setdefault(json.dumps(section, sort_keys=True, default=str), str(index)) == str(index):
+            yield from _rehearsed(f"stages[{index}].train" if stage.train else "train", rehearse_training, section)
 
 
 def _check_methods(context: CheckContext) -> Iterator[str]:
@@ -121,18 +159,76 @@ def _check_methods(context: CheckContext) -> Iterator[str]:
 
 
 def _check_model_and_growth(context: CheckContext) -> Iterator[str]:
-    """Every growth is planned on configurations alone, each from the one before."""
+    """Growths, each planned on the configuration of the one before; and every model, built without storage."""
     recipe, start, config = context.recipe, context.start, context.config
-    if recipe.model.checkpoint is not None and start == 0:
-        config = load_config(recipe.model.checkpoint, recipe.model.revision)
+    if start == 0:
+        config = _first_config(recipe)
+        yield from _check_positions(recipe, config)
+        yield from (lines := list(_rehearsed("model", _rehearse_model, config, recipe.objective)))
+        if lines:
+            return
     for index, stage in enumerate(recipe.stages[start:], start):
         if stage.expand is not None:
-            config = config or fresh_config(recipe, vocab_size=recipe.tokenizer_size or 512)
             try:
+                _refuse_new_tokens(stage.expand, config)
                 config = plan_expansion(config, **stage.expand.options(), **stage.expand.sizes()).target_config
             except LifelongError as error:
                 yield f"stages[{index}].expand: {error}"
                 return
+            yield from _rehearsed(f"stages[{index}].expand", _rehearse_model, config, recipe.objective)
+
+
+def _first_config(recipe: Recipe) -> Any:
+    if recipe.model.checkpoint is not None:
+        return load_config(recipe.model.checkpoint, recipe.model.revision)
+    try:
+        return fresh_config(recipe, vocab_size=recipe.tokenizer_size or 512)
+    except LifelongError as error:
+        raise InputError(f"model: {error}") from None
+
+
+def _check_positions(recipe: Recipe, config: Any) -> Iterator[str]:
+    positions, length = getattr(config, "max_position_embeddings", None), recipe.sequence_length
+    if isinstance(positions, int) and positions < length:
+        of = recipe.model.checkpoint if recipe.model.checkpoint is not None else "model.config"
+        yield f"sequence_length: {length} is longer than the {positions} positions of {of!r}"
+
+
+def _refuse_new_tokens(section: ExpandSection, config: Any) -> None:
+    """The old tokens share their probability with the new ones, so that no loss can stay what it was."""
+    exact = section.mode == "exact" and not section.approximate
+    if exact and section.vocab_size is not None and section.vocab_size > model_shape(config)["vocab_size"]:
+        raise ExpansionError(
+            "vocab_size: new tokens take probability from the old ones, and the tokenizer of a run stays what it is; "
+            "grow the checkpoint before the run (lifelong expand), or leave vocab_size out"
+        )
+
+
+def _rehearse_model(config: Any, objective: str) -> None:
+    """Build a model without storage: of its first layers, and all of it only where these alone cannot be built.
+
+    Raises:
+        InputError: it has more parameters than any machine has room for.
+        Exception: whatever transformers raises.
+    """
+    layers = int(config.num_hidden_layers)
+    try:
+        model = meta_model(_shallow(config, layers), objective)
+    except Exception:
+        model = meta_model(copy.deepcopy(config), objective)
+    parameters = sum(weight.numel() for weight in model.parameters()) * max(1, layers / REHEARSED_LAYERS)
+    if parameters > LARGEST_MODEL:
+        raise InputError(f"some {parameters:.0e} parameters are more than any machine has room for")
+
+
+def _shallow(config: Any, layers: int) -> Any:
+    shallow = copy.deepcopy(config)
+    if layers > REHEARSED_LAYERS:
+        for key, value in config.to_dict().items():
+            if isinstance(value, list) and len(value) == layers:
+                setattr(shallow, key, value[:REHEARSED_LAYERS])
+        shallow.num_hidden_layers = REHEARSED_LAYERS
+    return shallow
 
 
 def _check_select(context: CheckContext) -> Iterator[str]:
@@ -187,7 +283,7 @@ def _check_facts(context: CheckContext) -> Iterator[str]:
 
 def _check_processes(context: CheckContext) -> Iterator[str]:
     for stage in context.recipe.stages:
-        yield from refusals(check_processes, {**context.recipe.train, **stage.train})
+        yield from _rehearsed("train", check_processes, {**context.recipe.train, **stage.train})
 
 
 def _check_sharding(context: CheckContext) -> Iterator[str]:

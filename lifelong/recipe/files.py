@@ -17,14 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.ledger.folder import RunFolder
 from lifelong.plugins import shipped_folder
 from lifelong.recipe.recipe import Recipe
-from lifelong.schema import Yaml, validation_lines
+from lifelong.schema import YAML_DEPTH, Yaml, parse_yaml, read_yaml, shortened, validation_lines
 
 Read = Callable[[Path], dict[str, Any]]
 ANY_SIZE = "any-size"
@@ -48,7 +47,7 @@ def recipe_names(folders: Sequence[Path]) -> list[str]:
 
 def _sizes(path: Path) -> list[str]:
     """Sizes in which a recipe of `any-size/` comes."""
-    return list((yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml) or {}).get("sizes", ()))  # noqa: S506
+    return list(_read_file(path).get("sizes", ()))
 
 
 def recipe_file(recipe: str, folders: Sequence[Path]) -> Path:
@@ -141,7 +140,7 @@ def merge(base: Any, change: Any, where: str) -> Any:
 def read_recipe_file(out: Path) -> Recipe:
     """The recipe that a run folder belongs to."""
     path = RunFolder(out).recipe
-    return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+    return parse_recipe(read_yaml(path).data, where=str(path))
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -162,12 +161,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    data = read_yaml(path, Yaml).data
     if not isinstance(data, dict):
         raise InputError(f"{path}: a recipe is a mapping (name:, model:, stages: ...), this is a {type(data).__name__}")
     return data
@@ -215,11 +209,13 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise InputError(f"--set {override!r}: write a.b=value, for example --set replay.share=0.2")
     try:
-        value = yaml.load(text, Loader=Yaml)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
+        value = parse_yaml(text, "--set", Yaml).data
+    except InputError:
         raise InputError(f"--set {override!r}: {text!r} is not a valid YAML value") from None
     node: Any = data
     keys = path.split(".")
+    if len(keys) > YAML_DEPTH:
+        raise InputError(f"--set {shortened(override, 80)}: no recipe has {len(keys)} levels")
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(node, list):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,6 +86,17 @@ class Expectation(Section):
     value: float
     tolerance: str | float = "5%"
 
+    @field_validator("tolerance")
+    @classmethod
+    def _is_a_number(cls, value: str | float) -> str | float:
+        try:
+            number = float(str(value).removesuffix("%"))
+        except ValueError:
+            number = math.nan
+        if not number >= 0:
+            raise ValueError(f"a number of 0 or more, or a percentage like '5%', not {value!r}")
+        return value
+
 
 class Recipe(Section):
     """One reproducible run; domains in `watch` are measured and never trained on."""
@@ -94,7 +106,7 @@ class Recipe(Section):
     model: ModelSection
     tokenizer: TokenizerSection | None = None
     objective: Literal["clm", "mlm"] = "clm"
-    sequence_length: Annotated[int, Field(ge=8)] = 256
+    sequence_length: Annotated[int, Field(ge=8, le=10**7)] = 256
     stages: Annotated[tuple[StageSection, ...], Field(min_length=1)]
     watch: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     inherit: InheritSection | None = None

@@ -161,7 +161,8 @@ def affordable_probes(trained: int, probed: int) -> int:
 
 def check_steering(mix: str, sections: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Lines for `train:` sections that do not fit a steered mix: rows would be fetched before they are chosen."""
-    workers = max((section.get("dataloader_num_workers", 0) for section in sections), default=0)
+    named = (section.get("dataloader_num_workers") for section in sections)
+    workers = max((count for count in named if isinstance(count, int)), default=0)  # another value is refused elsewhere
     if mix in STEERED and workers:
         yield (
             f"train.dataloader_num_workers: {workers}, but `replay.mix: {mix}` chooses rows while it "

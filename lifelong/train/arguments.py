@@ -91,7 +91,7 @@ def training_arguments(
             disable_tqdm=True,
             **{"save_strategy": "no", **values},
         )
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # of transformers, accelerate, torch, deepspeed: each its own
         raise InputError(f"train: {' '.join(str(error).split())}") from None
     arguments._n_gpu = min(1, arguments.n_gpu)  # several devices are for several processes, not for DataParallel
     # without an accelerator pinning is not possible and only earns a warning

@@ -82,7 +82,7 @@ def test_files_that_are_not_recipes_are_refused(tmp_path):
     with pytest.raises(InputError, match="a recipe is a mapping"):
         load_recipe(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [")
-    with pytest.raises(InputError, match="is not valid YAML"):
+    with pytest.raises(InputError, match=":1: not valid YAML"):
         load_recipe(tmp_path / "broken.yaml")
     with pytest.raises(InputError, match="did you mean 'quickstart'"):
         load_recipe("quickstrat")

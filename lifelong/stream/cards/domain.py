@@ -18,7 +18,7 @@ from lifelong.allowed import remember_allowed
 from lifelong.errors import InputError, did_you_mean
 from lifelong.plugins import shipped_folder
 from lifelong.records import NAME_PATTERN
-from lifelong.schema import CARD, Location, shortened, validation_lines
+from lifelong.schema import CARD, Location, read_yaml, shortened, validation_lines
 from lifelong.stream.cards.paths import CardFile, require_own
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
@@ -147,20 +147,10 @@ def read_card(path: Path) -> Domain:
     Raises:
         InputError: with one line per fault: file, line, dotted path, value, what is allowed.
     """
-    import yaml
     from pydantic import ValidationError
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        data, lines = yaml.safe_load(text), _lines_of_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the card is not UTF-8 ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise InputError(f"{path}: the card cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    file = read_yaml(path)
+    data, lines = file.data, file.lines
     if not isinstance(data, dict):
         raise InputError(f"{path}: a card is a mapping (name:, source:, ...), this is {shortened(data, 80)}")
     data.setdefault("name", path.stem)
@@ -187,15 +177,6 @@ def _keys_at(location: Location) -> list[str]:
 def _kind_at(location: Location) -> str:
     """The kind of source, which a validation puts into the path of its keys; empty elsewhere."""
     return str(location[1]) if len(location) > 1 and location[0] == "source" else ""
-
-
-def _lines_of_keys(node: Any, prefix: Location = ()) -> dict[Location, int]:
-    lines: dict[Location, int] = {}
-    if node is not None and node.id == "mapping":
-        for key, value in node.value:
-            lines[(*prefix, key.value)] = key.start_mark.line + 1
-            lines.update(_lines_of_keys(value, (*prefix, key.value)))
-    return lines
 
 
 def _case_hint(path: Path) -> str:
