@@ -303,6 +303,26 @@ class TaskScores:
 
 
 @dataclass(frozen=True)
+class HarnessScores:
+    """A stage on tasks of lm-evaluation-harness: task -> metric -> value; `limits` are examples, None for all."""
+
+    stage: str
+    record: str
+    results: Mapping[str, Mapping[str, float]]
+    limits: Mapping[str, int | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HarnessScores:
+        """Inverse of `to_json`; files of earlier versions have one limit for all tasks."""
+        limits = data.get("limits", dict.fromkeys(data["results"], data.get("limit")))
+        return cls(data["stage"], data["record"], data["results"], limits)
+
+
+@dataclass(frozen=True)
 class FrontPoint:
     """Held-out losses, in nats per token by domain, of the model at `weight` from the old (0) to the trained (1)."""
 
@@ -336,7 +356,7 @@ class RunHistory:
     `unfinished` names the stages of the recipe that are not committed yet. `losses[t]` holds the
     held-out losses after stage t with their per-document sums, `initial_losses` those of row -1. `head` is the
     hash of the ledger's last line, which fixes everything above it. `fronts` (models between two stages)
-    and `tasks` (downstream) were measured after the run; `notes` say what could not be used.
+    and `tasks` and `harness` (downstream) were measured after the run; `notes` say what could not be used.
     """
 
     name: str
@@ -355,6 +375,7 @@ class RunHistory:
     head: str = ""
     fronts: tuple[Front, ...] = ()
     tasks: tuple[TaskScores, ...] = ()
+    harness: tuple[HarnessScores, ...] = ()
     facts: FactCurve | None = None
     notes: tuple[str, ...] = ()
 

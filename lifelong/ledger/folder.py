@@ -186,6 +186,7 @@ class RunFolder(_Folder):
     memories = _Entry("memory", "Replay memory after each stage.")
     fronts = _Entry("front", "Losses between the old and the new weights of a stage.")
     task_scores = _Entry("downstream", "Scores of fine-tuned copies.")
+    harness_scores = _Entry("harness", "Results of lm-evaluation-harness.")
 
     @classmethod
     def locate(cls, source: Path | str) -> RunFolder | None:
@@ -297,4 +298,4 @@ class RunFolder(_Folder):
 
     def harness(self, name: str) -> Path:
         """Results of lm-evaluation-harness for a stage."""
-        return self.path / "harness" / f"{name}.json"
+        return self.harness_scores / f"{name}.json"

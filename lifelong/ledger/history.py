@@ -17,6 +17,7 @@ from lifelong.records import (
     FactCurve,
     FactPoint,
     Front,
+    HarnessScores,
     LossMatrix,
     ProbePoint,
     RunHistory,
@@ -81,7 +82,7 @@ def read_history(out: Path) -> RunHistory:
         samples=tuple(Sample(**sample) for group in samples for sample in group),
         head=record_hash(records[-1]),
         facts=fact_curve(curves),
-        **read_afterwards(run, stages),
+        **read_afterwards(run, records),
     )
 
 
@@ -111,12 +112,12 @@ def fact_curve(curves: Sequence[Mapping[str, Any]]) -> FactCurve | None:
     )
 
 
-def read_afterwards(run: RunFolder, stages: Sequence[StageRecord]) -> dict[str, Any]:
+def read_afterwards(run: RunFolder, records: Sequence[StageRecord]) -> dict[str, Any]:
     """Read what was measured on a run after it was committed; figures of other weights are left out and noted."""
-    lines = {record_hash(record) for record in stages}
-    notes = [f"{record.name}: {note}" for record in stages for note in record.notes]
+    lines = {record_hash(record) for record in records}
+    notes = [f"{record.name}: {note}" for record in records for note in record.notes]
 
-    def measured(folder: Path, kind: type[Front] | type[TaskScores]) -> list[Any]:
+    def measured(folder: Path, kind: type[Front] | type[TaskScores] | type[HarnessScores]) -> list[Any]:
         found = []
         for path in sorted(folder.glob("*.json")):
             item = kind.from_json(read_json(path))
@@ -126,8 +127,12 @@ def read_afterwards(run: RunFolder, stages: Sequence[StageRecord]) -> dict[str, 
                 notes.append(f"{run.name_of(path)} was measured on other weights than those committed: left out")
         return found
 
-    fronts, tasks = measured(run.fronts, Front), measured(run.task_scores, TaskScores)
-    return {"fronts": tuple(fronts), "tasks": tuple(tasks), "notes": tuple(notes)}
+    found = {
+        "fronts": tuple(measured(run.fronts, Front)),
+        "tasks": tuple(measured(run.task_scores, TaskScores)),
+        "harness": tuple(measured(run.harness_scores, HarnessScores)),
+    }
+    return {**found, "notes": tuple(notes)}
 
 
 def check_committed(out: Path, records: Sequence[StageRecord]) -> None:

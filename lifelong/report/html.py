@@ -8,7 +8,7 @@ from html import escape
 from lifelong.metrics import compute_run
 from lifelong.records import ComputeLedger, RunHistory
 from lifelong.report.charts import alpha_chart, life_chart, training_chart
-from lifelong.report.downstream import tasks_section
+from lifelong.report.downstream import downstream_section
 from lifelong.report.facts import facts_section
 from lifelong.report.heatmap import fits_figures, heat_map, replay_map
 from lifelong.report.style import document, folded, table
@@ -33,7 +33,7 @@ def page(history: RunHistory) -> str:
         "Cost": cost_section(history),
         "Facts": facts_section(history),
         "Interpolation": front_sections(history),
-        "Downstream": tasks_section(history.tasks),
+        "Downstream": downstream_section(history),
         "Samples": samples(history),
         "Lineage": lineage_table(history),
         "Environment": environment(history),

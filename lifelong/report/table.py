@@ -11,6 +11,7 @@ from rich.text import Text
 
 from lifelong.metrics import compute_run
 from lifelong.records import NATS_PER_BIT, DomainLoss, ExpansionReport, Front, LossMatrix, RunHistory
+from lifelong.report.downstream import score_table
 from lifelong.report.tradeoff import tradeoffs
 from lifelong.report.uncertainty import loss_interval
 from lifelong.report.verdict import (
@@ -32,6 +33,9 @@ def run_tables(history: RunHistory) -> list[RenderableType]:
     """Matrix, metrics, cost and verdict of a run."""
     metrics = compute_run(history)
     parts: list[RenderableType] = [MatrixView(history), metrics_table(metrics), cost_table(history)]
+    heads, rows = score_table(history)
+    if rows:
+        parts.append(plain_table("tasks", heads, rows))
     for item in check_expectations(history, metrics):
         mark = "met" if item.met else "NOT met"
         value = "not measured" if item.value is None else f"{item.value:.4g}, {item.deviation}"
@@ -112,6 +116,16 @@ def domains_table(history: RunHistory) -> Table:
     return table
 
 
+def plain_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of texts; the first column is a name."""
+    table = Table(title=title)
+    for index, heading in enumerate(heads):
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def _listed(names: Sequence[str], limit: int = 6) -> str:
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
@@ -143,9 +157,9 @@ def cost_table(history: RunHistory) -> Table:
     return table
 
 
-def losses_table(losses: Sequence[DomainLoss]) -> Table:
+def losses_table(losses: Sequence[DomainLoss], model: str = "") -> Table:
     """Held-out losses of one model, with their 95 % intervals over documents."""
-    table = Table(title="held-out loss", caption="below each figure: 95 % over documents")
+    table = Table(title=f"held-out loss{model and f' of {model}'}", caption="below each figure: 95 % over documents")
     for heading in ("domain", "perplexity", "nats/token", "bits/byte", "tokens"):
         table.add_column(heading, justify="left" if heading == "domain" else "right")
     for loss in losses:

@@ -15,6 +15,7 @@ from lifelong.ledger.folder import ReportFolder, RunFolder
 from lifelong.ledger.history import read_history
 from lifelong.metrics import compute_all, compute_run
 from lifelong.records import ComputeLedger, Cost, RunHistory, RunResult
+from lifelong.report.downstream import score_columns, score_table
 from lifelong.report.figures import write_figures
 from lifelong.report.html import page
 from lifelong.report.uncertainty import metric_intervals
@@ -41,6 +42,7 @@ def matrix_json(history: RunHistory) -> dict[str, Any]:
         "intervals": {name: [bounds.low, bounds.high] for name, bounds in metric_intervals(history).items()},
         "cost": asdict(total),
         "replay": [dict(record.replay) for record in history.stages],
+        **({"downstream": scores} if (scores := score_columns(history)) else {}),
         "unfinished": list(history.unfinished),
         "ledger": history.head,
     }
@@ -81,6 +83,10 @@ def markdown(history: RunHistory) -> str:
         lines.append(f"| {label} | " + " | ".join(shown) + " |")
     lines += ["", "| metric | value | unit |", "|---|---:|---|"]
     lines += [f"| {row.title} | {row.value} | {row.unit} |" for row in metric_rows(metrics)]
+    heads, rows = score_table(history)
+    if rows:
+        lines += ["", "| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", "| phase | tokens | FLOPs | of which teacher | seconds |", "|---|---:|---:|---:|---:|"]
     for phase, cost in phase_costs(history).items():
         lines.append(f"| {phase} | {cost.tokens} | {cost.flops:.3e} | {cost.teacher_flops:.3e} | {cost.seconds:.1f} |")
