@@ -98,6 +98,7 @@ class StageFolder(_Folder):
     history = _Entry("history.json", "Training curves, probes and facts of all phases.")
     curve = _Entry("curve.json", "Training curve of one phase.")
     samples = _Entry("samples.json", "Texts that the model wrote.")
+    chat = _Entry("chat.json", "Answers to the chat prompts, where the base has a chat template.")
     expansion = _Entry("expansion.json", "Report and map of the growth.")
     selection = _Entry("selection.json", "What `select:` chose of the corpus.")
     mix = _Entry("mix.json", "Replay mixes and the steps from which they held.")

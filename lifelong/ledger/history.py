@@ -12,6 +12,7 @@ from lifelong.ledger.folder import RunFolder, StageFolder, stage_name
 from lifelong.ledger.integrity import changed_recipe, recipe_finding
 from lifelong.ledger.ledger import measured, read_records, record_hash
 from lifelong.records import (
+    ChatScores,
     DomainLoss,
     ExpansionReport,
     FactCurve,
@@ -28,7 +29,14 @@ from lifelong.records import (
 )
 
 REPORTED = tuple(
-    entry.name for entry in (StageFolder.losses, StageFolder.losses_before, StageFolder.history, StageFolder.samples)
+    entry.name
+    for entry in (
+        StageFolder.losses,
+        StageFolder.losses_before,
+        StageFolder.history,
+        StageFolder.samples,
+        StageFolder.chat,
+    )
 )
 
 
@@ -82,6 +90,9 @@ def read_history(out: Path) -> RunHistory:
         samples=tuple(Sample(**sample) for group in samples for sample in group),
         head=record_hash(records[-1]),
         facts=fact_curve(curves),
+        chat=tuple(
+            ChatScores.from_json(read_json(folder.chat)) for folder in (run.initial, *folders) if folder.chat.is_file()
+        ),
         **read_afterwards(run, records),
     )
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong import distributed
 from lifelong.errors import InputError
+from lifelong.evaluate.chat import answer_prompts
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import model_shape
 from lifelong.files import atomic_directory, write_json
@@ -27,7 +28,7 @@ from lifelong.pipeline.environment import package_versions
 from lifelong.pipeline.run import Run
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import Recipe
-from lifelong.records import DomainLoss, RunObserver, StageRecord
+from lifelong.records import UNPROTECTED_CHAT, DomainLoss, RunObserver, StageRecord
 from lifelong.stream.cards.domain import Domain
 from lifelong.stream.heldout import write_heldout
 from lifelong.stream.tokenize import train_tokenizer
@@ -87,6 +88,11 @@ def commit_initial(context: Run, model: PreTrainedModel, losses: Sequence[Domain
         num_samples=recipe.evaluate.samples,
     )
     write_json(work.samples, [asdict(sample) for sample in samples])
+    if context.is_chat:
+        context.observer.phase_started("chat", 0)
+        write_json(work.chat, answer_prompts(model, context.tokenizer, stage=-1).to_json())
+        if not recipe.protects_behaviour:
+            context.observer.noted(f"warning: {UNPROTECTED_CHAT}")
     record = initial_record(recipe, model, context.tokenizer_fingerprint, losses)
     ledger.commit(work.path, record, [ledger.folder.heldouts])
 

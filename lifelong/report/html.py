@@ -8,6 +8,7 @@ from html import escape
 from lifelong.metrics import compute_run
 from lifelong.records import ComputeLedger, RunHistory
 from lifelong.report.charts import alpha_chart, life_chart, training_chart
+from lifelong.report.chat import chat_section, chat_warning
 from lifelong.report.downstream import downstream_section
 from lifelong.report.facts import facts_section
 from lifelong.report.heatmap import fits_figures, heat_map, replay_map
@@ -34,6 +35,7 @@ def page(history: RunHistory) -> str:
         "Facts": facts_section(history),
         "Interpolation": front_sections(history),
         "Downstream": downstream_section(history),
+        "Chat": chat_section(history),
         "Samples": samples(history),
         "Lineage": lineage_table(history),
         "Environment": environment(history),
@@ -47,7 +49,7 @@ def page(history: RunHistory) -> str:
             f"<div class=soft>{escape(str(history.recipe.get('description', '')))}</div>",
             f"<p class=verdict>{escape(verdict(history))}</p>",
             unfinished(history),
-            "".join(f"<p class=warn>{escape(note)}</p>" for note in history.notes),
+            "".join(f"<p class=warn>{escape(note)}</p>" for note in (*history.notes, chat_warning(history)) if note),
             tiles(metrics, metric_intervals(history)),
             f"<nav>{links}</nav>",
             *(f'<h2 id="{anchor(title)}">{escape(title)}</h2>{body}' for title, body in shown.items()),

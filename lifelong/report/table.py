@@ -11,6 +11,7 @@ from rich.text import Text
 
 from lifelong.metrics import compute_run
 from lifelong.records import NATS_PER_BIT, DomainLoss, ExpansionReport, Front, LossMatrix, RunHistory
+from lifelong.report.chat import chat_table, chat_warning, named_scores
 from lifelong.report.downstream import score_table
 from lifelong.report.tradeoff import tradeoffs
 from lifelong.report.uncertainty import loss_interval
@@ -33,9 +34,11 @@ def run_tables(history: RunHistory) -> list[RenderableType]:
     """Matrix, metrics, cost and verdict of a run."""
     metrics = compute_run(history)
     parts: list[RenderableType] = [MatrixView(history), metrics_table(metrics), cost_table(history)]
-    heads, rows = score_table(history)
-    if rows:
-        parts.append(plain_table("tasks", heads, rows))
+    for title, (heads, rows) in {"tasks": score_table(history), "chat": chat_table(named_scores(history))}.items():
+        if rows:
+            parts.append(plain_table(title, heads, rows))
+    if warning := chat_warning(history):
+        parts.append(Text(f"warning: {warning}", style="yellow"))
     for item in check_expectations(history, metrics):
         mark = "met" if item.met else "NOT met"
         value = "not measured" if item.value is None else f"{item.value:.4g}, {item.deviation}"

@@ -15,6 +15,7 @@ from lifelong.ledger.folder import ReportFolder, RunFolder
 from lifelong.ledger.history import read_history
 from lifelong.metrics import compute_all, compute_run
 from lifelong.records import ComputeLedger, Cost, RunHistory, RunResult
+from lifelong.report.chat import chat_table, chat_warning, named_scores
 from lifelong.report.downstream import score_columns, score_table
 from lifelong.report.figures import write_figures
 from lifelong.report.html import page
@@ -43,6 +44,7 @@ def matrix_json(history: RunHistory) -> dict[str, Any]:
         "cost": asdict(total),
         "replay": [dict(record.replay) for record in history.stages],
         **({"downstream": scores} if (scores := score_columns(history)) else {}),
+        **({"chat": {name: item.rates for name, item in named_scores(history)}} if history.chat else {}),
         "unfinished": list(history.unfinished),
         "ledger": history.head,
     }
@@ -76,6 +78,8 @@ def markdown(history: RunHistory) -> str:
     lines = [f"# {history.name}", "", verdict(history), ""]
     if history.unfinished:
         lines += [f"Unfinished: {', '.join(history.unfinished)} not committed yet.", ""]
+    if warning := chat_warning(history):
+        lines += [f"Warning: {warning}.", ""]
     lines += ["Held-out perplexity (rise over the domain's best so far, in nats):", ""]
     lines += ["| after | " + " | ".join(history.matrix.domains) + " |", "|---|" + "---:|" * len(history.matrix.domains)]
     for label, row in zip(("initial", *history.matrix.stages), cells(history.matrix), strict=True):
@@ -83,8 +87,9 @@ def markdown(history: RunHistory) -> str:
         lines.append(f"| {label} | " + " | ".join(shown) + " |")
     lines += ["", "| metric | value | unit |", "|---|---:|---|"]
     lines += [f"| {row.title} | {row.value} | {row.unit} |" for row in metric_rows(metrics)]
-    heads, rows = score_table(history)
-    if rows:
+    for heads, rows in (score_table(history), chat_table(named_scores(history))):
+        if not rows:
+            continue
         lines += ["", "| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", "| phase | tokens | FLOPs | of which teacher | seconds |", "|---|---:|---:|---:|---:|"]
