@@ -231,9 +231,23 @@ def merge(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Name or number of the stage; default the last.")] = None,
     weights: Annotated[str, typer.Option(help="Without --weight: evaluate these.")] = "0,0.25,0.5,0.75,1",
+    residual: Annotated[
+        str | None, typer.Option(metavar="INSTRUCT", help="Add what tuning on instructions added to the base.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Of --residual: what INSTRUCT started from; default the run's.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Interpolate between the previous stage's model (grown to the new size) and the trained one."""
+    """Interpolate between the previous stage's model (grown to the new size) and the trained one.
+
+    With --residual INSTRUCT --base BASE: the run's newest model with INSTRUCT - BASE, carried to its size.
+    """
+    if residual is not None:
+        _merge_residual(run_folder, residual, base, out, weight=weight, stage=stage, as_json=as_json)
+        return
+    if base is not None:
+        raise InputError("merge --base: belongs to --residual INSTRUCT")
     if (weight is None) != (out is None):
         raise InputError("merge: --weight A --out DIR go together; without both, the front is evaluated")
     quiet_libraries()
@@ -257,3 +271,31 @@ def merge(
         typer.echo(json.dumps(front.to_json(), indent=1))
     else:
         show(front_table(front, read_history(run_folder).matrix))
+
+
+def _merge_residual(
+    run_folder: Path, residual: str, base: str | None, out: Path | None, *, weight: Any, stage: Any, as_json: bool
+) -> None:
+    if out is None or weight is not None or stage is not None:
+        raise InputError(
+            "merge --residual: takes --out DIR, and --base where it is not the run's; --weight and --stage are for "
+            "interpolation"
+        )
+    quiet_libraries()
+    from lifelong.ledger.folder import RunFolder
+    from lifelong.lineage.residual import merge_residual
+    from lifelong.recipe.files import read_recipe_file
+    from lifelong.report.chat import chat_table
+    from lifelong.report.table import plain_table, text_table
+
+    RunFolder(run_folder).require()
+    found = merge_residual(run_folder, read_recipe_file(run_folder).to_plain(), residual, base, out)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+        return
+    show(text_table(found.text))
+    if found.chat:
+        show(plain_table("chat", *chat_table(list(found.chat.items()))))
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{out}: {found.stage} with the residual of {residual}; loads with from_pretrained")

@@ -129,6 +129,13 @@ def plain_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
     return table
 
 
+def text_table(losses: Mapping[str, Mapping[str, float]]) -> Table:
+    """Held-out nats per token of several models: one row a model, one column a domain."""
+    domains = list(dict.fromkeys(domain for row in losses.values() for domain in row))
+    rows = [[name, *(f"{row[k]:.4f}" if k in row else "–" for k in domains)] for name, row in losses.items()]
+    return plain_table("held-out loss, nats per token", ["model", *domains], rows)
+
+
 def _listed(names: Sequence[str], limit: int = 6) -> str:
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
