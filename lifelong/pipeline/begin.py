@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong import distributed
 from lifelong.errors import InputError
-from lifelong.evaluate.chat import answer_prompts
+from lifelong.evaluate.chat import answer_prompts, check_template
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import model_shape
 from lifelong.files import atomic_directory, write_json
@@ -51,6 +51,8 @@ def begin(
     merged = load_merged(tokenizer_folder(ledger))
     same_merge(recipe.tokenizer, merged)
     context = Run(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged)
+    if context.is_chat:
+        check_template(tokenizer)  # a run that was begun before its prompts were known goes on: not after training
     distributed.run_on_main_process(lambda: prepare_heldouts(context, by_name))
     if ledger.records:
         return context, None

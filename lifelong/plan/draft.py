@@ -259,8 +259,8 @@ def _keeping(
         yield "# Earlier stages are replayed from a memory, so that their corpora are not needed again."
         yield f"replay: {{memory_tokens: {_rounded(tokens / 10)}, share: 0.3}}"
     if fit.teacher:
-        yield "# No old text was named (--old CARD): the base teaches the stage at a constant rate. It costs a third more"
-        yield "# FLOPs and a part of the gain on new text, and keeps most of what was known."
+        yield "# No old text was named (--old CARD): the base teaches the stage at a constant rate. It costs a third"
+        yield "# more FLOPs and a part of the gain on new text, and keeps most of what was known."
         yield "inherit: {teacher: previous, on: all, alpha: 0.5, schedule: constant, temperature: 1.0}"
     elif wants_teacher:
         yield "# A teacher does not fit beside the model. Afterwards `lifelong merge RUN` goes a part of the way back."
