@@ -287,6 +287,57 @@ class Sample:
     text: str
 
 
+UNPROTECTED_CHAT = (
+    "the base is a chat model (it has a chat template) and nothing protects that: no replay, no teacher, no method, no "
+    "watched text; training on plain text alone makes it forget to stop and to follow instructions. See `inherit:`, "
+    "`replay:`, or merge the instruction residual back: lifelong merge RUN --residual INSTRUCT --base BASE"
+)
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """A greedy answer and what the rules say of it; None where a rule does not apply. `tokens` were generated."""
+
+    ask: str
+    text: str
+    tokens: int
+    stops: bool
+    format: bool | None
+    language: bool | None
+
+
+@dataclass(frozen=True)
+class ChatScores:
+    """Answers of the model after stage `stage` (-1: the initial model) to the chat prompts."""
+
+    stage: int
+    prompt_tokens: int
+    answers: tuple[ChatAnswer, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompts and answers."""
+        return self.prompt_tokens + sum(answer.tokens for answer in self.answers)
+
+    @property
+    def rates(self) -> dict[str, tuple[int, int]]:
+        """Rule -> answers that pass, answers that it applies to."""
+        asked = {rule: [getattr(answer, rule) for answer in self.answers] for rule in ("stops", "format", "language")}
+        return {
+            rule: (sum(value is True for value in found), len(found) - found.count(None))
+            for rule, found in asked.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ChatScores:
+        """Inverse of `to_json`."""
+        return cls(data["stage"], data["prompt_tokens"], tuple(ChatAnswer(**answer) for answer in data["answers"]))
+
+
 @dataclass(frozen=True)
 class TaskRun:
     """Test scores of one fine-tuned copy. `prompt` is none, right or wrong; `epochs` until it was stopped."""
@@ -325,6 +376,26 @@ class TaskScores:
 
 
 @dataclass(frozen=True)
+class HarnessScores:
+    """A stage on tasks of lm-evaluation-harness: task -> metric -> value; `limits` are examples, None for all."""
+
+    stage: str
+    record: str
+    results: Mapping[str, Mapping[str, float]]
+    limits: Mapping[str, int | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HarnessScores:
+        """Inverse of `to_json`; files of earlier versions have one limit for all tasks."""
+        limits = data.get("limits", dict.fromkeys(data["results"], data.get("limit")))
+        return cls(data["stage"], data["record"], data["results"], limits)
+
+
+@dataclass(frozen=True)
 class FrontPoint:
     """Held-out losses, in nats per token by domain, of the model at `weight` from the old (0) to the trained (1)."""
 
@@ -358,9 +429,9 @@ class RunHistory:
     `unfinished` names the stages of the recipe that are not committed yet. `losses[t]` holds the
     held-out losses after stage t with their per-document sums, `initial_losses` those of row -1. `head` is the
     hash of the ledger's last line, which fixes everything above it. `fronts` (models between two stages)
-    and `tasks` (downstream) were measured after the run; `notes` say what could not be used. `watched_losses`
-    are those of watched domains, row -1 first; empty where none is watched. `rejected` names the next stage if it
-    broke its budget.
+    and `tasks` and `harness` (downstream) were measured after the run; `chat` holds the answers of a chat model;
+    `notes` say what could not be used. `watched_losses` are those of watched domains, row -1 first; empty where none is
+    watched. `rejected` names the next stage if it broke its budget.
     """
 
     name: str
@@ -379,6 +450,8 @@ class RunHistory:
     head: str = ""
     fronts: tuple[Front, ...] = ()
     tasks: tuple[TaskScores, ...] = ()
+    harness: tuple[HarnessScores, ...] = ()
+    chat: tuple[ChatScores, ...] = ()
     facts: FactCurve | None = None
     notes: tuple[str, ...] = ()
     watched_losses: tuple[tuple[DomainLoss, ...], ...] = ()

@@ -91,3 +91,24 @@ class Dies(RunObserver):
     def stepped(self, point: TrainPoint) -> None:
         if (self.stage, point.phase, point.step) == self.at:
             raise ZeroDivisionError
+
+
+def tiny_checkpoint(folder: Path, cards: Path, chat_template: str | None = None, seed: int = 0) -> Path:
+    """A random causal model with a tokenizer of the corpora, as a checkpoint folder; one with a template is for chat."""
+    import torch
+    import transformers
+
+    from lifelong.stream.cards.domain import load_domain
+    from lifelong.stream.tokenize import train_tokenizer
+
+    domains = [load_domain(cards / f"{name}.yaml") for name in WORDS]
+    tokenizer = train_tokenizer(domains, kind="bpe", vocab_size=320, max_bytes=100_000, seed=0)
+    tokenizer.chat_template = chat_template
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=320, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=512, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -62,7 +62,7 @@ def test_every_exported_name_can_be_imported(package):
 ])  # fmt: skip
 def test_evaluate_is_a_call_in_every_order_of_imports(code):
     asked = fresh(f"{code}\ntry: evaluate()\nexcept TypeError as error: print(error)")
-    assert "evaluate() missing 2 required positional arguments: 'model' and 'domains'" in asked
+    assert "evaluate() missing 1 required positional argument: 'model'" in asked
 
 
 def test_type_checkers_are_told_that_the_package_is_typed():

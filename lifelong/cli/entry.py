@@ -19,7 +19,7 @@ from lifelong.cli.corpora import domain_app
 from lifelong.cli.faults import fault_message
 from lifelong.cli.inspect import check, list_names, report, schema
 from lifelong.cli.models import cache, evaluate, expand, merge
-from lifelong.cli.run import extend, plan, run
+from lifelong.cli.run import extend, init, plan, run
 from lifelong.cli.terminal import quiet_libraries, state
 from lifelong.errors import InputError, Interrupted, LifelongError, printable
 
@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (run, extend, plan, expand, evaluate, cache, check, merge, report, list_names, schema):
+for verb in (init, run, extend, plan, expand, evaluate, cache, check, merge, report, list_names, schema):
     app.command(name="list" if verb is list_names else None)(verb)
 app.add_typer(domain_app, name="domain")
 

@@ -107,17 +107,22 @@ def _layers(placement: str) -> str | list[int]:
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder (its last stage)."),
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="Checkpoint folder, hub id, or run folder.")],
     domain: Annotated[
-        list[str] | None, typer.Option(metavar="CARD", help="Name or path of a domain card; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="CARD", help="Name or path of a domain card; may be repeated. A run: default all of its."),
     ] = None,
-    tokens: Annotated[str, typer.Option(help="Held-out tokens per domain.")] = "100k",
-    sequence_length: Annotated[int, typer.Option()] = 256,
-    objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
-    split: Annotated[str, typer.Option(help="valid or test.")] = "valid",
+    stage: Annotated[
+        str | None, typer.Option(help="Of a run: name or number of a stage, or `initial`; default the last.")
+    ] = None,
+    files: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Text without a card, e.g. x.jsonl; may be repeated.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field of --files that holds the text.")] = "text",
+    tokens: Annotated[str | None, typer.Option(help="Held-out tokens per domain; default the run's, or 100k.")] = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Default: the run's, or 256.")] = None,
+    objective: Annotated[str | None, typer.Option(help="clm or mlm; default: the run's, or clm.")] = None,
+    split: Annotated[str | None, typer.Option(help="valid or test; default: the run's, or valid.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(metavar="CARD", help="Fine-tune a copy on this task; may be repeated.")
     ] = None,
@@ -134,14 +139,18 @@ def evaluate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Held-out loss per domain; --task: scores of fine-tuned copies; --harness: tasks of lm-evaluation-harness."""
-    if sum(map(bool, (domain, task, harness))) != 1:
-        raise InputError("evaluate: name one of domains (--domain CARD), tasks (--task CARD), or --harness TASK")
+    """Held-out loss per domain; --task: scores of fine-tuned copies; --harness: tasks of lm-evaluation-harness.
+
+    A run is read with its own length, tokens, objective and split, so that the figures are those of its matrix.
+    Results of --task and --harness are kept in the run folder; `lifelong report RUN` shows them.
+    """
+    if sum(map(bool, (domain or files, task, harness))) > 1:
+        raise InputError("evaluate: name one of domains (--domain, --files), tasks (--task CARD), or --harness TASK")
     quiet_libraries()
     if harness:
         from lifelong.evaluate.harness import evaluate_with_harness
 
-        typer.echo(json.dumps(evaluate_with_harness(model, harness, limit=examples), indent=1))
+        typer.echo(json.dumps(evaluate_with_harness(model, harness, limit=examples, stage=stage), indent=1))
         return
     if task:
         from lifelong.evaluate.downstream import FineTuning, evaluate_tasks
@@ -149,20 +158,24 @@ def evaluate(
         from lifelong.report.downstream import tasks_table
 
         cards = [load_task(card) for card in task]
-        settings = FineTuning(learning_rate, epochs, patience, seeds=seeds, examples=examples, length=sequence_length)
-        scores = evaluate_tasks(model, cards, settings, objective=objective, prompts=prompts)
+        settings = FineTuning(
+            learning_rate, epochs, patience, seeds=seeds, examples=examples, length=sequence_length or 256
+        )
+        scores = evaluate_tasks(model, cards, settings, objective=objective, prompts=prompts, stage=stage)
         if as_json:
             typer.echo(json.dumps([item.to_json() for item in scores], indent=1))
         else:
             show(tasks_table(scores))
         return
     from lifelong.evaluate.cards import evaluate_cards
+    from lifelong.evaluate.source import find_source
     from lifelong.report.table import losses_table
     from lifelong.report.uncertainty import loss_interval
 
     losses = evaluate_cards(
-        model, domain or [], tokens=tokens, sequence_length=sequence_length, objective=objective, split=split
-    )
+        model, domain or (), files=files or (), text_field=text_field, stage=stage, tokens=tokens,
+        sequence_length=sequence_length, objective=objective, split=split,
+    )  # fmt: skip
     if as_json:
         figures = [
             {"domain": loss.domain, "nats_per_token": loss.nats_per_token, "perplexity": loss.perplexity,
@@ -172,7 +185,7 @@ def evaluate(
         ]  # fmt: skip
         typer.echo(json.dumps(figures, indent=1))
     else:
-        show(losses_table(losses))
+        show(losses_table(losses, find_source(model, stage).label))
 
 
 def cache(
@@ -231,9 +244,23 @@ def merge(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Name or number of the stage; default the last.")] = None,
     weights: Annotated[str, typer.Option(help="Without --weight: evaluate these.")] = "0,0.25,0.5,0.75,1",
+    residual: Annotated[
+        str | None, typer.Option(metavar="INSTRUCT", help="Add what tuning on instructions added to the base.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Of --residual: what INSTRUCT started from; default the run's.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Interpolate between the previous stage's model (grown to the new size) and the trained one."""
+    """Interpolate between the previous stage's model (grown to the new size) and the trained one.
+
+    With --residual INSTRUCT --base BASE: the run's newest model with INSTRUCT - BASE, carried to its size.
+    """
+    if residual is not None:
+        _merge_residual(run_folder, residual, base, out, weight=weight, stage=stage, as_json=as_json)
+        return
+    if base is not None:
+        raise InputError("merge --base: belongs to --residual INSTRUCT")
     if (weight is None) != (out is None):
         raise InputError("merge: --weight A --out DIR go together; without both, the front is evaluated")
     quiet_libraries()
@@ -257,3 +284,31 @@ def merge(
         typer.echo(json.dumps(front.to_json(), indent=1))
     else:
         show(front_table(front, read_history(run_folder).matrix))
+
+
+def _merge_residual(
+    run_folder: Path, residual: str, base: str | None, out: Path | None, *, weight: Any, stage: Any, as_json: bool
+) -> None:
+    if out is None or weight is not None or stage is not None:
+        raise InputError(
+            "merge --residual: takes --out DIR, and --base where it is not the run's; --weight and --stage are for "
+            "interpolation"
+        )
+    quiet_libraries()
+    from lifelong.ledger.folder import RunFolder
+    from lifelong.lineage.residual import merge_residual
+    from lifelong.recipe.files import read_recipe_file
+    from lifelong.report.chat import chat_table
+    from lifelong.report.table import plain_table, text_table
+
+    RunFolder(run_folder).require()
+    found = merge_residual(run_folder, read_recipe_file(run_folder).to_plain(), residual, base, out)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+        return
+    show(text_table(found.text))
+    if found.chat:
+        show(plain_table("chat", *chat_table(list(found.chat.items()))))
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{out}: {found.stage} with the residual of {residual}; loads with from_pretrained")

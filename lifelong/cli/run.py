@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lifelong import distributed
-from lifelong.cli.terminal import JsonOption, OverrideOption, SizeOption, display, quiet_libraries, say, show
+from lifelong.cli.terminal import (
+    CardsOption,
+    JsonOption,
+    OverrideOption,
+    SizeOption,
+    display,
+    quiet_libraries,
+    say,
+    show,
+)
+from lifelong.errors import InputError
 
 if TYPE_CHECKING:
     from lifelong.records import RunHistory
@@ -92,6 +102,45 @@ def plan(
     else:
         for part in plan_tables(planned):
             show(part)
+
+
+def init(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or hub id to start from.")],
+    domain: CardsOption,
+    watch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CARD", help="Text to watch; may be repeated. Default: general text that is here."),
+    ] = None,
+    old: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CARD", help="Text like the base's own, to be trained on too; may be repeated."),
+    ] = None,
+    base_tokens: Annotated[
+        str | None, typer.Option(help="Tokens that the base was trained on, for example 2T: decides the learning rate.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here; default: print it.")] = None,
+) -> None:
+    """Write a commented recipe for a checkpoint, with settings that fit this machine's memory by plan's figures."""
+    from lifelong.schema import parse_count
+
+    count = parse_count(base_tokens)
+    if base_tokens is not None and not isinstance(count, int):
+        raise InputError(f"init --base-tokens: a number like 2T, not {base_tokens!r}")
+    if out is not None and out.exists():
+        raise InputError(f"{str(out)!r} already exists; choose a new file")
+    quiet_libraries()
+    from lifelong.plan.draft import DraftInputs, draft_recipe
+
+    known = count if isinstance(count, int) else None
+    text = draft_recipe(DraftInputs(checkpoint, domain, watch or (), old or (), known))
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    from lifelong.files import write_text
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text)
+    typer.echo(f"recipe: {out}")
 
 
 def _finish(out: Path, as_json: bool, report_folder: Path | None = None, history: RunHistory | None = None) -> None:

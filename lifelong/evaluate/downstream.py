@@ -25,11 +25,10 @@ import transformers
 from torch import Tensor, nn
 
 from lifelong.errors import InputError
+from lifelong.evaluate.source import find_source
 from lifelong.evaluate.task import Examples, Task, read_examples
 from lifelong.files import write_sealed
-from lifelong.ledger.folder import RunFolder
-from lifelong.ledger.history import recipe_values
-from lifelong.ledger.ledger import model_of, record_hash
+from lifelong.ledger.ledger import record_hash
 from lifelong.lm.checkpoint import SAFE
 from lifelong.lm.foreign import loading
 from lifelong.lm.objective import objective_of, pad_id
@@ -104,9 +103,15 @@ def evaluate_task(
 
 
 def evaluate_tasks(
-    model: str, tasks: Sequence[Task], settings: FineTuning, *, objective: str = "clm", prompts: Path | None = None
+    model: str,
+    tasks: Sequence[Task],
+    settings: FineTuning,
+    *,
+    objective: str | None = None,
+    prompts: Path | None = None,
+    stage: str | int | None = None,
 ) -> list[TaskScores]:
-    """Scores of a checkpoint, or of the last stage of a run; those of a run are kept in `RUN/downstream/`.
+    """Scores of a checkpoint or of a stage of a run; those of a run are kept in `RUN/downstream/`.
 
     Args:
         model: checkpoint folder, hub id or run folder.
@@ -114,17 +119,16 @@ def evaluate_tasks(
         settings: of the fine-tuning.
         objective: clm or mlm; a run knows its own.
         prompts: safetensors file, domain -> token embeddings.
+        stage: of a run: name or number of a stage, or `initial`; the last where absent.
     """
-    (source, record), run = model_of(model), RunFolder(model)
-    if record is not None:
-        objective = str(recipe_values(run).get("objective"))
+    source = find_source(model, stage)
+    record, run, objective = source.record, source.run, str(source.recipe.get("objective") or objective or "clm")
     given = read_prompts(prompts) if prompts is not None else {}
     found = []
     for task in tasks:
-        scores = evaluate_task(
-            source, task, settings, load_tokenizer(source, task.domain), objective=objective, prompts=given
-        )
-        if record is not None:
+        tokenizer = load_tokenizer(source.tokenizer, task.domain)
+        scores = evaluate_task(source.weights, task, settings, tokenizer, objective=objective, prompts=given)
+        if record is not None and run is not None:
             scores = replace(scores, stage=record.name, record=record_hash(record))
             write_sealed(run.task_score(record.name, task.name), scores.to_json())
         found.append(scores)

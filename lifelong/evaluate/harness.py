@@ -8,15 +8,17 @@ the answer is kept.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.errors import InputError, UnknownNameError
-from lifelong.files import write_sealed
-from lifelong.ledger.folder import RunFolder
-from lifelong.ledger.ledger import model_of, record_hash
+from lifelong.errors import CorruptionError, InputError, UnknownNameError
+from lifelong.evaluate.source import ModelSource, find_source
+from lifelong.files import read_sealed, write_sealed
+from lifelong.ledger.ledger import record_hash
+from lifelong.records import HarnessScores
 
 BATCH_SIZE = 8
 
@@ -27,14 +29,16 @@ def evaluate_with_harness(
     *,
     limit: int | None = None,
     include: Path | None = None,
+    stage: str | int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Results of harness tasks, metric by metric; of a run they are also kept in `RUN/harness/STAGE.json`.
 
     Args:
-        model: checkpoint folder, hub id, or run folder (its last stage).
+        model: checkpoint folder, hub id, or run folder.
         tasks: names as the harness knows them.
         limit: examples of each task.
         include: folder of further task files in the harness's own format.
+        stage: of a run: name or number of a stage, or `initial`; the last where absent.
 
     Raises:
         InputError: the harness is not installed, or the run has no committed stage.
@@ -42,7 +46,7 @@ def evaluate_with_harness(
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("evaluate --harness: lm-evaluation-harness is not installed; pip install 'lm_eval[hf]'")
-    source, record = model_of(model)
+    source = find_source(model, stage)
     import torch
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -53,7 +57,7 @@ def evaluate_with_harness(
         raise UnknownNameError("harness task", unknown[0], manager.all_tasks)
     answer = simple_evaluate(
         model="hf",
-        model_args={"pretrained": source, "dtype": "float32"},
+        model_args={"pretrained": source.weights, "tokenizer": source.tokenizer, "dtype": "float32"},
         device="cuda" if torch.cuda.is_available() else "cpu",
         tasks=list(tasks),
         limit=limit,
@@ -62,12 +66,21 @@ def evaluate_with_harness(
         log_samples=False,
     )
     results = {task: _figures(values) for task, values in answer["results"].items()}
-    if record is not None:
-        write_sealed(
-            RunFolder(model).harness(record.name),
-            {"stage": record.name, "record": record_hash(record), "limit": limit, "results": results},
-        )
+    _keep(source, results, limit)
     return results
+
+
+def _keep(source: ModelSource, results: Mapping[str, Mapping[str, float]], limit: int | None) -> None:
+    """Add results to those of the stage; earlier ones of other weights are dropped."""
+    if source.run is None or source.record is None:
+        return
+    path, record = source.run.harness(source.record.name), record_hash(source.record)
+    known = HarnessScores(source.record.name, record, {}, {})
+    with contextlib.suppress(CorruptionError, KeyError, TypeError):  # of an older version, or damaged: measured again
+        if path.is_file() and (earlier := HarnessScores.from_json(read_sealed(path))).record == record:
+            known = earlier
+    limits = {**known.limits, **dict.fromkeys(results, limit)}
+    write_sealed(path, HarnessScores(known.stage, record, {**known.results, **results}, limits).to_json())
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import field_validator
+
 from lifelong.schema import Count, PositiveCount, Section
 
 AUTO_SHARE = 1 / 7  # of the arithmetic of training
@@ -15,6 +17,7 @@ class EvaluateSection(Section):
     """Held-out evaluation after every stage; `probes` small ones on a log-spaced schedule during a stage.
 
     `tokens` are those of a domain; `auto` takes as many, up to 100k, as cost a seventh of what is trained.
+    `chat: off` leaves out the prompts that a base with a chat template answers before and after every stage.
     """
 
     tokens: Literal["auto"] | PositiveCount = "auto"
@@ -22,6 +25,13 @@ class EvaluateSection(Section):
     probes: Count = 0
     probe_tokens: PositiveCount = 4_000
     samples: Count = 1
+    chat: Literal["auto", "off"] | None = None
+
+    @field_validator("chat")
+    @classmethod
+    def _auto_is_the_default(cls, value: str | None) -> str | None:
+        # a recipe that does not say is written as before, so that its fingerprint stays what it was
+        return None if value == "auto" else value
 
     def tokens_per_domain(self, stage_tokens: Sequence[int], num_domains: int) -> int:
         """Held-out tokens of a domain.

@@ -99,6 +99,7 @@ class StageFolder(_Folder):
     history = _Entry("history.json", "Training curves, probes and facts of all phases.")
     curve = _Entry("curve.json", "Training curve of one phase.")
     samples = _Entry("samples.json", "Texts that the model wrote.")
+    chat = _Entry("chat.json", "Answers to the chat prompts, where the base has a chat template.")
     expansion = _Entry("expansion.json", "Report and map of the growth.")
     selection = _Entry("selection.json", "What `select:` chose of the corpus.")
     mix = _Entry("mix.json", "Replay mixes and the steps from which they held.")
@@ -187,6 +188,7 @@ class RunFolder(_Folder):
     memories = _Entry("memory", "Replay memory after each stage.")
     fronts = _Entry("front", "Losses between the old and the new weights of a stage.")
     task_scores = _Entry("downstream", "Scores of fine-tuned copies.")
+    harness_scores = _Entry("harness", "Results of lm-evaluation-harness.")
 
     @classmethod
     def locate(cls, source: Path | str) -> RunFolder | None:
@@ -298,4 +300,4 @@ class RunFolder(_Folder):
 
     def harness(self, name: str) -> Path:
         """Results of lm-evaluation-harness for a stage."""
-        return self.path / "harness" / f"{name}.json"
+        return self.harness_scores / f"{name}.json"

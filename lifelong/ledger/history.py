@@ -14,12 +14,14 @@ from lifelong.ledger.folder import RunFolder, StageFolder, stage_name
 from lifelong.ledger.integrity import changed_recipe, damaged_files, recipe_finding
 from lifelong.ledger.ledger import measured, read_records, record_hash
 from lifelong.records import (
+    ChatScores,
     ComputeLedger,
     DomainLoss,
     ExpansionReport,
     FactCurve,
     FactPoint,
     Front,
+    HarnessScores,
     LossMatrix,
     ProbePoint,
     RunHistory,
@@ -38,6 +40,7 @@ REPORTED = tuple(
         StageFolder.losses_before,
         StageFolder.history,
         StageFolder.samples,
+        StageFolder.chat,
     )
 )
 
@@ -130,7 +133,10 @@ def _history(out: Path, run: RunFolder, records: Sequence[StageRecord]) -> RunHi
         head=record_hash(records[-1]),
         facts=fact_curve(curves),
         rejected=(waiting[0],) if waiting and run.was_rejected(len(stages)) else (),
-        **read_afterwards(run, stages),
+        chat=tuple(
+            ChatScores.from_json(read_json(folder.chat)) for folder in (run.initial, *folders) if folder.chat.is_file()
+        ),
+        **read_afterwards(run, records),
     )
 
 
@@ -179,13 +185,13 @@ def fact_curve(curves: Sequence[Mapping[str, Any]]) -> FactCurve | None:
     )
 
 
-def read_afterwards(run: RunFolder, stages: Sequence[StageRecord]) -> dict[str, Any]:
+def read_afterwards(run: RunFolder, records: Sequence[StageRecord]) -> dict[str, Any]:
     """Read what was measured on a run after it was committed; figures of other weights are left out and noted."""
-    measured_later = run.fronts.is_dir() or run.task_scores.is_dir()
-    lines = {record_hash(record) for record in stages} if measured_later else set()
-    notes = [f"{record.name}: {note}" for record in stages for note in record.notes]
+    measured_later = any(folder.is_dir() for folder in (run.fronts, run.task_scores, run.harness_scores))
+    lines = {record_hash(record) for record in records} if measured_later else set()
+    notes = [f"{record.name}: {note}" for record in records for note in record.notes]
 
-    def measured(folder: Path, kind: type[Front] | type[TaskScores]) -> list[Any]:
+    def measured(folder: Path, kind: type[Front] | type[TaskScores] | type[HarnessScores]) -> list[Any]:
         found = []
         for path in sorted(folder.glob("*.json")):
             try:
@@ -201,8 +207,12 @@ def read_afterwards(run: RunFolder, stages: Sequence[StageRecord]) -> dict[str, 
                 notes.append(f"{run.name_of(path)} was measured on other weights than those committed: left out")
         return found
 
-    fronts, tasks = measured(run.fronts, Front), measured(run.task_scores, TaskScores)
-    return {"fronts": tuple(fronts), "tasks": tuple(tasks), "notes": tuple(notes)}
+    found = {
+        "fronts": tuple(measured(run.fronts, Front)),
+        "tasks": tuple(measured(run.task_scores, TaskScores)),
+        "harness": tuple(measured(run.harness_scores, HarnessScores)),
+    }
+    return {**found, "notes": tuple(notes)}
 
 
 def check_committed(out: Path, records: Sequence[StageRecord]) -> None:

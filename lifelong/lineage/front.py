@@ -12,6 +12,7 @@ from lifelong.files import write_sealed
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.ledger import record_hash
 from lifelong.lineage.merge import check_weight, stage_ends
+from lifelong.lm.checkpoint import to_accelerator
 from lifelong.lm.objective import objective_of, pad_id
 from lifelong.records import Front, FrontPoint
 from lifelong.stream.heldout import Heldout
@@ -41,6 +42,8 @@ def interpolation_front(
     heldouts = [heldout for heldout in heldouts if heldout.domain in ends.record.row]
     tokenizer = load_tokenizer(folder.model(ends.record.name))
     objective = objective_of(str(recipe.get("objective", "clm")))
+    if not recipe.get("train", {}).get("use_cpu"):
+        to_accelerator(ends.model)
     points = []
     for weight in sorted(set(weights)):
         model = ends.at(weight)

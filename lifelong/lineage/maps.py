@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lifelong.errors import CorruptionError, UnknownNameError
 from lifelong.expand import ExpansionMap
 from lifelong.files import read_json
-from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.folder import INITIAL, RunFolder
 from lifelong.ledger.integrity import damaged_files
 from lifelong.ledger.ledger import committed_stages
 from lifelong.lm.checkpoint import SAFE, load_config
@@ -32,7 +32,7 @@ def maps_since(out: str | Path, stage: int | str) -> list[ExpansionMap]:
 
     Args:
         out: the run folder.
-        stage: index or name of a committed stage.
+        stage: index or name of a committed stage, or `initial`.
 
     Raises:
         InputError: not a run folder, or no such stage.
@@ -40,7 +40,7 @@ def maps_since(out: str | Path, stage: int | str) -> list[ExpansionMap]:
     """
     run = RunFolder(out)
     stages = committed_stages(run.path)
-    first = _find(stages, stage) + 1
+    first = 0 if stage == INITIAL else _find(stages, stage) + 1
     grown = [record for record in stages[first:] if record.expansion is not None]
     paths = [run.stage(record.name).expansion for record in grown]
     names = set(map(run.name_of, paths))

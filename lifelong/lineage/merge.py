@@ -77,6 +77,16 @@ def check_weight(weight: float) -> float:
     return weight
 
 
+def check_new(out: Path) -> None:
+    """Refuse to write into what is there.
+
+    Raises:
+        InputError: `out` exists.
+    """
+    if out.exists():
+        raise InputError(f"{str(out)!r} already exists; choose a new folder")
+
+
 def stage_ends(run: Path, recipe: Mapping[str, Any], stage: str | None = None) -> StageEnds:
     """Both ends of a stage of a run, read from its folder; the last stage where none is named.
 
@@ -115,8 +125,7 @@ def merge_stage(
         InputError: the weight, the run or the stage is wrong, or `out` exists.
     """
     check_weight(weight)
-    if out.exists():
-        raise InputError(f"{str(out)!r} already exists; choose a new folder")
+    check_new(out)
     ends = stage_ends(run, recipe, stage)
     source = RunFolder(run).model(ends.record.name)
     tokenizer = load_tokenizer(source)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lifelong import distributed
 from lifelong.errors import InputError
+from lifelong.evaluate.chat import answer_prompts, check_template
 from lifelong.evaluate.samples import sample_texts
 from lifelong.expand import model_shape
 from lifelong.files import atomic_directory, write_json
@@ -27,7 +28,7 @@ from lifelong.pipeline.environment import computed_with, other_versions_note, pa
 from lifelong.pipeline.run import Run
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import NOTHING_WATCHED, Recipe
-from lifelong.records import DomainLoss, RunObserver, StageRecord
+from lifelong.records import UNPROTECTED_CHAT, DomainLoss, RunObserver, StageRecord
 from lifelong.stream.cards.domain import Domain, load_domain
 from lifelong.stream.heldout import Heldout, write_heldout
 from lifelong.stream.tokenize import train_tokenizer
@@ -53,6 +54,8 @@ def begin(
     merged = load_merged(tokenizer_folder(ledger))
     same_merge(recipe.tokenizer, merged)
     context = Run(recipe, ledger, columns, tokenizer, package_versions(), observer, stop, merged, list(watched))
+    if context.is_chat:
+        check_template(tokenizer)  # a run that was begun before its prompts were known goes on: not after training
     cards = {**{name: domain for name, domain in watched.items() if domain is not None}, **by_name}
     distributed.run_on_main_process(lambda: prepare_heldouts(context, cards))
     if ledger.records:
@@ -146,6 +149,11 @@ def commit_initial(context: Run, model: PreTrainedModel, losses: Sequence[Domain
         num_samples=recipe.evaluate.samples,
     )
     write_json(work.samples, [asdict(sample) for sample in samples])
+    if context.is_chat:
+        context.observer.phase_started("chat", 0)
+        write_json(work.chat, answer_prompts(model, context.tokenizer, stage=-1).to_json())
+        if not recipe.protects_behaviour:
+            context.observer.noted(f"warning: {UNPROTECTED_CHAT}")
     record = initial_record(recipe, model, context.tokenizer_fingerprint, context.row(losses))
     ledger.commit(work.path, record, [ledger.folder.heldouts], computed_with())
 

@@ -58,6 +58,11 @@ class Run:
         """Fingerprint of everything that decides which ids a text of any domain gets."""
         return tokenizer_fingerprint(self.tokenizer) if self.merged is None else self.merged.fingerprint
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether the base has a chat template, so that chat prompts are answered before and after every stage."""
+        return self.recipe.chat_checkpoint is not None and bool(self.tokenizer.chat_template)
+
     def save_model(self, model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """A plain checkpoint with all that reads text for it; `weights` where the model holds only a part of them."""
         save_model(model, self.tokenizer, folder, weights)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError
+from lifelong.evaluate.chat import has_template
 from lifelong.ledger.folder import parse_stage_model
 from lifelong.methods._make import make_methods
 from lifelong.plan.shapes import Shapes
 from lifelong.recipe.files import load_recipe, read_recipe_file
 from lifelong.recipe.recipe import NOTHING_WATCHED, Recipe
+from lifelong.records import UNPROTECTED_CHAT
 from lifelong.train.arguments import DEFAULTS
 
 LONGEST_WARMUP = 0.1
@@ -32,6 +34,8 @@ def warnings_of(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[s
     joint = all(section.together_with for section in recipe.stages)
     if several and not joint and not (recipe.replay and recipe.replay.memory_tokens and _replays(recipe)):
         warnings.append("no replay: earlier domains will be forgotten; see `replay:`")
+    if recipe.chat_checkpoint is not None and not recipe.protects_behaviour and has_template(recipe.chat_checkpoint):
+        warnings.append(UNPROTECTED_CHAT)
     for stage in stages:
         if stage.warmup_steps > LONGEST_WARMUP * stage.steps:
             warnings.append(

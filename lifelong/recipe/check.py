@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import ExpansionError, InputError, LifelongError, refusals
+from lifelong.evaluate.chat import check_template, template_tokenizer
 from lifelong.evaluate.facts.injection import read_facts
 from lifelong.expand import model_shape, plan_expansion
 from lifelong.expand.settings import ExpandSection
@@ -281,6 +282,19 @@ def _check_facts(context: CheckContext) -> Iterator[str]:
         yield from refusals(read_facts, Path(facts.file))
 
 
+def _check_chat(context: CheckContext) -> Iterator[str]:
+    """A chat template is rendered before anything is trained."""
+    if (source := context.recipe.chat_checkpoint) is None or context.start > 0:
+        return
+    if (tokenizer := template_tokenizer(source)) is not None:
+        yield from refusals(check_template, tokenizer, _positions(context.recipe))
+
+
+def _positions(recipe: Recipe) -> int | None:
+    config = load_config(recipe.model.checkpoint, recipe.model.revision) if recipe.model.checkpoint else None
+    return getattr(config, "max_position_embeddings", None)
+
+
 def _check_processes(context: CheckContext) -> Iterator[str]:
     for stage in context.recipe.stages:
         yield from _rehearsed("train", check_processes, {**context.recipe.train, **stage.train})
@@ -309,5 +323,6 @@ CHECKS: tuple[Check, ...] = (
     _check_inherit,
     _check_tokenizers,
     _check_facts,
+    _check_chat,
 )
 LAUNCH_CHECKS: tuple[Check, ...] = (_check_processes, _check_sharding)

@@ -182,6 +182,18 @@ class Recipe(Section):
         return self.tokenizer.train.vocab_size if self.tokenizer and self.tokenizer.train else None
 
     @property
+    def chat_checkpoint(self) -> str | None:
+        """Checkpoint whose tokenizer may bring a chat template; None where no chat prompts are to be answered."""
+        if self.objective != "clm" or self.evaluate.chat == "off" or self.model.checkpoint is None:
+            return None
+        return self.model.checkpoint if self.tokenizer is None else self.tokenizer.checkpoint
+
+    @property
+    def protects_behaviour(self) -> bool:
+        """Whether anything holds a trained model to what it did before: replay, a teacher, methods, watched text."""
+        return bool(self.replay or self.inherit or self.methods or self.watch)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that changes a run; texts and expectations do not."""
         plain = {key: value for key, value in self.to_plain().items() if key not in ("description", "expect")}

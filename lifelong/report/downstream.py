@@ -8,7 +8,7 @@ from html import escape
 
 from rich.table import Table
 
-from lifelong.records import TaskScores
+from lifelong.records import RunHistory, TaskScores
 from lifelong.report.style import table
 
 PROMPTS = ("none", "right", "wrong")
@@ -45,6 +45,53 @@ def tasks_table(tasks: Sequence[TaskScores]) -> Table:
         for prompt, *values in rows_of(scores):
             shown.add_row(scores.task, scores.domain, prompt, *values)
     return shown
+
+
+def score_columns(history: RunHistory) -> dict[str, dict[str, str]]:
+    """Model (`initial` or a stage) -> column -> score, for every model that was measured on a task or a harness task.
+
+    A task is macro F1 of fine-tuned copies without a prompt; of the harness every metric is a column, with its
+    standard error where the harness gives one.
+    """
+    rows: dict[str, dict[str, str]] = {name: {} for name in ("initial", *history.matrix.stages)}
+    for scores in history.harness:
+        for task, figures in scores.results.items():
+            limit = scores.limits.get(task)
+            suffix = "" if limit is None else f", first {limit}"
+            for metric, value in figures.items():
+                if _is_score(metric):
+                    error = figures.get(_error_of(metric))
+                    shown = f"{value:.4g}" + ("" if error is None or math.isnan(error) else f" ± {error:.2g}")
+                    rows[scores.stage][f"{task} {metric}{suffix}"] = shown
+    for item in history.tasks:
+        plain = [run.macro_f1 for run in item.runs if run.prompt == "none"]
+        rows[item.stage][f"{item.task} macro F1, %"] = mean_and_deviation(plain)
+    return {name: row for name, row in rows.items() if row}
+
+
+def _is_score(metric: str) -> bool:
+    return "_stderr" not in metric and metric != "sample_len"
+
+
+def _error_of(metric: str) -> str:
+    name, comma, rest = metric.partition(",")
+    return f"{name}_stderr{comma}{rest}"
+
+
+def score_table(history: RunHistory) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of `score_columns`; a dash where a model was not measured."""
+    rows = score_columns(history)
+    heads = list(dict.fromkeys(column for row in rows.values() for column in row))
+    return ["model", *heads], [[name, *(row.get(column, "–") for column in heads)] for name, row in rows.items()]
+
+
+def downstream_section(history: RunHistory) -> str:
+    """All tasks for the page: a row per model that was measured, then the details of fine-tuned copies."""
+    heads, rows = score_table(history)
+    note = (
+        "<p class=soft>The model before the stream and after the stages that were measured; ± is a standard error.</p>"
+    )
+    return (note + table(heads, rows) if rows else "") + tasks_section(history.tasks)
 
 
 def tasks_section(tasks: Sequence[TaskScores]) -> str:

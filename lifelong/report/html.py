@@ -8,7 +8,8 @@ from html import escape
 from lifelong.metrics import compute_run
 from lifelong.records import ComputeLedger, RunHistory
 from lifelong.report.charts import alpha_chart, life_chart, training_chart
-from lifelong.report.downstream import tasks_section
+from lifelong.report.chat import chat_section, chat_warning
+from lifelong.report.downstream import downstream_section
 from lifelong.report.facts import facts_section
 from lifelong.report.heatmap import fits_figures, heat_map, replay_map
 from lifelong.report.style import document, folded, table
@@ -34,7 +35,8 @@ def page(history: RunHistory) -> str:
         "Cost": cost_section(history),
         "Facts": facts_section(history),
         "Interpolation": front_sections(history),
-        "Downstream": tasks_section(history.tasks),
+        "Downstream": downstream_section(history),
+        "Chat": chat_section(history),
         "Samples": samples(history),
         "Lineage": lineage_table(history),
         "Environment": environment(history),
@@ -49,7 +51,7 @@ def page(history: RunHistory) -> str:
             f"<p class=verdict>{escape(decision(history))}</p>",
             f"<p class=soft>{escape(verdict(history))}</p>",
             unfinished(history),
-            "".join(f"<p class=warn>{escape(note)}</p>" for note in history.notes),
+            "".join(f"<p class=warn>{escape(note)}</p>" for note in (*history.notes, chat_warning(history)) if note),
             tiles(metrics, metric_intervals(history)),
             f"<nav>{links}</nav>",
             *(f'<h2 id="{anchor(title)}">{escape(title)}</h2>{body}' for title, body in shown.items()),

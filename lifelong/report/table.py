@@ -11,6 +11,8 @@ from rich.text import Text
 
 from lifelong.metrics import compute_run
 from lifelong.records import NATS_PER_BIT, NOT_TRAINED, DomainLoss, ExpansionReport, Front, LossMatrix, RunHistory
+from lifelong.report.chat import chat_table, chat_warning, named_scores
+from lifelong.report.downstream import score_table
 from lifelong.report.tradeoff import tradeoffs
 from lifelong.report.uncertainty import loss_interval
 from lifelong.report.verdict import (
@@ -36,6 +38,11 @@ def run_tables(history: RunHistory) -> list[RenderableType]:
     if history.matrix.watched:
         parts.append(MatrixView(history, history.matrix.watched_matrix))
     parts += [metrics_table(metrics), cost_table(history)]
+    for title, (heads, rows) in {"tasks": score_table(history), "chat": chat_table(named_scores(history))}.items():
+        if rows:
+            parts.append(plain_table(title, heads, rows))
+    if warning := chat_warning(history):
+        parts.append(Text(f"warning: {warning}", style="yellow"))
     for item in check_expectations(history, metrics):
         mark = "met" if item.met else "NOT met"
         value = "not measured" if item.value is None else f"{item.value:.4g}, {item.deviation}"
@@ -127,6 +134,23 @@ def domains_table(history: RunHistory, matrix: LossMatrix | None = None) -> Tabl
     return table
 
 
+def plain_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of texts; the first column is a name."""
+    table = Table(title=title)
+    for index, heading in enumerate(heads):
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def text_table(losses: Mapping[str, Mapping[str, float]]) -> Table:
+    """Held-out nats per token of several models: one row a model, one column a domain."""
+    domains = list(dict.fromkeys(domain for row in losses.values() for domain in row))
+    rows = [[name, *(f"{row[k]:.4f}" if k in row else "–" for k in domains)] for name, row in losses.items()]
+    return plain_table("held-out loss, nats per token", ["model", *domains], rows)
+
+
 def _listed(names: Sequence[str], limit: int = 6) -> str:
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
@@ -158,9 +182,9 @@ def cost_table(history: RunHistory) -> Table:
     return table
 
 
-def losses_table(losses: Sequence[DomainLoss]) -> Table:
+def losses_table(losses: Sequence[DomainLoss], model: str = "") -> Table:
     """Held-out losses of one model, with their 95 % intervals over documents."""
-    table = Table(title="held-out loss", caption="below each figure: 95 % over documents")
+    table = Table(title=f"held-out loss{model and f' of {model}'}", caption="below each figure: 95 % over documents")
     for heading in ("domain", "perplexity", "nats/token", "bits/byte", "tokens"):
         table.add_column(heading, justify="left" if heading == "domain" else "right")
     for loss in losses:

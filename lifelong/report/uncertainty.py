@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,18 @@ class Interval:
 
     low: float
     high: float
+
+
+def wilson_interval(passed: int, count: int) -> Interval:
+    """Interval of a rate of `passed` out of `count` > 0.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+    """
+    z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+    rate, spread = passed / count, z * z / count
+    middle = rate + spread / 2
+    half = z * math.sqrt(rate * (1 - rate) / count + spread / count / 4)
+    return Interval((middle - half) / (1 + spread), (middle + half) / (1 + spread))
 
 
 def documents_match(one: RunHistory, other: RunHistory) -> bool:

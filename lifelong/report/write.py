@@ -15,6 +15,8 @@ from lifelong.ledger.folder import ReportFolder, RunFolder
 from lifelong.ledger.history import read_history
 from lifelong.metrics import compute_all, compute_run
 from lifelong.records import ComputeLedger, Cost, LossMatrix, RunHistory, RunResult
+from lifelong.report.chat import chat_table, chat_warning, named_scores
+from lifelong.report.downstream import score_columns, score_table
 from lifelong.report.figures import write_figures
 from lifelong.report.html import page
 from lifelong.report.style import markdown_safe
@@ -42,6 +44,8 @@ def matrix_json(history: RunHistory) -> dict[str, Any]:
         "intervals": {name: [bounds.low, bounds.high] for name, bounds in metric_intervals(history).items()},
         "cost": asdict(total),
         "replay": [dict(record.replay) for record in history.stages],
+        **({"downstream": scores} if (scores := score_columns(history)) else {}),
+        **({"chat": {name: item.rates for name, item in named_scores(history)}} if history.chat else {}),
         "unfinished": list(history.unfinished),
         "ledger": history.head,
     }
@@ -82,11 +86,18 @@ def markdown(history: RunHistory) -> str:
     ]
     if history.unfinished:
         lines += [f"Unfinished: {markdown_safe(', '.join(history.unfinished))} not committed yet.", ""]
+    if warning := chat_warning(history):
+        lines += [f"Warning: {warning}.", ""]
     lines += ["Held-out perplexity (rise over the domain's best so far, in nats):", "", *_matrix_lines(history.matrix)]
     if history.matrix.watched:
         lines += ["", "Watched, never trained on:", "", *_matrix_lines(history.matrix.watched_matrix)]
     lines += ["", "| metric | value | unit |", "|---|---:|---|"]
     lines += [f"| {row.title} | {row.value} | {row.unit} |" for row in metric_rows(metrics)]
+    for heads, rows in (score_table(history), chat_table(named_scores(history))):
+        if not rows:
+            continue
+        lines += ["", "| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", "| phase | tokens | FLOPs | of which teacher | seconds |", "|---|---:|---:|---:|---:|"]
     for phase, cost in phase_costs(history).items():
         lines.append(

@@ -23,7 +23,7 @@ from lifelong.errors import InputError
 from lifelong.evaluate.scores import DocumentScorer
 from lifelong.files import write_json
 from lifelong.ledger.folder import StageFolder
-from lifelong.lm.checkpoint import load_config, load_model
+from lifelong.lm.checkpoint import load_config, load_model, to_accelerator
 from lifelong.lm.flops import forward_flops_per_token
 from lifelong.select.scores import challenge_scores, difference_scores, select_rows
 from lifelong.select.settings import SelectSection
@@ -56,6 +56,7 @@ class SelectionInputs:
         sequence_length: of the run.
         seed: of the run.
         cache_dir: of tokenised corpora.
+        use_cpu: keep the models off the accelerator.
     """
 
     section: SelectSection
@@ -66,6 +67,7 @@ class SelectionInputs:
     sequence_length: int
     seed: int
     cache_dir: Path
+    use_cpu: bool = False
 
 
 @dataclass
@@ -110,6 +112,8 @@ class Selection:
         inputs, own = self.inputs, source == "previous"
         model = inputs.previous if own else load_model(source, inputs.objective)
         tokenizer = inputs.tokenizer if own else load_tokenizer(source, inputs.domain.name)
+        if not inputs.use_cpu:
+            to_accelerator(model)
         positions = getattr(model.config, "max_position_embeddings", None) or inputs.sequence_length
         length = min(positions, max(inputs.sequence_length, inputs.section.sequence_length or 0))
         return DocumentScorer(model, tokenizer, objective=inputs.objective, sequence_length=length)

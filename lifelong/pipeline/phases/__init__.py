@@ -1,5 +1,6 @@
 """Phases of a stage, in order; a new phase is one file and one word here."""
 
+from lifelong.pipeline.phases.chat import Chat
 from lifelong.pipeline.phases.evaluate import Evaluate
 from lifelong.pipeline.phases.grow import Grow
 from lifelong.pipeline.phases.phase import Phase
@@ -8,6 +9,6 @@ from lifelong.pipeline.phases.recover import Recover
 from lifelong.pipeline.phases.remember import Remember
 from lifelong.pipeline.phases.train import Train
 
-PHASES: tuple[Phase, ...] = (Prepare(), Grow(), Recover(), Train(), Evaluate(), Remember())
+PHASES: tuple[Phase, ...] = (Prepare(), Grow(), Recover(), Train(), Evaluate(), Chat(), Remember())
 
 __all__ = ["PHASES", "Phase"]

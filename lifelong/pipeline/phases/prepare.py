@@ -80,6 +80,7 @@ def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
             sequence_length=stage.recipe.sequence_length,
             seed=stage.recipe.seed,
             cache_dir=stage.context.ledger.folder.cache,
+            use_cpu=bool(stage.recipe.train.get("use_cpu")),
         )
         return select_corpus(inputs, corpus, tokens=stage.section.tokens, folder=stage.work.selected.path).path
 
