@@ -252,7 +252,7 @@ def _keeping(
     else:
         yield "# No general text can be read on this machine. Name some: without it nobody sees what the base loses."
         yield "# watch: [general-text]"
-        yield f"# budget: {{wikitext-103: {BUDGET}}}"
+        yield f"# budget: {{general-text: {BUDGET}}}"
     if inputs.old:
         return
     if stages > 1:
