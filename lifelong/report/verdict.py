@@ -100,7 +100,7 @@ def _next_step(history: RunHistory, learned: list[tuple[str, float, float]]) -> 
         return f"Do not ship: {', '.join(row.domain for row in broken)} is over its budget."
     if worse:
         return f"Do not ship: {', '.join(worse)} did not get better."
-    if history.recipe["model"].get("checkpoint") and not history.matrix.watched:
+    if history.recipe.get("model", {}).get("checkpoint") and not history.matrix.watched:
         return "What the base model lost elsewhere was not measured: name it in `watch:`."
     if not history.recipe.get("budget"):
         return "No budget was set: whether that is good enough is yours to say (`budget:`)."

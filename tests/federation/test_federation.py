@@ -258,7 +258,7 @@ def test_the_server_leaves_a_run_folder(lost_and_found: Exchange) -> None:
 def test_a_federation_is_not_extended(lost_and_found: Exchange, corpora: Corpora) -> None:
     out = lost_and_found.out / "server"
     before = (out / "recipe.yaml").read_bytes()
-    with pytest.raises(InputError, match=r"held-out documents of sea, farm, law are not here.*begin another run"):
+    with pytest.raises(InputError, match=r"held-out documents of sea, farm, law are missing.*start another run"):
         extend_run(out, str(corpora.cards["sea"]), tokens=100)
     assert (out / "recipe.yaml").read_bytes() == before
     assert check_run(out) == []

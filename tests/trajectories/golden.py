@@ -48,7 +48,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"  # as in the tests: transformers writes it into the tokenizer's files
+    os.environ["HF_HUB_OFFLINE"] = "1"  # as in the tests: nothing is asked of the hub
     with tempfile.TemporaryDirectory() as temporary:
         found = recorded(Path(temporary))
     GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
