@@ -170,7 +170,9 @@ def _long_tables(config: Any, tables: list[dict[str, Any]], old: int, new: int, 
     for table in tables:
         short = next(made)
         long = next(made) if table["rope_type"] == "longrope" else short
-        kept = table.get("original_max_position_embeddings")  # other things may scale by it (Ministral 3)
+        # where short and long texts differ, or queries scale by it (Ministral 3); else no text is long
+        switches = table["rope_type"] == "longrope" or "llama_4_scaling_beta" in table
+        kept = table.get("original_max_position_embeddings") if switches else None
         table.pop("partial_rotary_factor", None)
         table |= {
             "rope_type": "longrope", "short_factor": _factors(pairs, *short, new),

@@ -22,7 +22,7 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
     """
     for axis, size in sizes.items():
         if size > (most := LARGEST.get(axis, LARGEST_OTHER)):
-            raise ExpansionError(f"{axis}: {size} is more than any model has (at most {most:,})")
+            raise ExpansionError(f"{axis}: {size} is more than any model has; at most {most:,}")
 
 
 USUAL_KEYS: Mapping[str, tuple[str, ...]] = {

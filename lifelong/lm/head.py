@@ -54,7 +54,8 @@ def head_settings(model: Any) -> dict[str, Any]:
         "weight_VD": head.weight,
         "bias_V": getattr(head, "bias", None),
         "softcap": getattr(config, "final_logit_softcapping", None),
-        "logit_scale": 1.0 / getattr(config, "logits_scaling", 1.0),
+        # Granite divides its logits, Cohere multiplies them
+        "logit_scale": (getattr(config, "logit_scale", None) or 1.0) / getattr(config, "logits_scaling", 1.0),
     }
 
 

@@ -32,6 +32,7 @@ from lifelong.select.settings import SelectSection
 from lifelong.stream.tokenizers.settings import TokenizerSection
 from lifelong.train.settings import LrSection
 
+WRITES = frozenset({"clm"})  # objectives whose models answer a prompt
 NOTHING_WATCHED = (
     "nothing is watched: what the base model knew outside of these domains may be lost unseen; name text that must not "
     "get worse, for example `watch: [general-text, general-code]` with `budget: {general-text: 2%}`, offline "
@@ -184,7 +185,7 @@ class Recipe(Section):
     @property
     def chat_checkpoint(self) -> str | None:
         """Checkpoint whose tokenizer may bring a chat template; None where no chat prompts are to be answered."""
-        if self.objective != "clm" or self.evaluate.chat == "off" or self.model.checkpoint is None:
+        if self.objective not in WRITES or self.evaluate.chat == "off" or self.model.checkpoint is None:
             return None
         return self.model.checkpoint if self.tokenizer is None else self.tokenizer.checkpoint
 

@@ -27,9 +27,9 @@ def refused(*arguments):
 
 
 @pytest.mark.parametrize(("size", "message"), [
-    (("--vocab-size", 3_000_000_000), "vocab_size: 3e+09 is more than any model has; at most 16,777,216"),
-    (("--layers", 1_000_000), "layers: 1e+06 is more than any model has; at most 10,000"),
-    (("--hidden-size", 42 * 10**18), "hidden_size: 4.2e+19 is more than any model has"),
+    (("--vocab-size", 3_000_000_000), "vocab_size: 3000000000 is more than any model has; at most 100,000,000"),
+    (("--layers", 1_000_000), "layers: 1000000 is more than any model has; at most 10,000"),
+    (("--hidden-size", 42 * 10**18), "hidden_size: 42000000000000000000 is more than any model has"),
     (("--hidden-size", 6_000_000, "--vocab-size", 16_000_000), "are free there"),
     (("--layers", 0), "layers: 0 is smaller than the model's 2"),
     (("--layers", -3), "layers: -3 is smaller than the model's 2"),

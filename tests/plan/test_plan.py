@@ -327,7 +327,11 @@ def test_base_rate_of_a_run_that_is_there(cards, tmp_path):
     run_recipe(parse_recipe(data), tmp_path / "run")
     (model,) = (tmp_path / "run").glob("stages/*/model")
     onward = {key: value for key, value in data.items() if key not in ("tokenizer", "inherit")}
-    onward |= {"model": {"checkpoint": str(model)}, "stages": [{"domain": str(cards / "farm.yaml"), "tokens": 20_000}]}
+    onward |= {
+        "watch": [str(cards / "sea.yaml")],
+        "model": {"checkpoint": str(model)},
+        "stages": [{"domain": str(cards / "farm.yaml"), "tokens": 20_000}],
+    }
     assert warned(parse_recipe(onward)) == ""
     onward["train"] = onward["train"] | {"learning_rate": 2e-3}
     assert "above the 0.001 at which its base was trained" in warned(parse_recipe(onward))

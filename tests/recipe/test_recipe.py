@@ -44,7 +44,7 @@ def test_every_error_is_reported_at_once_with_path_and_nearest_name():
     ({"model": {"checkpoint": "$NO_SUCH_VARIABLE/x"}}, "environment variable NO_SUCH_VARIABLE"),
     ({"tokenizer": None}, "a randomly initialised model brings none"),
     ({"methods": [{"name": "ewcc"}]}, "there is no method 'ewcc'"),
-    ({"budget": {"b": 0.1}}, "there is no stage with domain 'b'"),
+    ({"budget": {"b": 0.1}}, "there is no stage or watched domain 'b'"),
     ({"inherit": {"on": "replay"}}, "there is no `replay:` section"),
     ({"inherit": {"alpha": 2}}, "inherit.alpha"),
 ])  # fmt: skip

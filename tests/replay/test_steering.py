@@ -143,7 +143,7 @@ BAD = [
         InputError,
         "dataloader_num_workers: 2, but `replay.mix: adaptive`",
     ),
-    ({"budget": {"see": "2%"}}, UnknownNameError, "there is no stage with domain 'see'; did you mean 'sea'"),
+    ({"budget": {"see": "2%"}}, UnknownNameError, "there is no stage or watched domain 'see'; did you mean 'sea'"),
 ]
 
 
