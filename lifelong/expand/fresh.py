@@ -60,10 +60,13 @@ def new_config(family_name: str, *, vocab_size: int, max_positions: int, **setti
     values |= {key: shape[axis] for key, axis in (*family.follows.items(), *family.initial.items())}
     named = {**family.axes, "layers": "num_hidden_layers"}.items()
     check_sizes({axis: settings[key] for axis, key in named if isinstance(settings.get(key), int)})
-    try:
-        return transformers.AutoConfig.for_model(
-            family.model_types[0], **{**family.defaults, **special, **values, **settings}
-        )
-    except Exception as error:
-        reason = " ".join(str(error).split()).rsplit("ValueError: ", 1)[-1]
-        raise ExpansionError(f"transformers refuses the configuration: {reason[:300]}") from None
+    faults = []
+    for absent in (None, 0):  # None, for transformers' default may lie beyond a small vocabulary; some want a number
+        ids = {key: absent if value is None else value for key, value in special.items()}
+        try:
+            return transformers.AutoConfig.for_model(
+                family.model_types[0], **{**family.defaults, **ids, **values, **settings}
+            )
+        except Exception as error:
+            faults.append(" ".join(str(error).split()).rsplit("ValueError: ", 1)[-1])
+    raise ExpansionError(f"transformers refuses the configuration: {faults[0][:300]}")
