@@ -12,6 +12,7 @@ from lifelong.expand.family import (
     head,
     k_norm,
     kept,
+    post_norm,
     pre_norm,
     q_norm,
     reader,
@@ -64,6 +65,12 @@ def gated_decoder(
     if head_norms:
         table |= {attention + "q_norm.weight": q_norm(), attention + "k_norm.weight": k_norm()}
     return table | {block + name: parameter for name, parameter in (post_norms or {}).items()}
+
+
+def norms_after() -> dict[str, Parameter]:
+    """The table of a decoder with norms after its sublayers only, and norms of queries and keys (OLMo 2)."""
+    after = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+    return gated_decoder(head_norms=True, pre_norms=False, post_norms={name: post_norm() for name in after})
 
 
 def sparse(table: Mapping[str, Parameter]) -> dict[str, Parameter]:
