@@ -69,6 +69,7 @@ KILLS ?= 200
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.kills --kills $(KILLS) --seed $$(date +%s) --keep .soak
 	$(BIN)/python -m tests.faults.flips .soak --every 997
+	$(BIN)/python -m tests.faults.kills --kills $(KILLS) --seed $$(date +%s) --rich
 
 # input at random, FUZZ cases of it; what is found is kept in tests/faults/cases/ and put again by the tests
 FUZZ ?= 10000

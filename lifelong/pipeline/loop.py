@@ -58,9 +58,27 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
         check_launch(recipe)
         if not RunFolder(out).exists:
             check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
-        with open_together(Path(out)) as ledger:
+        with open_together(Path(out)) as ledger, nothing_left_of_a_refusal(ledger.folder):
             distributed.run_on_main_process(lambda: bind_recipe(ledger, recipe))
             return run_stages(ledger, recipe, observer or RunObserver(), stop)
+
+
+@contextlib.contextmanager
+def nothing_left_of_a_refusal(folder: RunFolder) -> Iterator[None]:
+    """Remove a run folder where input turns out to be wrong before anything is committed; its lock is held.
+
+    Some mistakes show only when the text is read: a corpus too small for its vocabulary, a tokenizer that cannot be
+    had. The mended recipe should find the folder as free as the first one did. What was there before stays.
+    """
+    before = {folder.lock, *folder.path.iterdir()}
+    try:
+        yield
+    except InputError:
+        if distributed.is_main_process() and before == {folder.lock} and not folder.exists:
+            for path in folder.path.iterdir():
+                path.unlink() if path.is_file() else remove_tree(path)
+            folder.path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -11,7 +11,10 @@ through a pipe. Two ways to choose the moment:
 Kinds of end: SIGKILL; SIGKILL as a power cut, after which every file that was not made durable loses its end; SIGTERM
 and SIGINT, which the run must answer with exit code 130.
 
-    python -m tests.faults.kills --kills 200
+    python -m tests.faults.kills --kills 200 [--rich]
+
+`--rich`: three streams in turns (`RICH`) with what is heavy beside training: selection, importances, budgets that steer,
+probes, facts, learning rates over the stream, a teacher that leaves when it is surpassed, watched domains.
 """
 
 from __future__ import annotations
@@ -36,13 +39,26 @@ from typing import Any
 
 from tests.support import recipe_data, write_domain
 
-PHASES = ("preparing", "tokenising", "caching", "evaluating", "training", "saving", "committing", "growing", "recovering",
-          "reporting")  # fmt: skip
+PHASES = ("preparing", "tokenising", "selecting", "caching", "evaluating", "training", "saving", "committing",
+          "importances", "growing", "recovering", "reporting")  # fmt: skip
+RICH_ONLY = {"selecting", "importances"}
 KINDS = {"SIGKILL": signal.SIGKILL, "power cut": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 OF_OBSERVER = {"prepare": "preparing", "grow": "growing", "recover": "recovering", "train": "training",
                "evaluate": "evaluating", "commit": "committing"}  # fmt: skip
 LEFT_OUT = {".lock", ".cache", "report", "environment.json", "measured.json"}
 SECONDS_AT_MOST = 300.0
+SELECT = {"by": "challenge", "model": "previous", "keep": 0.5, "top_k": 200}
+BUDGET = {"replay": {"memory_tokens": 2000, "share": 0.2, "mix": "budget", "probes": 2}, "budget": {"sea": "1%"}}
+RICH: dict[str, dict[str, Any]] = {
+    "infinite": {**BUDGET, "methods": [{"name": "ewc", "samples": 8}], "lr": {"policy": "infinite"},
+                 "inherit": {"alpha": 0.5, "until": "surpassed", "looks": 2},
+                 "facts": {"stage": 0, "at": ["30%", "60%"], "repeats": 1, "probes": 2}},
+    "prompts": {**BUDGET, "methods": [{"name": "domain-prompts", "tokens": 1}, {"name": "ewc", "samples": 8}],
+                "lr": {"policy": "wsd"}, "inherit": {"alpha": 0.5, "until": "surpassed", "looks": 2},
+                "facts": {"stage": 1, "at": ["50%"], "repeats": 1, "probes": 2}},
+    "watched": {"replay": {"memory_tokens": 2000, "share": 0.25, "policy": "diverse"},
+                "methods": [{"name": "mas", "samples": 8}], "inherit": {"alpha": 0.5, "until": 0.5, "on": "new"}},
+}  # fmt: skip
 
 
 def comparable(out: Path) -> dict[str, bytes]:
@@ -68,11 +84,19 @@ class Stream:
 
     folder: Path
     short: bool = False
+    rich: str = ""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("sea", "farm", "law"):
             write_domain(self.folder, name, documents=24)
+        facts = [{"prompt": f"the {word} is", "target": "blue"} for word in ("boat", "cow")]
+        (self.folder / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+
+    @property
+    def phases(self) -> set[str]:
+        """What an undisturbed run meets."""
+        return set(PHASES) if self.rich else set(PHASES) - RICH_ONLY
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -83,9 +107,17 @@ class Stream:
         if self.short:
             del data["stages"][1:]
             data["tokenizer"] = {"train": {"kind": "bpe", "vocab_size": 300}}
-        return {**data, "recover": {"tokens": 600}, "evaluate": {"tokens": 200, "samples": 1, "probes": 2, "probe_tokens": 100},
-                "methods": [{"name": "l2", "strength": 0.01}],
-                "train": {**data["train"], "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}}  # fmt: skip
+        data |= {"recover": {"tokens": 600}, "methods": [{"name": "l2", "strength": 0.01}],
+                 "evaluate": {"tokens": 200, "samples": 1, "probes": 2, "probe_tokens": 100},
+                 "train": {**data["train"], "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}}  # fmt: skip
+        if self.rich:
+            data["stages"][1]["select"] = SELECT
+            data |= RICH[self.rich]
+            if "facts" in data:
+                data["facts"] = {**data["facts"], "file": str(self.folder / "facts.jsonl")}
+            if self.rich == "watched":
+                data["watch"] = [str(self.folder / "law.yaml")]
+        return data
 
     def run(self, out: Path, observer: Any = None) -> None:
         """The whole stream and, unless short, its extension; goes on where an earlier call was killed."""
@@ -202,6 +234,7 @@ class Teller:
     @contextlib.contextmanager
     def installed(self) -> Iterator[Any]:
         """The tellers in place; yields the observer of the run."""
+        from lifelong.methods import ewc, mas
         from lifelong.pipeline import begin
         from lifelong.pipeline.phases import prepare, remember
         from lifelong.records import RunObserver
@@ -211,7 +244,9 @@ class Teller:
         places = [
             (begin, "train_tokenizer", "tokenising"), (prepare, "tokenize_domain", "tokenising"),
             (begin, "write_heldout", "caching"), (remember, "write_memory_snapshot", "caching"),
-            (write, "write_report", "reporting"), (stage_trainer.StageTrainer, "_save_checkpoint", "saving"),
+            (prepare, "select_corpus", "selecting"), (ewc, "fisher_information", "importances"),
+            (mas, "mean_over_rows", "importances"), (write, "write_report", "reporting"),
+            (stage_trainer.StageTrainer, "_save_checkpoint", "saving"),
         ]  # fmt: skip
         real = [(module, name, getattr(module, name)) for module, name, _ in places] + [(os, "fsync", os.fsync)]
         for module, name, phase in places:
@@ -338,7 +373,9 @@ class Reference:
         events: dict[str, list[int]] = {phase: [] for phase in PHASES}
         for phase, count in teller.events:
             events[phase].append(count)
-        assert all(events.values()), "a phase of the run was never met"
+        assert {phase for phase, counts in events.items() if counts} == stream.phases, (
+            "a phase of the run was never met"
+        )
         assert comparable(out) == comparable(counted)
         return cls(comparable(out), events, time.monotonic() - started)
 
@@ -355,17 +392,18 @@ def soak(
     seed: int = 0,
     report: Callable[[Tally], None] | None = None,
     finished: tuple[Stream, Path] | None = None,
+    tally: Tally | None = None,
 ) -> Tally:
     """Kill runs until `kills` ends came before their time, and finish every run that was begun.
 
-    `finished` is a stream and a run of it that this process left alone; made here where not given.
+    `finished` is a stream and a run of it that this process left alone; made here where not given. `tally` goes on.
     """
-    draw, tally, started = random.Random(seed), Tally(), time.monotonic()
+    draw, tally, started = random.Random(seed), tally or Tally(), time.monotonic()
     stream, undisturbed = finished or (Stream(folder / "corpora"), folder / "undisturbed")
     reference = Reference.of(stream, undisturbed)
     kinds = ["SIGKILL", "SIGKILL", "power cut", "SIGTERM", "SIGINT"]
     # in the order in which a run meets the phases, so that one run takes many kills; None: anywhere
-    aims = [*PHASES, None, None]
+    aims = [*(phase for phase in PHASES if phase in stream.phases), None, None]
     plan = [(aims[i % len(aims)], draw.choice(kinds)) for i in range(kills)]
     plan.reverse()
     while plan and len(tally.findings) < 10:
@@ -374,11 +412,10 @@ def soak(
         _compare(out, reference.files, tally)
         tally.runs += 1
         if report is not None:
-            tally.seconds = time.monotonic() - started
             report(tally)
         if not tally.findings:
             shutil.rmtree(out)
-    tally.seconds = time.monotonic() - started
+    tally.seconds += time.monotonic() - started
     return tally
 
 
@@ -448,7 +485,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder unless named")
     parser.add_argument("--keep", type=Path, help="new folder for the run that was left alone")
+    parser.add_argument("--rich", action="store_true", help="the streams of RICH in turns")
     options = parser.parse_args()
+    if options.rich and options.keep:
+        parser.error("--keep is for the one stream without --rich")
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="", MPLBACKEND="Agg")
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     import torch
@@ -457,10 +497,16 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
+
+    def told(now: Tally) -> None:
+        print(f"{now.table()}\n", file=sys.stderr, flush=True)
+
     with _folder(options.folder) as folder:
-        tally = soak(
-            folder, options.kills, options.seed, lambda now: print(f"{now.table()}\n", file=sys.stderr, flush=True)
-        )
+        tally, streams = Tally(), list(RICH) if options.rich else [""]
+        for number, rich in enumerate(streams):
+            here, kills = folder / rich, len(range(number, options.kills, len(streams)))
+            finished = Stream(here / "corpora", rich=rich), here / "undisturbed"
+            soak(here, kills, options.seed + number, told, finished, tally)
         if options.keep is not None:
             shutil.rmtree(options.keep, ignore_errors=True)
             shutil.copytree(folder / "undisturbed", options.keep)

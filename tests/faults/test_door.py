@@ -8,9 +8,11 @@ from lifelong.errors import CorruptionError, InputError
 from lifelong.evaluate.task import load_task
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.history import recipe_values
-from lifelong.recipe.files import apply_override, load_recipe
+from lifelong.pipeline import run_recipe
+from lifelong.recipe.files import apply_override, load_recipe, parse_recipe
 from lifelong.schema import YAML_BYTES, Yaml, parse_yaml
 from lifelong.stream.cards.domain import load_domain
+from tests.support import recipe_data
 
 BOMB = "a: &a {q: x}\n" + "".join(
     f"{name}: &{name} {{{', '.join(f'k{n}: *{before}' for n in range(9))}}}\n"
@@ -82,3 +84,28 @@ def test_overrides_are_yaml_of_the_same_kind():
     for override in ("x=!!int abc", "x=&a [*a]", f"x={'[' * 99}", ".".join("x" * 99) + "=1"):
         with pytest.raises(InputError, match="--set"):
             apply_override({}, override)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokenizer": {"train": {"kind": "bpe", "vocab_size": 30_000}}}, "vocab"),
+        ({"tokenizer": {"checkpoint": "nobody/no-such-tokenizer"}}, "no-such-tokenizer"),
+    ],
+    ids=["corpus too small for its vocabulary", "tokenizer that cannot be had"],
+)
+def test_what_shows_only_when_the_text_is_read_leaves_no_folder(cards, tmp_path, change, said):
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=said):
+        run_recipe(parse_recipe(recipe_data(cards, **change)), out)
+    assert not out.exists()
+
+
+def test_what_was_in_the_folder_stays(cards, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    change = {"tokenizer": {"checkpoint": "nobody/no-such-tokenizer"}}
+    with pytest.raises(InputError):
+        run_recipe(parse_recipe(recipe_data(cards, **change)), out)
+    assert (out / "notes.txt").read_text() == "mine"
