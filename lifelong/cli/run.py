@@ -86,6 +86,9 @@ def plan(
         bool, typer.Option("--measure", help="Time a few real steps of every shape on this machine.")
     ] = False,
     text: Annotated[bool, typer.Option("--text/--no-text", help="Sample the beginning of local corpora.")] = True,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Run short pieces of a stage, and say what its budget would cost.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Dry run: shapes, steps, FLOPs, memory, disk, time and warnings of every stage; loads no weights."""
@@ -97,11 +100,18 @@ def plan(
 
     on = planned_devices(devices, sharding, device)
     planned = plan_recipe(loaded, on, speed=planned_speed(loaded, flops, mfu, measure), text=text)
-    if as_json:
-        typer.echo(json.dumps(planned.to_json(), indent=1))
-    else:
+    if not as_json:
         for part in plan_tables(planned):
             show(part)
+    dose = None
+    if probe:
+        from lifelong.plan.dose import dose_parts, probe_dose
+
+        dose = probe_dose(loaded)
+        for part in () if as_json else dose_parts(dose):
+            show(part)
+    if as_json:
+        typer.echo(json.dumps({**planned.to_json(), **({"dose": dose.to_json()} if dose else {})}, indent=1))
 
 
 def init(

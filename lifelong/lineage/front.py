@@ -10,6 +10,7 @@ from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
 from lifelong.files import write_sealed
 from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.history import read_losses
 from lifelong.ledger.ledger import record_hash
 from lifelong.lineage.merge import check_weight, stage_ends
 from lifelong.lm.checkpoint import to_accelerator
@@ -24,7 +25,7 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 def interpolation_front(
     run: Path, recipe: Mapping[str, Any], weights: Sequence[float] = WEIGHTS, stage: str | None = None
 ) -> Front:
-    """Held-out loss of every domain at some weights; written to `RUN/front/STAGE.json`, where the report finds it.
+    """Held-out loss of every domain, watched or learned, at some weights; written to `RUN/front/STAGE.json`.
 
     Args:
         run: the run folder.
@@ -39,7 +40,9 @@ def interpolation_front(
         check_weight(weight)
     ends, folder = stage_ends(run, recipe, stage), RunFolder(run)
     heldouts = [Heldout.open(path) for path in sorted(folder.heldouts.iterdir())]
-    heldouts = [heldout for heldout in heldouts if heldout.domain in ends.record.row]
+    watched = folder.stage(ends.record.name).watched
+    measured = {*ends.record.row, *(loss.domain for loss in (read_losses(watched) if watched.is_file() else ()))}
+    heldouts = [heldout for heldout in heldouts if heldout.domain in measured]
     tokenizer = load_tokenizer(folder.model(ends.record.name))
     objective = objective_of(str(recipe.get("objective", "clm")))
     if not recipe.get("train", {}).get("use_cpu"):

@@ -20,8 +20,8 @@ HEIGHT, RIGHT = 320, 40
 class Tradeoff:
     """One weight, in nats per token.
 
-    `forgetting`: mean rise of the domains learned before the stage over their best until then, None where there are
-    none; `gain`: fall of the loss on the stage's own domain.
+    `forgetting`: mean rise of the domains learned before the stage, and of the watched ones, over their best until then;
+    None where there are none. `gain`: fall of the loss on the stage's own domain.
     """
 
     weight: float
@@ -33,17 +33,15 @@ def tradeoffs(front: Front, matrix: LossMatrix) -> list[Tradeoff]:
     """The points of a front; gain is measured from weight 0 or, without it, from the row before the stage."""
     stage = matrix.stages.index(front.stage)
     own = matrix.stage_domains[stage]
-    earlier = sorted({column for column in matrix.stage_domains[:stage] if column != own})
+    earlier = [matrix.domains[column] for column in sorted({c for c in matrix.stage_domains[:stage] if c != own})]
+    known = {name: matrix.series(name)[1 : stage + 1] for name in earlier}
+    known |= {name: matrix.series(name)[: stage + 1] for name in matrix.watched}
+    best = {name: min(found) for name, row in known.items() if (found := [loss for loss in row if loss is not None])}
     rows = (matrix.initial, *matrix.nats_per_token)
     before = next((p.losses[front.domain] for p in front.points if p.weight == 0), rows[stage][own])
     points = []
     for point in front.points:
-        rises = []
-        for column in earlier:
-            known = [loss for row in rows[1 : stage + 1] if (loss := row[column]) is not None]
-            now = point.losses.get(matrix.domains[column])
-            if known and now is not None:
-                rises.append(now - min(known))
+        rises = [point.losses[name] - least for name, least in best.items() if name in point.losses]
         mean = sum(rises) / len(rises) if rises else None
         points.append(Tradeoff(point.weight, mean, (before or 0.0) - point.losses[front.domain]))
     return points

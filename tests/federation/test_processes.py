@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ RECIPE = {
     "name": "deployed",
     "model": {"family": "llama", "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 24},
     "sequence_length": 32,
-    "stages": [{"domain": "sea", "together_with": ["farm", "law"], "tokens": ROUNDS * 3 * LOCAL_STEPS * 4 * 32}],
     "train": {"learning_rate": 3e-3, "per_device_train_batch_size": 4, "use_cpu": True},
     "evaluate": {"tokens": 300, "samples": 0},
 }
@@ -78,7 +78,8 @@ class Machines:
     def kill(self, name: str) -> None:
         """SIGKILL to a machine with everything on it."""
         process = self.running.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def log(self, name: str) -> str:
@@ -115,19 +116,81 @@ def check_no_text(folder: Path, server: Path) -> None:
             assert not any(opening in content for opening in openings), path
 
 
-def test_a_silo_is_killed_and_comes_back(tmp_path: Path) -> None:
-    cards = {name: write_domain(tmp_path, name, documents=30) for name in NAMES}
+def federation_in(folder: Path, link: str, connection: str, rounds: int) -> tuple[Path, dict[str, Path]]:
+    """Recipe and cards of a federation, its Flower app, and how to reach it."""
+    cards = {name: write_domain(folder, name, documents=30) for name in NAMES}
     train_tokenizer([load_domain(card) for card in cards.values()], vocab_size=300).save_pretrained(
-        tmp_path / "tokenizer"
+        folder / "tokenizer"
     )
-    recipe, server = tmp_path / "recipe.yaml", tmp_path / "server"
-    recipe.write_text(json.dumps({**RECIPE, "tokenizer": {"checkpoint": str(tmp_path / "tokenizer")}}))
-    write_app(tmp_path / "app")
-    link = f"127.0.0.1:{free_port()}"
-    (tmp_path / "flower").mkdir()
-    (tmp_path / "flower/config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{link}"\ninsecure = true\n'
+    recipe, tokens = folder / "recipe.yaml", rounds * 3 * LOCAL_STEPS * 4 * 32
+    stages = [{"domain": "sea", "together_with": ["farm", "law"], "tokens": tokens}]
+    tokenizer = {"checkpoint": str(folder / "tokenizer")}
+    recipe.write_text(json.dumps({**RECIPE, "stages": stages, "tokenizer": tokenizer}))
+    write_app(folder / "app")
+    (folder / "flower").mkdir()
+    (folder / "flower/config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{link}"\n{connection}\n'
     )
+    return recipe, cards
+
+
+def make_certificates(folder: Path) -> None:
+    """An authority and a server's certificate, as docs/how_to/federate_silos.md has them made."""
+    for command in (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt -subj /CN=authority",
+        "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost",
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -out server.pem -extfile names",
+    ):
+        (folder / "names").write_text("subjectAltName = DNS:localhost, IP:127.0.0.1")
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="needs openssl and ssh-keygen")
+def test_over_tls_only_invited_silos_take_part(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    link, server = f"localhost:{free_port()}", tmp_path / "server"
+    recipe, cards = federation_in(tmp_path, link, f'root-certificates = "{tmp_path / "ca.crt"}"', 2)
+    for name in (*NAMES, "stranger"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", tmp_path / name], check=True)
+    with machines(tmp_path) as all_:
+
+        def silo(name: str, key: str, out: str, *security: str) -> None:
+            node = f'recipe="{recipe}" domain="{cards[name]}" out="{tmp_path / out}"'
+            all_.start(
+                out, "flower-supernode", *security, "--auth-supernode-private-key", key, "--superlink", link,
+                "--port", str(free_port()), "--node-config", node,
+            )  # fmt: skip
+
+        all_.start(
+            "link", "flower-superlink", "--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.pem", "--ssl-keyfile",
+            "server.key", "--enable-supernode-auth", "--disable-runtime-dependency-installation", "--port", link.split(":")[1],
+        )  # fmt: skip
+        wait_for(lambda: "Uvicorn running" in all_.log("link"), 120, lambda: all_.log("link"))
+        for name in NAMES:
+            all_.start(f"register-{name}", "flwr", "supernode", "register", f"{name}.pub", "here").wait(120)
+        tls = ("--root-certificates", "ca.crt")
+        silo("law", "stranger", "uninvited", *tls)
+        silo("law", "law", "unencrypted", "--insecure")
+        for name in NAMES:
+            silo(name, name, f"silo-{name}", *tls)
+        settings = f'recipe="{recipe}" out="{server}" local-steps={LOCAL_STEPS} timeout=600.0'
+        all_.start("run", "flwr", "run", str(tmp_path / "app"), "here", "--stream", "--run-config", settings)
+
+        def logs() -> str:
+            return "\n".join(f"== {name}\n{all_.log(name)[-2000:]}" for name in all_.running)
+
+        wait_for((server / "stages/00-sea/record.json").is_file, 900, logs)
+    rounds = json.loads((server / "stages/00-sea/rounds.json").read_text())["rounds"]
+    assert all(set(done["trained"]) == set(NAMES) for done in rounds)
+    assert (tmp_path / "silo-law").exists()
+    assert not (tmp_path / "uninvited").exists()
+    assert not (tmp_path / "unencrypted").exists()
+    assert check_run(server) == []
+
+
+def test_a_silo_is_killed_and_comes_back(tmp_path: Path) -> None:
+    link, server = f"127.0.0.1:{free_port()}", tmp_path / "server"
+    recipe, cards = federation_in(tmp_path, link, "insecure = true", ROUNDS)
 
     def rounds_done() -> int:
         return max((int(path.name) for path in (server / ".work/00-sea/rounds").glob("[0-9]*")), default=0)
