@@ -1,10 +1,13 @@
 """Long lives: a run of thousands of stages checked and reported, and thousands of domain cards listed.
 
-    python -m benchmarks.load [--stages 2000] [--domains 20] [--cards 10000] [--json FILE]
+    python -m benchmarks.load [--stages 2000] [--domains 20] [--cards 10000] [--stream 200,40] [--json FILE]
 
 Run and cards are generated: a whole run folder with ledger, losses, curves and facts, without weights. Every verb is a
 process of its own; its processor seconds and its peak of resident memory are those of the operating system, with the
 libraries that it imports.
+
+`--stream D,T` trains instead: T stages of one step each in which D domains are measured, and the resident memory after
+each stage; what grows with both would show here.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import yaml
@@ -102,13 +107,55 @@ def measured(verb: Sequence[str], where: Path) -> dict[str, float]:
     }
 
 
+def resident_after_stages(here: Path, domains: int, stages: int) -> list[float]:
+    """Resident megabytes after every stage of a real run in which many domains are watched."""
+    import torch
+
+    from lifelong.pipeline import run_recipe
+    from lifelong.recipe import parse_recipe
+    from lifelong.records import RunObserver
+
+    torch.set_num_threads(1)
+    draw = random.Random(0)
+    for number in range(domains):
+        lines = [
+            json.dumps({"text": " ".join(("".join(draw.choices(ascii_lowercase, k=5)) for _ in range(60)))})
+            for _ in range(12)
+        ]
+        (here / f"d{number}.jsonl").write_text("\n".join(lines))
+        (here / f"d{number}.yaml").write_text(f"name: d{number}\nsource: {{files: d{number}.jsonl}}\nheld_out: 0.3\n")
+    cards = [str(here / f"d{number}.yaml") for number in range(domains)]
+    recipe = parse_recipe({
+        "name": "long", "sequence_length": 32,
+        "model": {"family": "llama", "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 16},
+        "tokenizer": {"train": {"kind": "bpe", "vocab_size": 300}},
+        "stages": [{"domain": cards[index % 2], "tokens": 128} for index in range(stages)], "watch": cards[2:],
+        "train": {"per_device_train_batch_size": 4, "use_cpu": True}, "evaluate": {"tokens": 100, "samples": 0},
+    })  # fmt: skip
+    sizes: list[float] = []
+
+    class Weighing(RunObserver):
+        def stage_committed(self, _: StageRecord) -> None:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+    run_recipe(recipe, here / "run", Weighing())
+    return sizes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, default=2000)
     parser.add_argument("--domains", type=int, default=20)
     parser.add_argument("--cards", type=int, default=10_000)
+    parser.add_argument("--stream", help="domains,stages of a real run whose memory is measured instead")
     parser.add_argument("--json", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
+    if arguments.stream:
+        with tempfile.TemporaryDirectory() as name:
+            sizes = resident_after_stages(Path(name), *map(int, arguments.stream.split(",")))
+        print("resident MB after each stage: " + " ".join(f"{size:.0f}" for size in sizes))
+        return
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         write_run(here / "run", arguments.domains, arguments.stages)

@@ -117,6 +117,11 @@ def test_given_splits_are_read_as_they_are(tmp_path: Path) -> None:
         next(iter(read_documents(domain, "validation")))
 
 
+def test_a_share_is_written_as_in_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "some words"}\n')
+    assert _load(tmp_path, {"files": ["a.jsonl"]}, held_out="20%").held_out == pytest.approx(0.2)
+
+
 def test_dedup_drops_repeats_and_what_is_held_out(tmp_path: Path) -> None:
     long = sentences(5, 40, words=60)
     nearly = [text + " More." for text in long[:5]]

@@ -18,7 +18,7 @@ from lifelong.allowed import remember_allowed
 from lifelong.errors import InputError, did_you_mean
 from lifelong.plugins import shipped_folder
 from lifelong.records import NAME_PATTERN
-from lifelong.schema import CARD, Location, read_yaml, shortened, validation_lines
+from lifelong.schema import CARD, Location, parse_fraction, read_yaml, shortened, validation_lines
 from lifelong.stream.cards.paths import CardFile, require_own
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
@@ -52,7 +52,7 @@ class Domain(CardFile):
     dedup: Literal["none", "exact", "near"] = Field(
         "none", description="drop repeated documents of the training split, and those that are held out"
     )
-    held_out: float = Field(
+    held_out: Annotated[float, BeforeValidator(parse_fraction)] = Field(
         0.05, gt=0.0, lt=0.5, description="share of documents for each split that has to be cut by hash"
     )
     on_bad_document: Literal["error", "skip"] = Field(
