@@ -119,7 +119,7 @@ def resident_after_stages(here: Path, domains: int, stages: int) -> list[float]:
     draw = random.Random(0)
     for number in range(domains):
         lines = [
-            json.dumps({"text": " ".join(("".join(draw.choices(ascii_lowercase, k=5)) for _ in range(60)))})
+            json.dumps({"text": " ".join("".join(draw.choices(ascii_lowercase, k=5)) for _ in range(60))})
             for _ in range(12)
         ]
         (here / f"d{number}.jsonl").write_text("\n".join(lines))
