@@ -21,7 +21,7 @@ from lifelong.lineage.merge import merge_stage
 from lifelong.recipe.files import read_recipe_file
 from lifelong.records import Front
 from lifelong.report import write_report
-from lifelong.report.style import markdown_safe
+from lifelong.report.view import markdown_safe
 from lifelong.report.write import markdown
 from lifelong.stream.cards.summary import add_domain
 from lifelong.train.arguments import check_train_section

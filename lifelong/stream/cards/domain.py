@@ -74,6 +74,17 @@ class Domain(CardFile):
         names = ("text_field", "dedup", "held_out", "on_bad_document", "max_document_bytes", "take_bytes")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Source, licence, citation and revision of the corpus, as far as they are known; no path of this machine."""
+        given = {
+            "source": self.source.public_name,
+            "licence": self.licence,
+            "citation": self.citation,
+            "revision": getattr(self.source, "revision", None),
+        }
+        return {key: value for key, value in given.items() if value}
+
 
 def load_domain(card: str | Path, *, allow_paths: bool = False) -> Domain:
     """The domain of a card, given by name or by path.
