@@ -14,7 +14,7 @@ from lifelong.report.view import SHOWN_ROWS, Cell, Table
 FIGURE_COLUMNS = 12
 FIGURE_ROWS = 40
 FULL_COLOUR_NATS = 0.5
-STRONGEST = 0.65
+STRONGEST = 0.5
 GRID_SIDE = 160  # of a larger matrix every n-th row and column is drawn; matrix.json holds all
 CELL = 8
 LABEL = 96
@@ -122,7 +122,7 @@ def replay_map(history: RunHistory) -> tuple[Table | None, int]:
         line: list[str | Cell] = [record.name, _share(total, record.tokens)]
         for name in names[:FIGURE_COLUMNS]:
             tokens = record.replay.get(name, 0)
-            colour = f"rgba(var(--cost),{0.5 * tokens / max(record.tokens, 1) / strongest:.2f})"
+            colour = f"rgba(var(--cost),{0.4 * tokens / max(record.tokens, 1) / strongest:.2f})"
             line.append(_share(tokens, record.tokens, colour) if tokens else "–")
         rows.append(line)
     heads = ("stage", "replayed", *names[:FIGURE_COLUMNS])

@@ -22,7 +22,7 @@ const tools = (box, ...buttons) => {
   bar.append(...buttons);
   box.after(bar);
 };
-const shown = cell => [...cell.childNodes].filter(n => n.nodeName !== "BUTTON").map(n => n.textContent.trim()).filter(Boolean).join(" ");
+const shown = cell => [...cell.childNodes].map(n => n.textContent.trim()).filter(Boolean).join(" ");
 const latex = text => text.replace(/\\/g, "\\textbackslash ").replace(/[&%$#_{}]/g, "\\$&").replace(/±/g, "$\\pm$")
   .replace(/[−]/g, "-").replace(/→/g, "$\\to$").replace(/↓/g, "$\\downarrow$").replace(/↑/g, "$\\uparrow$");
 
