@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lifelong.metrics import MetricInfo, metric_info
+from lifelong.metrics import MetricInfo, compute_run, metric_info
 from lifelong.records import NOT_TRAINED, ComputeLedger, Cost, LossMatrix, RunHistory
 from lifelong.report import units
 
@@ -276,6 +276,23 @@ def _budgeted_rise(history: RunHistory, domain: str) -> float | None:
     *before, now = matrix.series(domain)
     best = min((loss for loss in before if loss is not None), default=None)
     return None if best is None or now is None else now - best
+
+
+def broken_promises(history: RunHistory) -> list[str]:
+    """What the recipe promised of a finished run and did not come: expectations, and forgetting budgets."""
+    if history.unfinished:
+        return []
+    found = [
+        f"expected {item.metric} = {item.expected:g} ± {item.tolerance}, it is "
+        + ("not measured" if item.value is None else f"{item.value:.4g}")
+        for item in check_expectations(history, compute_run(history))
+        if not item.met
+    ]
+    return found + [
+        f"{row.domain} is over its forgetting budget: {row.rise:+.1%}, allowed are {row.allowed:.1%}"
+        for row in budget_rows(history)
+        if row.state == BROKEN and row.rise is not None
+    ]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lifelong.report.downstream import score_columns, score_table
 from lifelong.report.figures import write_figures
 from lifelong.report.html import page
 from lifelong.report.latex import latex_table
+from lifelong.report.model_card import model_card
 from lifelong.report.uncertainty import metric_intervals
 from lifelong.report.verdict import budget_rows, cells, check_expectations, decision, metric_rows, phase_costs, verdict
 from lifelong.report.view import markdown_safe
@@ -148,8 +149,11 @@ def _matrix_lines(matrix: LossMatrix) -> list[str]:
 
 
 def summarise(out: Path) -> RunResult:
-    """Write the report of what is committed and return its figures."""
-    history = read_history(out)
-    write_report(history, RunFolder(out).report.path)
+    """Write the report of what is committed and the model cards that are missing; return the figures."""
+    history, run = read_history(out), RunFolder(out)
+    write_report(history, run.report.path)
+    for index, record in enumerate(history.stages):
+        if not (card := run.stage(record.name).card).exists():
+            write_text(card, model_card(history, index))
     cost = sum((ComputeLedger.from_json(record.cost).total for record in history.stages), Cost())
     return RunResult(str(out), history.matrix, compute_all(history.matrix), cost)

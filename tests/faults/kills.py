@@ -41,7 +41,7 @@ PHASES = ("preparing", "tokenising", "caching", "evaluating", "training", "savin
 KINDS = {"SIGKILL": signal.SIGKILL, "power cut": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 OF_OBSERVER = {"prepare": "preparing", "grow": "growing", "recover": "recovering", "train": "training",
                "evaluate": "evaluating", "commit": "committing"}  # fmt: skip
-LEFT_OUT = {".lock", ".cache", "report", "environment.json", "measured.json"}
+LEFT_OUT = {"metrics.jsonl", ".lock", ".cache", "report", "environment.json", "measured.json"}
 SECONDS_AT_MOST = 300.0
 
 

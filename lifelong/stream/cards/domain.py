@@ -18,7 +18,7 @@ from lifelong.allowed import remember_allowed
 from lifelong.errors import InputError, did_you_mean
 from lifelong.plugins import shipped_folder
 from lifelong.records import NAME_PATTERN
-from lifelong.schema import CARD, Location, read_yaml, shortened, validation_lines
+from lifelong.schema import CARD, Location, Written, read_yaml, shortened, validation_lines
 from lifelong.stream.cards.paths import CardFile, require_own
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
@@ -37,7 +37,12 @@ def parse_size(value: Any) -> Any:
     return value
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    Field(gt=0),
+    Written(r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT]i?)?[bB]?\s*$", "64 MiB"),
+]
 
 
 class Domain(CardFile):
