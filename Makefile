@@ -8,7 +8,7 @@ NEWEST ?= 3.13
 # contiguous shares of the tests: what a module prepares once is prepared by one process
 PYTEST := python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart test test-lowest test-newest federated slow soak fuzz check bench bench-data docs clean
+.PHONY: quickstart test browser test-lowest test-newest federated slow soak fuzz check bench bench-data docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +59,11 @@ test-newest: | .venv-uv/bin/uv
 federated: .venv-federated/.installed
 	.venv-federated/bin/python -m pytest tests/federation/test_federation.py
 	.venv-federated/bin/python -m pytest -m slow tests/federation/test_processes.py
+
+# the pages in Chromium, where there is one (apt-get install chromium): widths, colours, hover, sorting, downloads
+browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser
 
 # needs the corpora: LIFELONG_DATA=... make slow
 slow: $(VENV)/.installed-test

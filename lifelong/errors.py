@@ -92,11 +92,15 @@ _COMPARED = 200
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name closest to `name`, or None when nothing is close."""
+    return next(iter(closest(name, known)), None)
+
+
+def closest(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The known names that are close to `name`, the closest first."""
     candidates = list(known)
     if len(candidates) > _COMPARED:  # difflib takes a second for ten thousand names
         candidates = heapq.nlargest(_COMPARED, candidates, key=lambda other: _common_pairs(name, other))
-    matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    return difflib.get_close_matches(name, candidates, n=most, cutoff=cutoff)
 
 
 def _common_pairs(one: str, other: str) -> float:
@@ -104,13 +108,19 @@ def _common_pairs(one: str, other: str) -> float:
     return sum(one[i : i + 2] in other for i in range(len(one) - 1)) - abs(len(one) - len(other)) / 2
 
 
-def did_you_mean(name: str, known: Iterable[str], limit: int = 24) -> str:
-    """A clause that offers the nearest known name and lists what is allowed."""
+def did_you_mean(name: str, known: Iterable[str], limit: int = 8) -> str:
+    """A clause that offers the nearest known name, and names what is allowed: all where few, else the three nearest."""
     known = sorted(known)
-    close = nearest(name, known)
-    hint = f"; did you mean {close!r}?" if close else "."
-    listed = ", ".join(known[:limit]) + (f", ... ({len(known)} in all)" if len(known) > limit else "")
-    return f"{hint} Known: {listed or 'none'}"
+    close = closest(name, known)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    if len(known) <= limit:
+        return f"{hint} Known: {', '.join(known) or 'none'}"
+    others = close[1:] if close else closest(name, known, cutoff=0.0)
+    return (
+        f"{hint} {'Also near' if close else 'Nearest'}: {', '.join(others)} ({len(known)} in all)"
+        if others
+        else f"{hint} ({len(known)} in all)"
+    )
 
 
 def refusals(call: Callable[..., object], *arguments: Any, **options: Any) -> Iterator[str]:

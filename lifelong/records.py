@@ -246,7 +246,11 @@ class FactCurve:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One committed stage, one line of the ledger. Hashes are SHA-256 in hex; `replay` counts tokens by domain."""
+    """One committed stage, one line of the ledger. Hashes are SHA-256 in hex; `replay` counts tokens by domain.
+
+    `sources` holds, by corpus that the stage read first or again, what its card says of it: source, licence, citation
+    and revision, where they are given.
+    """
 
     index: int
     name: str
@@ -266,6 +270,7 @@ class StageRecord:
     replay: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     committed_at: str = ""
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -431,7 +436,8 @@ class RunHistory:
     hash of the ledger's last line, which fixes everything above it. `fronts` (models between two stages)
     and `tasks` and `harness` (downstream) were measured after the run; `chat` holds the answers of a chat model;
     `notes` say what could not be used. `watched_losses` are those of watched domains, row -1 first; empty where none is
-    watched. `rejected` names the next stage if it broke its budget.
+    watched. `rejected` names the next stage if it broke its budget. `sources` is that of all lines of the
+    ledger together; `peak_memory` is in bytes, by stage, where it was measured.
     """
 
     name: str
@@ -456,6 +462,8 @@ class RunHistory:
     notes: tuple[str, ...] = ()
     watched_losses: tuple[tuple[DomainLoss, ...], ...] = ()
     rejected: tuple[str, ...] = ()
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    peak_memory: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def measured_losses(self) -> tuple[tuple[DomainLoss, ...], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable
@@ -183,13 +184,36 @@ def parse_fraction(value: object) -> object:
     return value
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
+RANGES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
-PositiveCount = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+class Written:
+    """A value that may also be written as a text of this pattern, for the JSON schema, which knows no validator.
+
+    Args:
+        pattern: of the text, as JSON schema knows patterns.
+        example: such a text.
+    """
+
+    def __init__(self, pattern: str, example: str) -> None:
+        self.text = {"type": "string", "pattern": pattern, "examples": [example]}
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """The schema of the value, with its range in the words of JSON schema, or of the text."""
+        value = {RANGES.get(key, key): content for key, content in handler(core_schema).items()}
+        return {"anyOf": [value, self.text]}
 
 
-Fraction = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, le=1)]
+COUNT = Written(r"^\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbBtT]?\s*$", "2M")
+PER_CENT = Written(r"^\s*[0-9.]+\s*%\s*$", "2%")
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=0), COUNT]
+
+
+PositiveCount = Annotated[int, BeforeValidator(parse_count), Field(ge=1), COUNT]
+
+
+Fraction = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, le=1), PER_CENT]
 
 
 Size = Annotated[int, Field(ge=1)]
@@ -201,9 +225,36 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """The schema with a description of every key that the docstring names under `Attributes:`."""
+        schema: dict[str, Any] = handler(core_schema)
+        target = handler.resolve_ref_schema(schema)
+        text = inspect.getdoc(cls) or ""
+        target["description"] = " ".join(text.split("\n\n")[0].split())
+        for key, described in attribute_docs(text).items():
+            if key in target.get("properties", {}):
+                target["properties"][key].setdefault("description", described)
+        return schema
+
+    @classmethod
     def known_keys(cls) -> dict[str, FieldInfo]:
         """Keys that may be written in a section."""
         return cls.model_fields
+
+
+def attribute_docs(docstring: str) -> dict[str, str]:
+    """Key -> description of the `Attributes:` section of a docstring."""
+    _, found, section = docstring.partition("Attributes:\n")
+    docs: dict[str, str] = {}
+    key = ""
+    for line in section.splitlines() if found else ():
+        if not line.strip() or not line.startswith("    "):
+            break
+        if match := re.match(r"    (\w+): (.*)", line):
+            key, docs[match[1]] = match[1], match[2]
+        elif key:
+            docs[key] += f" {line.strip()}"
+    return docs
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,11 @@ def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("-m"):
         return
-    deselected = [item for item in items if item.get_closest_marker("slow")]
+    deselected = [item for item in items if _left_out(item)]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not _left_out(item)]
+
+
+def _left_out(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(marker) for marker in ("slow", "browser"))

@@ -10,14 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from lifelong.cli.terminal import JsonOption, quiet_libraries, say, show
+from lifelong.cli.verbs import HELP, Verbs, add
 from lifelong.errors import InputError, did_you_mean
 
 TABLE_ROWS = 500  # a longer list is for a pager or grep: rich takes seconds to lay it out
 
-domain_app = typer.Typer(no_args_is_help=True, help="Add, list, inspect and check corpora.")
+domain_app = typer.Typer(
+    cls=Verbs, no_args_is_help=True, context_settings=HELP, help="Add, list, inspect and check corpora."
+)
 
 
-@domain_app.command("add")
 def domain_add(
     name: Annotated[str, typer.Argument(help="Name of the domain.")],
     files: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Training files; may be repeated.")] = None,
@@ -62,14 +64,16 @@ def domain_add(
         say(f"card: {card}")
 
 
-@domain_app.command("list")
-def domain_list() -> None:
-    """Every known card."""
+def domain_list(as_json: JsonOption = False) -> None:
+    """List every known card with its licence and where its text is."""
     from rich.table import Table
     from rich.text import Text
 
     from lifelong.stream.cards.summary import list_domains
 
+    if as_json:
+        typer.echo(json.dumps(list_domains(), indent=1))
+        return
     rows = [
         (str(entry["name"]), str(entry.get("licence") or "not stated"),
          f"broken: {entry['fault']}" if "fault" in entry else str(entry["source"]))
@@ -86,7 +90,6 @@ def domain_list() -> None:
     show(table)
 
 
-@domain_app.command("show")
 def domain_show(
     card: Annotated[str, typer.Argument(metavar="CARD")],
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
@@ -101,7 +104,6 @@ def domain_show(
     _show_summary(describe_domain(domain, _tokenizer(tokenizer)), as_json)
 
 
-@domain_app.command("check")
 def domain_check(
     cards: Annotated[list[str], typer.Argument(metavar="CARD...")],
     allow_paths: Annotated[
@@ -161,3 +163,12 @@ def _show_summary(summary: Any, as_json: bool) -> None:
     show(summary_table(summary))
     for warning in summary.warnings:
         say(f"! {warning}")
+
+
+for verb, name, example in (
+    (domain_add, "add", "domain add contracts --files 'contracts/*.jsonl.gz' --licence CC-BY-4.0"),
+    (domain_list, "list", "domain list"),
+    (domain_show, "show", "domain show licences"),
+    (domain_check, "check", "domain check licences python-stdlib"),
+):
+    add(domain_app, verb, example, name)

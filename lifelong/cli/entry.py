@@ -16,42 +16,66 @@ import typer
 
 from lifelong import distributed
 from lifelong.cli.corpora import domain_app
-from lifelong.cli.faults import fault_message
-from lifelong.cli.inspect import check, list_names, report, schema
+from lifelong.cli.inspect import check, list_names, report, schema, status
 from lifelong.cli.models import cache, evaluate, expand, merge
+from lifelong.cli.push import push
+from lifelong.cli.recipes import recipe_app
 from lifelong.cli.run import extend, init, plan, run
 from lifelong.cli.terminal import quiet_libraries, state
+from lifelong.cli.verbs import HELP, Verbs, add
 from lifelong.errors import InputError, Interrupted, LifelongError, printable
 
 app = typer.Typer(
     name="lifelong",
     help="Continual pre-training of language models: train domain after domain, grow the model, measure forgetting.",
+    cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
-for verb in (init, run, extend, plan, expand, evaluate, cache, check, merge, report, list_names, schema):
-    app.command(name="list" if verb is list_names else None)(verb)
+for verb, example in (
+    (init, "init HuggingFaceTB/SmolLM2-135M --domain legal --out legal.yaml"),
+    (run, "run quickstart --out runs/quickstart"),
+    (status, "status runs/quickstart"),
+    (extend, "extend runs/quickstart --domain contracts --tokens 1M"),
+    (plan, "plan quickstart --devices 8 --sharding fsdp2"),
+    (report, "report runs/replay runs/plain --out comparison"),
+    (evaluate, "evaluate runs/quickstart --domain licences --stage initial"),
+    (merge, "merge runs/quickstart --weight 0.5 --out merged"),
+    (expand, "expand gpt2 gpt2-grown --layers 16"),
+    (cache, "cache runs/quickstart --domain licences --out targets"),
+    (push, "push runs/quickstart --to my-name/quickstart --private"),
+    (check, "check runs/quickstart"),
+    (list_names, "list recipes"),
+    (schema, "schema recipe"),
+):
+    add(app, verb, example, "list" if verb is list_names else None)
+app.add_typer(recipe_app, name="recipe")
 app.add_typer(domain_app, name="domain")
 
 SEVERAL_PROCESSES = ("run", "extend")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from lifelong import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Read the options that all verbs share."""
+    del version
     state.verbose = verbose
-    if version:
-        from lifelong import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
     if distributed.launched() > 1:
         if context.invoked_subcommand not in SEVERAL_PROCESSES:
             raise InputError(
@@ -93,6 +117,8 @@ def main() -> None:
         if distributed.lost_peer(error):
             reason = str(error).strip().splitlines()[0][:200]
             _end(f"error: another process of this run is gone ({reason}); {CONTINUE}", distributed.LOST_PEER)
+        from lifelong.cli.faults import fault_message
+
         message = fault_message(error)
         if state.verbose or message is None:
             if not distributed.agree_on_exit_code(1)[0]:

@@ -16,7 +16,7 @@ SHORTEST_HASH = 12  # 48 bits: nobody makes a ledger of his own that begins so
 
 
 def check(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     expect: Annotated[
         str | None, typer.Option(metavar="HASH", help="What the last line has to be: all of it, or its beginning.")
     ] = None,
@@ -44,17 +44,21 @@ def check(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
-    out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report, or nowhere.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run, or several to compare.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; default RUN/report, of several runs nowhere.")
+    ] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="Print tables for a paper (booktabs) instead.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Report on one run, or compare several; checks what the recipe expects."""
     from lifelong.ledger.history import read_history
+    from lifelong.ledger.storage import storage_faults
 
     if len(runs) == 1:
         from lifelong.ledger.folder import RunFolder
-        from lifelong.ledger.storage import storage_faults
         from lifelong.report import altered_matrix, write_report
+        from lifelong.report.write import latex as latex_of
 
         out = out or RunFolder(runs[0]).report.path
         if finding := altered_matrix(out):
@@ -62,19 +66,49 @@ def report(
         history = read_history(runs[0])
         with storage_faults(out, f"report {str(out)!r}", "then run the same command again"):
             write_report(history, out)
+        if latex:
+            say(latex_of(history), nl=False)
+            return
         _finish(runs[0], as_json, out, history)
         return
     from lifelong.report.compare import compare_runs
-    from lifelong.report.compare_page import comparison_table, comparison_verdict, write_comparison
+    from lifelong.report.compare_page import (
+        comparison_latex,
+        comparison_table,
+        comparison_verdict,
+        write_comparison,
+    )
 
     comparison = compare_runs([read_history(path) for path in runs])
     if out is not None:
-        write_comparison(comparison, out)
-    if as_json:
+        with storage_faults(out, f"report {str(out)!r}", "then run the same command again"):
+            page = write_comparison(comparison, out)
+    if latex:
+        say(comparison_latex(comparison), nl=False)
+    elif as_json:
         typer.echo(json.dumps(comparison.to_json(), indent=1))
     else:
         show(comparison_table(comparison))
         say(comparison_verdict(comparison))
+        say(
+            f"comparison: {page}"
+            if out is not None
+            else "nothing was written; --out DIR writes the page and its tables"
+        )
+
+
+def status(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, finished or not.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is committed, what runs now and how far it is, and whether its process lives."""
+    from lifelong.report.status import run_status, status_lines
+
+    found = run_status(run_folder)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        say("\n".join(status_lines(found)))
 
 
 LISTS = {
@@ -84,29 +118,21 @@ LISTS = {
 
 
 def list_names(
-    what: Annotated[str, typer.Argument(help=" | ".join(LISTS))],
+    what: Annotated[str, typer.Argument(help=", ".join(f"{name} ({text})" for name, text in LISTS.items()))],
+    as_json: JsonOption = False,
 ) -> None:
-    """List the available domains, families, methods, metrics, recipes or tasks."""
+    """List the available domains, families, methods, metrics, recipes or tasks, with a line of what each is."""
+    from lifelong.cli.listing import listed
     from lifelong.errors import UnknownNameError
-    from lifelong.plugins import plugin_names
 
     if what not in LISTS:
         raise UnknownNameError("list", what, LISTS)
-    if what == "domains":
-        from lifelong.stream.cards.domain import known_domains
-
-        names = known_domains()
-    elif what == "tasks":
-        from lifelong.evaluate.task import known_tasks
-
-        names = known_tasks()
-    elif what == "recipes":
-        from lifelong.recipe.files import known_recipes
-
-        names = known_recipes()
-    else:
-        names = plugin_names({"families": "lifelong.expand.families"}.get(what, f"lifelong.{what}"))
-    say("\n".join(names))
+    entries = listed(what)
+    if as_json:
+        typer.echo(json.dumps([{"name": name, "description": text} for name, text in entries], indent=1))
+        return
+    room = max((len(name) for name, _ in entries), default=0)
+    say("\n".join(f"{name:<{room}}  {text}".rstrip() for name, text in entries))
 
 
 def schema(what: Annotated[str, typer.Argument(help="recipe | domain")]) -> None:
@@ -114,9 +140,9 @@ def schema(what: Annotated[str, typer.Argument(help="recipe | domain")]) -> None
     from lifelong.errors import UnknownNameError
 
     if what == "recipe":
-        from lifelong.recipe.recipe import Recipe
+        from lifelong.recipe.schema import recipe_schema
 
-        typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+        typer.echo(json.dumps(recipe_schema(), indent=1))
     elif what == "domain":
         from lifelong.stream.cards.domain import domain_schema
 

@@ -19,7 +19,7 @@ from lifelong.cli.terminal import (
     say,
     show,
 )
-from lifelong.errors import InputError
+from lifelong.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from lifelong.records import RunHistory
@@ -28,20 +28,38 @@ if TYPE_CHECKING:
 def run(
     recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
     size: SizeOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder; default runs/NAME.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Run seeds 0 to N - 1 into RUN/seed-0 ..., then compare.")
+    ] = None,
     overrides: OverrideOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a whole stream; resumes an interrupted run by itself."""
     from lifelong.recipe.files import load_recipe
 
-    loaded = load_recipe(f"{size}/{recipe}" if size else recipe, overrides or ())
+    name = f"{size}/{recipe}" if size else recipe
+    chosen = [[]] if seeds is None else [[f"seed={seed}"] for seed in range(seeds)]
+    recipes = [load_recipe(name, [*(overrides or ()), *seed]) for seed in chosen]
+    folder = out or Path("runs") / recipes[0].name
+    if not as_json and distributed.launched_rank() == 0:
+        tokens = sum(stage.tokens for stage in recipes[0].stages)
+        say(f"{recipes[0].name}: {len(recipes[0].stages)} stages, {tokens:,} tokens, into {folder}")
     quiet_libraries()
     from lifelong.pipeline.loop import run_recipe
 
-    with display(as_json) as observer:
-        result = run_recipe(loaded, out or Path("runs") / loaded.name, observer)
-    _finish(Path(result.out), as_json)
+    if seeds is None:
+        with display(as_json) as observer:
+            result = run_recipe(recipes[0], folder, observer)
+        _finish(Path(result.out), as_json)
+        return
+    for loaded in recipes:
+        with display(as_json) as observer:
+            run_recipe(loaded, folder / f"seed-{loaded.seed}", observer)
+    if distributed.is_main_process():
+        from lifelong.cli.inspect import report
+
+        report([folder / f"seed-{loaded.seed}" for loaded in recipes], folder / "comparison", as_json=as_json)
 
 
 def extend(
@@ -161,12 +179,15 @@ def _finish(out: Path, as_json: bool, report_folder: Path | None = None, history
     from lifelong.ledger.history import read_history
     from lifelong.report import matrix_json
     from lifelong.report.table import run_tables
+    from lifelong.report.verdict import broken_promises
 
     history = history or read_history(out)
     if as_json:
         typer.echo(json.dumps(matrix_json(history), indent=1))
-        return
-    for table in run_tables(history):
-        show(table)
-    report = ReportFolder(report_folder) if report_folder else RunFolder(out).report
-    say(f"report: {report.page}")
+    else:
+        for table in run_tables(history):
+            show(table)
+        report = ReportFolder(report_folder) if report_folder else RunFolder(out).report
+        say(f"report: {report.page}")
+    if broken := broken_promises(history):
+        raise VerificationError("; ".join(broken))

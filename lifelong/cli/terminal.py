@@ -45,10 +45,13 @@ state = State()
 
 
 def quiet_libraries() -> None:
-    """Leave the terminal to our own messages."""
+    """Load the libraries, and leave the terminal to our own messages; says so first, because it takes seconds."""
     import logging
+    import sys
     import warnings
 
+    if "torch" not in sys.modules and distributed.launched_rank() == 0 and sys.stderr.isatty():
+        typer.echo("loading torch and transformers ...", err=True)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -88,9 +91,9 @@ def show(renderable: Any) -> None:
     Console().print(_Printable(renderable))
 
 
-def say(text: str, *, err: bool = False) -> None:
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print a line that may hold names of strangers."""
-    typer.echo(printable(text), err=err)
+    typer.echo(printable(text), err=err, nl=nl)
 
 
 class _Printable:

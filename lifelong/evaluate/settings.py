@@ -18,6 +18,14 @@ class EvaluateSection(Section):
 
     `tokens` are those of a domain; `auto` takes as many, up to 100k, as cost a seventh of what is trained.
     `chat: off` leaves out the prompts that a base with a chat template answers before and after every stage.
+
+    Attributes:
+        tokens: held-out tokens of every domain, or auto.
+        split: the split of the cards that is held out.
+        probes: small evaluations during a stage.
+        probe_tokens: held-out tokens of a domain in a probe.
+        samples: texts that the model continues for every domain, before and after.
+        chat: auto or off.
     """
 
     tokens: Literal["auto"] | PositiveCount = "auto"

@@ -68,10 +68,19 @@ def load_task(card: str | Path) -> Task:
         task = _read_card(Path(text))
         require_own("task", Path(text), outside_names(task, task.source.model_dump()), task_folders())
         return task
+    return _read_card(task_file(text))
+
+
+def task_file(name: str) -> Path:
+    """The card of a name.
+
+    Raises:
+        InputError: there is none.
+    """
     for folder in task_folders():
-        if (path := folder / f"{text}.yaml").is_file():
-            return _read_card(path)
-    raise UnknownNameError("task", text, known_tasks())
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    raise UnknownNameError("task", name, known_tasks())
 
 
 def known_tasks() -> list[str]:

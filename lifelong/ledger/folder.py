@@ -2,7 +2,7 @@
 
 Nothing heavy is imported here, and nothing is written.
 
-    RUN/recipe.yaml environment.json ledger.jsonl .lock
+    RUN/recipe.yaml environment.json ledger.jsonl metrics.jsonl .lock
     RUN/initial/           the model before the first stage: losses.json samples.json tokenizer/
     RUN/stages/NN-DOMAIN/  a committed stage (`StageFolder`): model/ losses.json history.json ...
     RUN/heldout/DOMAIN/    held-out documents
@@ -26,8 +26,8 @@ COMMITTED_FOLDERS = (INITIAL, "stages", "heldout", "memory")
 SHARED_FOLDERS = ("heldout", "memory")
 # everything else that we put into a run folder; none of it is committed
 OTHERS = (
-    "ledger.jsonl", "recipe.yaml", "environment.json", ".lock", ".work", ".cache", "report", "rejected", "trackers",
-    "front", "downstream", "harness",
+    "ledger.jsonl", "metrics.jsonl", "recipe.yaml", "environment.json", ".lock", ".work", ".cache", "report", "rejected",
+    "trackers", "front", "downstream", "harness",
 )  # fmt: skip
 _STAGE = re.compile(r"[0-9]+-")
 _MODEL_OF_STAGE = re.compile(r"(?:.*/)?(?P<run>[^/]+)/stages/(?P<index>\d+)-[^/]+/(?:model|trunk)/?")
@@ -91,6 +91,7 @@ class StageFolder(_Folder):
     trunk = _Entry("trunk", "Checkpoint before the annealing, where the next stage starts from it.")
     tokenizer = _Entry("tokenizer", "The tokenizer of the run, beside the initial model.")
     record = _Entry("record.json", "The stage's line of the ledger.")
+    card = _Entry("README.md", "Model card; made of what is committed, like the report.")
     measured = _Entry("measured.json", "Times, machine, threads and packages.")
     recipe = _Entry("recipe.yaml", "The recipe at the commit.")
     losses = _Entry("losses.json", "Held-out losses of all domains, per document.")
@@ -178,6 +179,7 @@ class RunFolder(_Folder):
     """
 
     ledger = _Entry("ledger.jsonl", "One line per committed stage.")
+    metrics = _Entry("metrics.jsonl", "What was measured, as it was measured; read by nothing but people and `status`.")
     recipe = _Entry("recipe.yaml", "The recipe in force.")
     environment = _Entry("environment.json", "Machine and packages at the start.")
     lock = _Entry(".lock", "Held by the process that writes.")

@@ -12,7 +12,7 @@ from lifelong.errors import CorruptionError, InputError
 from lifelong.files import read_json, read_sealed, write_json
 from lifelong.ledger.folder import RunFolder, StageFolder, stage_name
 from lifelong.ledger.integrity import changed_recipe, damaged_files, recipe_finding
-from lifelong.ledger.ledger import measured, read_records, record_hash
+from lifelong.ledger.ledger import read_measurements, read_records, record_hash, with_measurements
 from lifelong.records import (
     ChatScores,
     ComputeLedger,
@@ -100,7 +100,8 @@ def _reason(error: Exception) -> str:
 
 def _history(out: Path, run: RunFolder, records: Sequence[StageRecord]) -> RunHistory:
     recipe = recipe_values(run)
-    stages = tuple(measured(out, record) for record in records if record.index >= 0)
+    facts = {record.name: read_measurements(out, record) for record in records if record.index >= 0}
+    stages = tuple(with_measurements(record, facts[record.name]) for record in records if record.index >= 0)
     folders = [run.stage(record.name) for record in stages]
     lines = [(run.initial, records[0]), *zip(folders, stages, strict=True)]
     initial, *losses = _rows(run, lines, StageFolder.losses.name)
@@ -136,6 +137,10 @@ def _history(out: Path, run: RunFolder, records: Sequence[StageRecord]) -> RunHi
         chat=tuple(
             ChatScores.from_json(read_json(folder.chat)) for folder in (run.initial, *folders) if folder.chat.is_file()
         ),
+        sources={name: corpus for record in records for name, corpus in record.sources.items()},
+        peak_memory={
+            name: float(peak) for name, found in facts.items() if (peak := found["computed_with"].get("peak_memory"))
+        },
         **read_afterwards(run, records),
     )
 

@@ -86,7 +86,7 @@ def foreign_files(out: Path, records: Sequence[StageRecord]) -> Iterator[str]:
     listed = {"/".join(name.split("/")[:2]) for name in known}
     pending = RunFolder(out).work_root.is_dir()  # a stage that is being made writes its share of these folders first
     for stage in map(_listed, records):
-        known |= {stage.record.as_posix(), stage.measured.as_posix()}
+        known |= {stage.record.as_posix(), stage.measured.as_posix(), stage.card.as_posix()}
     for folder in COMMITTED_FOLDERS:
         for path in sorted((out / folder).rglob("*")):
             name = path.relative_to(out).as_posix()

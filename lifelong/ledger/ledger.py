@@ -288,7 +288,20 @@ def measured(out: Path, record: StageRecord) -> StageRecord:
     Raises:
         CorruptionError: the file with the times is damaged.
     """
-    facts = read_sealed(RunFolder(out).stage(record.name).measured)
+    return with_measurements(record, read_measurements(out, record))
+
+
+def read_measurements(out: Path, record: StageRecord) -> dict[str, Any]:
+    """Measured times and machine of a stage, from beside the ledger.
+
+    Raises:
+        CorruptionError: the file is damaged.
+    """
+    return read_sealed(RunFolder(out).stage(record.name).measured)
+
+
+def with_measurements(record: StageRecord, facts: Mapping[str, Any]) -> StageRecord:
+    """The record with its measured times put back."""
     seconds: Mapping[str, float] = facts["seconds"]
     cost = {phase: {**values, "seconds": seconds.get(phase, 0.0)} for phase, values in record.cost.items()}
     expansion = record.expansion

@@ -21,7 +21,7 @@ from lifelong.records import NAME_PATTERN, StageRecord
 LINE_START, HASH_SIZE = b'{"sha256":"', 64
 _REBUILD = "the next run writes it again from the other copy (ledger.jsonl, or the stages' record.json)"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MAPPINGS = ("shape", "cost", "row", "fingerprints", "seeds", "versions", "files", "replay")
+_MAPPINGS = ("shape", "cost", "row", "fingerprints", "seeds", "versions", "files", "replay", "sources")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def _body(record: StageRecord) -> bytes:
     """A record without what a clock measured."""
     data = record.to_json()
     data.pop("committed_at", None)
+    if not data["sources"]:  # lines of earlier versions have none, and keep their hashes
+        del data["sources"]
     for cost in data["cost"].values():
         cost.pop("seconds", None)
     if data["expansion"] is not None:

@@ -5,7 +5,8 @@
 Signs, stated once: losses and everything called *forgetting*, *gap* or AP+ are positive when a domain got
 worse, so lower is better; everything called *transfer* (BWT, FWT) or *gain* is positive when it helped.
 
-A metric is a module with `TITLE`, `DESCRIPTION`, `UNIT`, `LOWER_IS_BETTER` and one function: either
+A metric is a module with `TITLE`, `DESCRIPTION`, `UNIT`, `LOWER_IS_BETTER`, optionally `GROUP` (learned, kept,
+transferred or cost: where a report shows it), and one function: either
 `compute(matrix: LossMatrix)` or, where training curves or costs are needed, `compute_history(history: RunHistory)`.
 Both give a float, or None where the metric is not defined (a single stage has forgotten nothing yet).
 """
@@ -20,6 +21,8 @@ from lifelong.plugins import load_plugin, plugin_names
 from lifelong.records import LossMatrix, RunHistory
 
 PACKAGE = "lifelong.metrics"
+FURTHER = "further"
+GROUPS = ("learned", "kept", "transferred", "cost", FURTHER)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class MetricInfo:
     unit: str
     lower_is_better: bool
     needs_history: bool
+    group: str = FURTHER
 
 
 def metric_names() -> list[str]:
@@ -54,6 +58,7 @@ def metric_info(name: str) -> MetricInfo:
         unit=module.UNIT,
         lower_is_better=module.LOWER_IS_BETTER,
         needs_history=not hasattr(module, "compute"),
+        group=getattr(module, "GROUP", FURTHER),
     )
 
 

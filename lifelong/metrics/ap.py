@@ -9,6 +9,7 @@ TITLE = "AP"
 DESCRIPTION = "average perplexity now: exp of the mean loss over all domains trained on so far"
 UNIT = "perplexity"
 LOWER_IS_BETTER = True
+GROUP = "learned"
 
 
 def compute(matrix: LossMatrix) -> float | None:

@@ -9,6 +9,7 @@ TITLE = "AP+"
 DESCRIPTION = "rise of perplexity of earlier domains since each was last trained on (mean difference)"
 UNIT = "perplexity"
 LOWER_IS_BETTER = True
+GROUP = "kept"
 
 
 def compute(matrix: LossMatrix) -> float | None:

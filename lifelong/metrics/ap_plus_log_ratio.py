@@ -9,6 +9,7 @@ TITLE = "AP+ (log-ratio)"
 DESCRIPTION = "rise of the loss of earlier domains since each was last trained on (mean difference of nats)"
 UNIT = "nats/token"
 LOWER_IS_BETTER = True
+GROUP = "kept"
 
 
 def compute(matrix: LossMatrix) -> float | None:

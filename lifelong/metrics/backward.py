@@ -9,6 +9,7 @@ TITLE = "Backward loss"
 DESCRIPTION = "mean loss of every stage on the domains trained on before it"
 UNIT = "nats/token"
 LOWER_IS_BETTER = True
+GROUP = "transferred"
 
 
 def compute(matrix: LossMatrix) -> float | None:

@@ -9,6 +9,7 @@ TITLE = "Base forgetting"
 DESCRIPTION = "loss of watched domains now minus that of the base model (mean)"
 UNIT = "nats/token"
 LOWER_IS_BETTER = True
+GROUP = "kept"
 
 
 def compute(matrix: LossMatrix) -> float | None:

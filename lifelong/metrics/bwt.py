@@ -9,6 +9,7 @@ TITLE = "BWT"
 DESCRIPTION = "backward transfer: loss right after an earlier domain was trained on, minus its loss now"
 UNIT = "nats/token"
 LOWER_IS_BETTER = False
+GROUP = "transferred"
 
 
 def compute(matrix: LossMatrix) -> float | None:

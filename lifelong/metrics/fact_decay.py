@@ -9,6 +9,7 @@ TITLE = "Fact decay"
 DESCRIPTION = "exponent a of the share of an injected gain that is left after t tokens, fitted as c * t^-a"
 UNIT = ""
 LOWER_IS_BETTER = True
+GROUP = "kept"
 
 
 def compute_history(history: RunHistory) -> float | None:

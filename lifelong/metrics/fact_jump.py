@@ -10,6 +10,7 @@ TITLE = "Fact jump"
 DESCRIPTION = "rise of the log-probability of injected facts right after an injection (mean over facts and injections)"
 UNIT = "nats"
 LOWER_IS_BETTER = False
+GROUP = "learned"
 
 
 def compute_history(history: RunHistory) -> float | None:

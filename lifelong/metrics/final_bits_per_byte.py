@@ -9,6 +9,7 @@ TITLE = "Bits per byte"
 DESCRIPTION = "mean bits per byte now over all domains trained on so far; compares across tokenizers"
 UNIT = "bits/byte"
 LOWER_IS_BETTER = True
+GROUP = "learned"
 
 
 def compute(matrix: LossMatrix) -> float | None:

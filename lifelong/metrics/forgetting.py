@@ -9,6 +9,7 @@ TITLE = "Forgetting"
 DESCRIPTION = "loss of earlier domains now minus the best they ever were, under the base model too (mean)"
 UNIT = "nats/token"
 LOWER_IS_BETTER = True
+GROUP = "kept"
 
 
 def compute(matrix: LossMatrix) -> float | None:

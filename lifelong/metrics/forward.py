@@ -9,6 +9,7 @@ TITLE = "Forward loss"
 DESCRIPTION = "mean loss of every stage on the domains not yet trained on"
 UNIT = "nats/token"
 LOWER_IS_BETTER = True
+GROUP = "transferred"
 
 
 def compute(matrix: LossMatrix) -> float | None:

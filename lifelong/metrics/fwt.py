@@ -9,6 +9,7 @@ TITLE = "FWT"
 DESCRIPTION = "forward transfer: loss of the initial model minus loss just before a domain was first trained on"
 UNIT = "nats/token"
 LOWER_IS_BETTER = False
+GROUP = "transferred"
 
 
 def compute(matrix: LossMatrix) -> float | None:

@@ -9,6 +9,7 @@ TITLE = "Gain"
 DESCRIPTION = "plasticity: fall of the loss on a stage's own domain during that stage (mean over stages)"
 UNIT = "nats/token"
 LOWER_IS_BETTER = False
+GROUP = "learned"
 
 
 def compute(matrix: LossMatrix) -> float | None:

@@ -9,6 +9,7 @@ TITLE = "Gain per PFLOP"
 DESCRIPTION = "fall of the mean loss over the seen domains since the initial model, per 10^15 FLOP"
 UNIT = "nats/token/PFLOP"
 LOWER_IS_BETTER = False
+GROUP = "cost"
 
 
 def compute_history(history: RunHistory) -> float | None:

@@ -9,6 +9,7 @@ TITLE = "In-domain loss"
 DESCRIPTION = "mean loss of every stage on the domain it has just trained on (the diagonal)"
 UNIT = "nats/token"
 LOWER_IS_BETTER = True
+GROUP = "learned"
 
 
 def compute(matrix: LossMatrix) -> float | None:

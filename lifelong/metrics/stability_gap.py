@@ -9,6 +9,7 @@ TITLE = "Stability gap"
 DESCRIPTION = "the worst rise of any earlier domain's loss during a stage, above its loss before that stage"
 UNIT = "nats/token"
 LOWER_IS_BETTER = True
+GROUP = "kept"
 
 
 def compute_history(history: RunHistory) -> float | None:

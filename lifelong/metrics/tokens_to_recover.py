@@ -10,6 +10,7 @@ TITLE = "Tokens to recover"
 DESCRIPTION = "tokens from the start of a stage until an earlier domain has made up half of its worst rise (mean)"
 UNIT = "tokens"
 LOWER_IS_BETTER = True
+GROUP = "kept"
 
 
 def compute_history(history: RunHistory) -> float | None:

@@ -9,6 +9,7 @@ TITLE = "FLOPs"
 DESCRIPTION = "floating-point operations of all phases, the teacher's passes included"
 UNIT = "FLOP"
 LOWER_IS_BETTER = True
+GROUP = "cost"
 
 
 def compute_history(history: RunHistory) -> float | None:

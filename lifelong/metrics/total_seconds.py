@@ -10,6 +10,7 @@ TITLE = "Seconds"
 DESCRIPTION = "wall-clock seconds of all phases"
 UNIT = "s"
 LOWER_IS_BETTER = True
+GROUP = "cost"
 
 
 def compute_history(history: RunHistory) -> float | None:

@@ -8,6 +8,7 @@ TITLE = "Tokens"
 DESCRIPTION = "tokens trained on in all phases, replayed ones included"
 UNIT = "tokens"
 LOWER_IS_BETTER = True
+GROUP = "cost"
 
 
 def compute_history(history: RunHistory) -> float | None:

@@ -9,6 +9,7 @@ TITLE = "Worst base forgetting"
 DESCRIPTION = "the largest rise of any watched domain above the base model"
 UNIT = "nats/token"
 LOWER_IS_BETTER = True
+GROUP = "kept"
 
 
 def compute(matrix: LossMatrix) -> float | None:

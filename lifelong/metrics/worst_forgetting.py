@@ -9,6 +9,7 @@ TITLE = "Worst forgetting"
 DESCRIPTION = "the largest rise of any earlier domain above the best it ever was"
 UNIT = "nats/token"
 LOWER_IS_BETTER = True
+GROUP = "kept"
 
 
 def compute(matrix: LossMatrix) -> float | None:

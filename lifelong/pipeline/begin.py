@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def begin(
     observer.phase_started("evaluate", 0)
     losses = context.evaluate(model)
     observer.evaluated(-1, losses)
-    distributed.run_on_main_process(lambda: commit_initial(context, model, losses))
+    distributed.run_on_main_process(lambda: commit_initial(context, model, losses, watched))
     if not distributed.is_main_process():
         ledger.refresh()
     return context, model
@@ -135,7 +135,9 @@ def watch_notes(context: Run) -> list[str]:
     return notes + [NOTHING_WATCHED] * (context.recipe.watches_nothing)
 
 
-def commit_initial(context: Run, model: PreTrainedModel, losses: Sequence[DomainLoss]) -> None:
+def commit_initial(
+    context: Run, model: PreTrainedModel, losses: Sequence[DomainLoss], watched: Mapping[str, Domain | None]
+) -> None:
     """Row -1 of the matrix, and what the initial model writes."""
     recipe, ledger = context.recipe, context.ledger
     work = ledger.work(INITIAL)
@@ -155,6 +157,8 @@ def commit_initial(context: Run, model: PreTrainedModel, losses: Sequence[Domain
         if not recipe.protects_behaviour:
             context.observer.noted(f"warning: {UNPROTECTED_CHAT}")
     record = initial_record(recipe, model, context.tokenizer_fingerprint, context.row(losses))
+    cards = [domain for domain in watched.values() if domain is not None]
+    record = replace(record, sources={domain.name: domain.provenance for domain in cards})
     ledger.commit(work.path, record, [ledger.folder.heldouts], computed_with())
 
 

@@ -64,6 +64,7 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
         replay=replay_counts(curves),
         notes=unmapped_notes(curves),
         committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        sources={domain.name: domain.provenance for domain in stage.domains},
     )
     memory = memory_folder(stage)
     extra = [*([] if memory is None else [memory]), *_new_heldouts(stage)]

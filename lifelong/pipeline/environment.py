@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -38,7 +40,20 @@ def package_versions() -> dict[str, str]:
 
 def computed_with() -> dict[str, Any]:
     """What may move the last bits of a figure: threads, device and packages of this process."""
-    return {"threads": torch.get_num_threads(), "device": _device(), "packages": package_versions()}
+    return {
+        "threads": torch.get_num_threads(),
+        "device": _device(),
+        "packages": package_versions(),
+        "peak_memory": peak_memory(),
+    }
+
+
+def peak_memory() -> int:
+    """Most bytes so far: that torch has allocated on the accelerator, or of this process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def other_versions_note(committed: Mapping[str, str]) -> str | None:

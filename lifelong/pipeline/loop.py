@@ -23,6 +23,7 @@ from lifelong.lm.checkpoint import load_model
 from lifelong.pipeline.begin import begin, last_model, require_heldouts
 from lifelong.pipeline.binding import bind_recipe, extended_recipe, put_in_force
 from lifelong.pipeline.commit import commit_stage
+from lifelong.pipeline.journal import Journal
 from lifelong.pipeline.phases import PHASES
 from lifelong.pipeline.signals import stop_on_signals
 from lifelong.pipeline.stage import Stage
@@ -110,6 +111,8 @@ def _opened(out: Path, held: contextlib.ExitStack, opened: list[Ledger]) -> str:
 
 def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: StopRequest) -> RunResult:
     """Every stage that is not committed yet, then the report."""
+    if distributed.is_main_process():
+        observer = Journal(ledger.out, observer, [Path(card).stem for card in recipe.watch or ()], recipe.train)
     done = len(ledger.stages)
     domains = [load_domain(section.domain) for section in recipe.stages[done:]]
     names = [record.domain for record in ledger.stages] + [domain.name for domain in domains]

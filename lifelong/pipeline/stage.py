@@ -24,7 +24,7 @@ from lifelong.recipe.recipe import Recipe, StageSection
 from lifelong.records import DomainLoss, StageRecord
 from lifelong.replay.memory import ReplayMemory
 from lifelong.replay.steering import ReplayInputs
-from lifelong.stream.cards.domain import Domain
+from lifelong.stream.cards.domain import Domain, load_domain
 from lifelong.stream.steps import StagePlan, stage_plan
 from lifelong.train.arguments import blocks_per_step, training_arguments
 
@@ -86,6 +86,11 @@ class Stage:
     def has_learned(self) -> bool:
         """Whether the previous stage's model was trained, i.e. is not randomly initialised."""
         return self.index > 0 or self.recipe.model.checkpoint is not None
+
+    @property
+    def domains(self) -> list[Domain]:
+        """Its own domain, and those that it is trained on together with."""
+        return [self.domain, *(load_domain(card) for card in self.section.together_with)]
 
     def has(self, path: Path) -> bool:
         """Whether an earlier call has reached this point; the same in all processes."""

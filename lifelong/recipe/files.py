@@ -13,10 +13,12 @@ A recipe that is the same in several sizes is in `any-size/` and lists its `size
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from lifelong.errors import InputError, UnknownNameError
@@ -143,12 +145,45 @@ def read_recipe_file(out: Path) -> Recipe:
     return parse_recipe(read_yaml(path).data, where=str(path))
 
 
+SCHEMA_LINE = "# yaml-language-server: $schema=https://lifelong.readthedocs.io/en/latest/recipe.schema.json\n"
+
+
+def resolved_yaml(recipe: str | Path, overrides: Sequence[str] = ()) -> str:
+    """A recipe as YAML with its base files resolved and overrides applied; what it does not say stays unsaid."""
+    data, path = _resolved(recipe, overrides)
+    head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    comments = "".join(f"{line}\n" for line in head if "yaml-language-server" not in line)
+    text = yaml.dump(data, Dumper=_Compact, sort_keys=False, allow_unicode=True, width=110)
+    return SCHEMA_LINE + comments + text
+
+
+class _Compact(yaml.SafeDumper):
+    """Sections of plain values on one line, as recipes are written by hand."""
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
+        inner = isinstance(mapping, dict) and mapping is not self.top
+        return super().represent_mapping(tag, mapping, flow_style=inner or flow_style)
+
+    def represent(self, data: Any) -> Any:
+        self.top = data
+        return super().represent(data)
+
+    def ignore_aliases(self, _: Any) -> bool:
+        return True
+
+
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name (./recipes, then the shipped ones) or path, with `a.b=value` overrides applied.
 
     Raises:
         InputError: no such recipe, no YAML, or any number of wrong keys and values, all in one message.
     """
+    data, path = _resolved(recipe, overrides)
+    set_keys = [override.partition("=")[0] for override in overrides]
+    return parse_recipe(data, where=str(path), set_keys=set_keys)
+
+
+def _resolved(recipe: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
     path, folders = find_recipe(str(recipe)), _recipe_folders()
     home = None
     if path.parent.name == ANY_SIZE:
@@ -157,7 +192,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     data = read_with_base(path, _read_file, folders, home=home)
     for override in overrides:
         apply_override(data, override)
-    return parse_recipe(data, where=str(path))
+    return data, path
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -185,8 +220,13 @@ def known_recipes() -> list[str]:
     return recipe_names(_recipe_folders())
 
 
-def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe", set_keys: Sequence[str] = ()) -> Recipe:
     """A recipe from plain values.
+
+    Args:
+        data: the values.
+        where: the file, for messages.
+        set_keys: paths that were given on the command line: what is wrong there is not in the file.
 
     Raises:
         InputError: names every wrong key and value with its dotted path.
@@ -194,7 +234,7 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(dict(data))
     except ValidationError as error:
-        lines = [f"  {line}" for line in validation_lines(error, Recipe)]
+        lines = [f"  {_blamed(line, set_keys)}" for line in validation_lines(error, Recipe)]
         plural = "s" if len(lines) > 1 else ""
         raise InputError(f"{where}: {len(lines)} error{plural}\n" + "\n".join(lines)) from None
 
@@ -234,3 +274,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             if isinstance(node, dict) and node.get(index) is None:
                 node[index] = {}
             node = node[index]
+
+
+def _blamed(line: str, set_keys: Sequence[str]) -> str:
+    """The line with `--set` in front where its key was given there."""
+    place = re.sub(r"\[(\d+)\]", r".\1", line.partition(":")[0])
+    given = any(place == key or place.startswith(f"{key}.") or key.startswith(f"{place}.") for key in set_keys)
+    return f"--set {line}" if given else line

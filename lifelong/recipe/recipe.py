@@ -41,7 +41,14 @@ NOTHING_WATCHED = (
 
 
 class ModelSection(Shape):
-    """`checkpoint` of any supported model, or `family` and sizes of a randomly initialised one."""
+    """`checkpoint` of any supported model, or `family` and sizes of a randomly initialised one.
+
+    Attributes:
+        checkpoint: folder or hub id; may name environment variables.
+        revision: commit hash or tag of a hub checkpoint.
+        family: architecture of a randomly initialised model (lifelong list families).
+        config: further keys of the family's configuration.
+    """
 
     checkpoint: str | None = None
     revision: str | None = None
@@ -65,7 +72,16 @@ class ModelSection(Shape):
 
 
 class StageSection(Section):
-    """One domain of the stream; `together_with` are others that are trained on in equal parts (joint training)."""
+    """One domain of the stream.
+
+    Attributes:
+        domain: name or path of a domain card.
+        tokens: how much of it, and of what is replayed beside it, is trained on.
+        expand: sizes to which the model grows before the stage.
+        select: which documents of the corpus are trained on.
+        together_with: other domains that are trained on in equal parts (joint training).
+        train: TrainingArguments of this stage alone, over those of the recipe.
+    """
 
     domain: str
     tokens: PositiveCount
@@ -76,13 +92,22 @@ class StageSection(Section):
 
 
 class RecoverSection(Section):
-    """Plain training on the memory right after a growth (ELLE's function recovering warmup)."""
+    """Plain training on the memory right after a growth (ELLE's function recovering warmup).
+
+    Attributes:
+        tokens: how much of it.
+    """
 
     tokens: Count = 0
 
 
 class Expectation(Section):
-    """A value that `lifelong report` checks; the tolerance is relative if it ends in %, else absolute."""
+    """A value that `run` and `report` check: they end with exit code 3 where it is missed.
+
+    Attributes:
+        value: what the metric should be.
+        tolerance: relative where it ends in %, else absolute.
+    """
 
     value: float
     tolerance: str | float = "5%"
@@ -100,7 +125,29 @@ class Expectation(Section):
 
 
 class Recipe(Section):
-    """One reproducible run; domains in `watch` are measured and never trained on."""
+    """One reproducible run.
+
+    Attributes:
+        name: of the run; its folder is runs/NAME.
+        description: one sentence for lists and reports.
+        model: where training starts.
+        tokenizer: trained, taken from a checkpoint, or merged; a checkpoint of a model brings its own.
+        objective: clm (causal) or mlm (masked language modelling).
+        sequence_length: tokens of a training sequence.
+        stages: the stream, one domain after the other.
+        watch: domains that are measured and never trained on.
+        inherit: a teacher, and how strongly it teaches until when.
+        replay: a memory of earlier domains.
+        recover: training right after a growth.
+        methods: continual-learning methods (lifelong list methods).
+        budget: domain -> how far its perplexity may rise above its best; a stage that exceeds it is not committed.
+        train: TrainingArguments of transformers by their own names.
+        lr: the learning rate over the whole stream.
+        evaluate: held-out evaluation.
+        facts: facts that are put into the text and followed.
+        seed: of everything that is random.
+        expect: metric -> the value that the run should give (lifelong list metrics).
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
@@ -121,6 +168,15 @@ class Recipe(Section):
     facts: FactsSection | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     expect: dict[str, Expectation] = {}
+
+    @field_validator("expect")
+    @classmethod
+    def _known_metrics(cls, value: dict[str, Expectation]) -> dict[str, Expectation]:
+        known = [name.replace("-", "_") for name in plugin_names("lifelong.metrics")]
+        for name in value:
+            if name not in known:
+                raise ValueError(str(UnknownNameError("metric", name, known)))
+        return value
 
     @model_validator(mode="after")
     def _whole(self) -> Recipe:

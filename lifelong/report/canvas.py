@@ -20,6 +20,7 @@ MARKED_STAGES = 200
 
 
 MILLION = 1e6
+ROOM = 92  # characters of a stage's name that fit over an axis of eight inches
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -37,10 +38,12 @@ def mark_stages(axes: Axes, history: RunHistory, *, names: bool = True) -> None:
     starts, ground = [span.start / MILLION for span in spans], axes.get_xaxis_transform()
     axes.vlines(starts, 0, 1, transform=ground, color="0.85", linewidth=0.8, zorder=0)
     if names and len(spans) <= NAMED_STAGES:
+        longest = max((span.end for span in spans), default=1.0)
         for span in spans:
-            label = plain(span.domain) + (" ▲" if span.grown else "")
+            room = max(3, int(ROOM * (span.end - span.start) / longest) - 2 * span.grown)
+            cut = span.domain if len(span.domain) <= room else f"{span.domain[: room - 1]}…"
             axes.annotate(
-                label[:14], (span.start / MILLION, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -9),
+                plain(cut) + " ▲" * span.grown, (span.start / MILLION, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -9),
                 textcoords="offset points", fontsize=7, color="0.35", annotation_clip=False,
             )  # fmt: skip
 

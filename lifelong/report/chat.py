@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from lifelong.records import UNPROTECTED_CHAT, ChatAnswer, ChatScores, RunHistory
-from lifelong.report.style import table
 from lifelong.report.uncertainty import wilson_interval
+from lifelong.report.view import Table, table
 
 RULES = {"stops": "stops", "format": "keeps the format", "language": "answers in the language"}
 SHOWN = 8
@@ -42,23 +41,16 @@ def chat_warning(history: RunHistory) -> str:
     return UNPROTECTED_CHAT if history.chat and not kept else ""
 
 
-def chat_section(history: RunHistory) -> str:
-    """Section of the page; empty where the base has no chat template."""
-    if not history.chat:
-        return ""
+def answers_table(history: RunHistory) -> Table | None:
+    """Answers of the first and the last model to the same prompts, those first whose verdict changed."""
     scores = named_scores(history)
-    heads, rows = chat_table(scores)
-    return f"<p class=soft>{escape(NOTE)}</p>" + table(heads, rows) + _side_by_side(scores[0], scores[-1])
-
-
-def _side_by_side(first: tuple[str, ChatScores], last: tuple[str, ChatScores]) -> str:
-    """Answers of two models to the same prompts, those first whose verdict changed; all but some folded away."""
+    if not scores:
+        return None
+    first, last = scores[0], scores[-1]
     pairs = list(zip(first[1].answers, last[1].answers, strict=True))
     pairs.sort(key=lambda pair: _marks(pair[0]) == _marks(pair[1]))
     rows = [(old.ask, _shown(old), _shown(new)) for old, new in pairs]
-    heads, left = ("prompt", first[0], last[0]), (0, 1, 2)
-    rest = f"<details><summary>{len(rows) - SHOWN} more</summary>{table(heads, rows[SHOWN:], left)}</details>"
-    return "<h3>Answers</h3>" + table(heads, rows[:SHOWN], left) + (rest if len(rows) > SHOWN else "")
+    return table(("prompt", first[0], last[0]), rows, left=(0, 1, 2), name="answers", what="answers", fold=SHOWN)
 
 
 def _marks(answer: ChatAnswer) -> list[str]:

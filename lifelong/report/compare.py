@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lifelong.files import finite
 from lifelong.metrics import compute_run, metric_info, metric_names
 from lifelong.records import RunHistory
+from lifelong.report.curves import Point, life_curves, thinned
 from lifelong.report.equal_cost import NAMES, PREFIX, equal_cost_values, info_of
 from lifelong.report.uncertainty import (
     bootstrap_p_value,
@@ -24,6 +25,7 @@ from lifelong.report.uncertainty import (
     holm,
     percentile_interval,
     resampled_metrics,
+    resampled_rows,
     t_interval,
     t_test,
 )
@@ -32,6 +34,8 @@ from lifelong.report.verdict import HEADLINE_METRICS
 ALPHA = 0.05
 COST_METRICS = ("total_tokens", "total_flops", "total_seconds")
 EQUAL_COST = 0.02
+MOST_DOMAINS, DRAWN_DOMAINS = 100, 6
+CURVE_POINTS = 400
 NO_LABEL = ("name", "description", "seed", "expect")
 
 
@@ -49,7 +53,8 @@ class Estimate:
     """A metric of a group: mean over runs, an interval, and how it compares with the best group.
 
     `p_value` is corrected for several comparisons; `test` names where it comes from, and is empty where
-    nothing could be tested. The best group has neither.
+    nothing could be tested. The best group has neither. `difference` is that to the best group, paired where runs can
+    be, with its own interval: it is narrower than those of the two means where they share seeds or documents.
     """
 
     mean: float | None
@@ -59,6 +64,9 @@ class Estimate:
     best: bool = False
     p_value: float | None = None
     test: str = ""
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
 
     @property
     def within_noise(self) -> bool:
@@ -68,11 +76,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups, best mean AP first; metric -> one estimate a group; and what limits the comparison."""
+    """Groups, best mean AP first; metric -> one estimate a group; and what limits the comparison.
+
+    `domains` holds the final loss of every domain as metrics do; `recipe` the keys in which recipes differ, with a text
+    a group; `curves` a line a group for every domain, and for their mean (`""`), as (tokens, nats per token).
+    """
 
     groups: tuple[Group, ...]
     metrics: Mapping[str, tuple[Estimate, ...]]
     differences: tuple[str, ...]
+    domains: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
+    recipe: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    curves: Mapping[str, tuple[tuple[Point, ...], ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; what is not finite becomes null."""
@@ -110,7 +125,51 @@ def compare_runs(histories: Sequence[RunHistory]) -> Comparison:
         ),
         metrics,
         tuple(_limits(histories, labels, metrics, groups)),
+        _by_domain(groups, same_tokenizer) if same_stream else {},
+        _recipe_differences([group[0].recipe for group in groups]),
+        _curves(groups) if same_stream else {},
     )
+
+
+def _by_domain(groups: Sequence[Sequence[RunHistory]], comparable: bool) -> dict[str, tuple[Estimate, ...]]:
+    """Final loss of every domain, watched ones too, in nats per token."""
+    matrices = [run.matrix for group in groups for run in group]
+    names = list(dict.fromkeys(name for matrix in matrices for name in (*matrix.domains, *matrix.watched)))
+    single = [group[0] for group in groups]
+    paired = all(len(group) == 1 for group in groups) and all(documents_match(single[0], run) for run in single[1:])
+    rows = [resampled_rows(run) if paired else {} for run in single]
+    found = {}
+    for name in names[:MOST_DOMAINS]:
+        by_group = [{_seed(run): _final(run, name) for run in group} for group in groups]
+        drawn = [list(map(float, row[name][:, -1])) if name in row else [] for row in rows]
+        found[name] = _estimates("in_domain", by_group, drawn, comparable)
+    return found
+
+
+def _final(run: RunHistory, domain: str) -> float | None:
+    matrix = run.matrix
+    return matrix.series(domain)[-1] if domain in (*matrix.domains, *matrix.watched) else None
+
+
+def _recipe_differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Keys in which the recipes of the groups differ from the first, and what each says."""
+    keys = dict.fromkeys(key for recipe in recipes[1:] for key in _differing(recipes[0], recipe, NO_LABEL))
+    return {key: tuple(_short(_at(recipe, key)) for recipe in recipes) for key in keys}
+
+
+def _curves(groups: Sequence[Sequence[RunHistory]]) -> dict[str, tuple[tuple[Point, ...], ...]]:
+    """Held-out loss of every domain, and their mean at the ends of stages, of the first run of every group."""
+    lives = [life_curves(group[0]) for group in groups]
+    names = [name for name in lives[0] if all(name in life for life in lives)][:DRAWN_DOMAINS]
+    found = {name: tuple(tuple(thinned(life[name].points, CURVE_POINTS)) for life in lives) for name in names}
+    means = []
+    for life in lives:
+        by_end: dict[float, list[float]] = {}
+        for name in names:
+            for tokens, loss in life[name].ends:
+                by_end.setdefault(tokens, []).append(loss)
+        means.append(tuple((x, sum(ys) / len(ys)) for x, ys in sorted(by_end.items()) if len(ys) == len(names)))
+    return {"": tuple(means), **found} if names else {}
 
 
 def _paired(groups: Sequence[Sequence[RunHistory]], values: Sequence[Any], histories: Sequence[RunHistory]) -> bool:
@@ -177,7 +236,8 @@ def _estimates(
     means = [_mean(list(group.values())) for group in known]
     finite = [mean for mean in means if mean is not None]
     best_mean = (min if info_of(name).lower_is_better else max)(finite) if finite and comparable else None
-    best = means.index(best_mean) if best_mean is not None else None
+    equal = len(finite) > 1 and len(set(finite)) == 1  # then nobody is the best
+    best = means.index(best_mean) if best_mean is not None and not equal else None
     tests: list[tuple[float, str] | None] = []
     for index, group in enumerate(known):
         if best is None or index == best or not group:
@@ -194,6 +254,11 @@ def _estimates(
         if interval is None and drawn[index]:
             interval, over = percentile_interval(drawn[index]), "documents"
         test = tests[index]
+        apart = (
+            None
+            if best is None or index == best or not group
+            else _difference(group, known[best], drawn[index], drawn[best])
+        )
         estimates.append(
             Estimate(
                 means[index],
@@ -203,9 +268,32 @@ def _estimates(
                 index == best,
                 corrected.get(index),
                 test[1] if test is not None else "",
+                *(apart or (None, None, None)),
             )
         )
     return tuple(estimates)
+
+
+def _difference(
+    one: Mapping[int, float],
+    best: Mapping[int, float],
+    drawn: Sequence[float | None],
+    drawn_best: Sequence[float | None],
+) -> tuple[float, float | None, float | None] | None:
+    """Mean difference to the best group and its interval: over shared seeds, else over documents, else none."""
+    shared = sorted(set(one) & set(best))
+    if shared:
+        pairs = [one[seed] - best[seed] for seed in shared]
+        middle, interval = math.fsum(pairs) / len(pairs), t_interval(pairs)
+    else:
+        means = [math.fsum(group.values()) / len(group) for group in (one, best) if group]
+        if len(means) < 2:
+            return None
+        middle, interval = means[0] - means[1], None
+    if interval is None and drawn and drawn_best:
+        known = [a - b for a, b in zip(drawn, drawn_best, strict=True) if a is not None and b is not None]
+        interval = percentile_interval(known)
+    return (middle, interval.low, interval.high) if interval else (middle, None, None)
 
 
 def _document_test(one: Sequence[float | None], best: Sequence[float | None]) -> tuple[float, str] | None:

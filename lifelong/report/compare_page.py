@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from html import escape
+import math
+import shlex
 from pathlib import Path
 
-from rich.table import Table
+from markupsafe import Markup
+from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from lifelong.files import atomic_files, write_json, write_text
 from lifelong.ledger.folder import ReportFolder
-from lifelong.report.compare import ALPHA, Comparison, Estimate
+from lifelong.report.compare import ALPHA, COST_METRICS, EQUAL_COST, Comparison, Estimate
+from lifelong.report.compare_charts import curve_charts, forests, plane
 from lifelong.report.equal_cost import info_of
-from lifelong.report.style import document, markdown_safe
+from lifelong.report.latex import latex_safe, latex_table
+from lifelong.report.units import column
+from lifelong.report.verdict import perplexity_of
+from lifelong.report.view import Cell, Table, markdown_safe, render, table
 
 TINY = 1e-3
 EXPONENT = 1e6
@@ -23,18 +29,19 @@ TURNED_METRICS = ("ap", "forgetting", "bwt", "total_flops")
 
 
 def write_comparison(comparison: Comparison, out: Path) -> Path:
-    """Write `comparison.json`, `comparison.md` and `index.html`; gives the path of the page."""
+    """Write `comparison.json`, `comparison.md`, `comparison.tex` and `index.html`; gives the path of the page."""
     with atomic_files(out) as made:
         write_json(made / "comparison.json", comparison.to_json())
         write_text(made / "comparison.md", comparison_markdown(comparison))
+        write_text(made / "comparison.tex", comparison_latex(comparison))
         write_text(ReportFolder(made).page, comparison_html(comparison))
     return ReportFolder(out).page
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: Comparison) -> TerminalTable:
     """Metrics in rows, groups in columns; turned where there are many groups. Best and its equals are marked."""
     title = "comparison" + (f" · {_common_seeds(comparison)} seeds each" if _common_seeds(comparison) > 1 else "")
-    table = Table(title=title, caption=_caption(comparison), caption_justify="left")
+    table = TerminalTable(title=title, caption=_caption(comparison), caption_justify="left")
     if len(comparison.groups) <= TERMINAL_GROUPS:
         table.add_column("metric", overflow="fold")
         for heading in group_headings(comparison):
@@ -71,30 +78,93 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def comparison_html(comparison: Comparison) -> str:
     """The comparison as one page without network access; every string escaped."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in group_headings(comparison))
+    return render(
+        "comparison.html",
+        "Comparison",
+        statement=verdict_sentences(comparison),
+        differences=comparison.differences,
+        legend=LEGEND,
+        tests=_tests(comparison),
+        forests=forests(comparison),
+        plane=plane(comparison),
+        curves=curve_charts(comparison),
+        metrics=_metrics_view(comparison),
+        domains=_domains_view(comparison),
+        recipe=table(
+            ("key", *group_headings(comparison)), [(key, *values) for key, values in comparison.recipe.items()],
+            left=tuple(range(len(comparison.groups) + 1)), name="recipes",
+        ),
+        costs=_costs_view(comparison),
+        groups=comparison.groups,
+        command=f"lifelong report {' '.join(shlex.quote(run) for group in comparison.groups for run in group.runs)}",
+    )  # fmt: skip
+
+
+def _metrics_view(comparison: Comparison) -> Table | None:
     rows = []
     for name, estimates in comparison.metrics.items():
-        info = info_of(name)
-        line = f'<td title="{escape(info.description)}">{escape(heading_of(name, unit=False))}<br><small style="margin:0">{escape(info.unit)}</small></td>'
-        for estimate in estimates:
-            tinted = estimate.best or estimate.within_noise
-            style = f' style="background:rgba(var(--fall),{0.35 if estimate.best else 0.12})"' if tinted else ""
-            text, tested = escape(figure(estimate)), f' title="{escape(estimate.test)}"' if estimate.test else ""
-            if estimate.best:
-                text = f"<b>{text}</b>"
-            line += f"<td{style}{tested}>{text}<br><small>{escape(standing(estimate)) or '&nbsp;'}</small></td>"
-        rows.append(f"<tr>{line}</tr>")
-    notes = "".join(f"<li>{escape(text)}</li>" for text in comparison.differences)
-    runs = "".join(
-        f"<li><b>{escape(group.label)}</b>: {escape(', '.join(group.runs))}</li>" for group in comparison.groups
-    )
-    sections = [
-        f"<h1>Comparison</h1><p class=verdict>{escape(comparison_verdict(comparison))}</p>",
-        f"<h2>Read with care</h2><ul>{notes}</ul>" if notes else "",
-        f"<h2>Metrics</h2><p class=soft>{escape(LEGEND)} {escape(_tests(comparison))}</p><div class=scroll><table><tr><th>metric</th>{head}</tr>{''.join(rows)}</table></div>",
-        f"<h2>Runs</h2><ul>{runs}</ul>",
+        if name not in COST_METRICS:
+            info = info_of(name)
+            title = Cell(heading_of(name, unit=False), (info.unit,) if info.unit else (), info.description)
+            means = [e.mean for e in estimates]
+            equal = ("the same",) if len(means) > 1 and None not in means and len(set(means)) == 1 else ()
+            rows.append([title, *(_entry(e, equal) for e in estimates)])
+    return table(("metric", *group_headings(comparison)), rows, name="metrics", fold=len(rows))
+
+
+def _domains_view(comparison: Comparison) -> Table | None:
+    """Final loss of every domain, with its perplexity."""
+    rows = [
+        [name, *(_entry(e, () if e.mean is None else (f"perplexity {perplexity_of(e.mean)}",)) for e in estimates)]
+        for name, estimates in comparison.domains.items()
     ]
-    return document("Comparison", sections)
+    return table(("domain", *group_headings(comparison)), rows, name="domains")
+
+
+def _costs_view(comparison: Comparison) -> Table | None:
+    """Cost in one unit, and as a multiple of the cheapest."""
+    rows = []
+    for name in COST_METRICS:
+        estimates = comparison.metrics.get(name, ())
+        means = [e.mean for e in estimates]
+        least = min((mean for mean in means if mean), default=None)
+        if least is None:
+            continue
+        info = info_of(name)
+        shown, unit = column(means, info.unit)
+        rows.append([
+            Cell(info.title, (unit,)),
+            *(Cell(text, () if mean is None else (f"{mean / least:.2f}×",), value=mean)
+              for text, mean in zip(shown, means, strict=True)),
+        ])  # fmt: skip
+    return table(("cost", *group_headings(comparison)), rows, name="cost")
+
+
+def _entry(estimate: Estimate, small: tuple[str, ...] = ()) -> Cell:
+    tint = f"rgba(var(--fall),{0.35 if estimate.best else 0.12})" if estimate.best or estimate.within_noise else ""
+    text = figure(estimate)
+    return Cell(
+        text, (*small, *filter(None, [standing(estimate)])), estimate.test, estimate.mean, tint,
+        "best" if estimate.best else "",
+    )  # fmt: skip
+
+
+def comparison_latex(comparison: Comparison) -> str:
+    """The metrics and the domains as tables for a paper (booktabs)."""
+    heads = group_headings(comparison)
+    metrics = [
+        [heading_of(name), *(_latex_figure(e) for e in estimates)] for name, estimates in comparison.metrics.items()
+    ]
+    domains = [[name, *(_latex_figure(e) for e in estimates)] for name, estimates in comparison.domains.items()]
+    parts = [latex_table(["metric", *heads], metrics)]
+    if domains:
+        parts.append(latex_table(["final loss, nats per token", *heads], domains))
+    return "\n".join(parts)
+
+
+def _latex_figure(estimate: Estimate) -> str | Markup:
+    text = latex_safe(figure(estimate))
+    return Markup(rf"\textbf{{{text}}}") if estimate.best else Markup(text)  # noqa: S704 - LaTeX, escaped
 
 
 LEGEND = (
@@ -119,7 +189,12 @@ def _common_seeds(comparison: Comparison) -> int:
 
 
 def comparison_verdict(comparison: Comparison) -> str:
-    """Verdict: the best group in the main metrics, and those indistinguishable from it."""
+    """Verdict: the best group in the main metrics, and those indistinguishable from it; seeds and cost."""
+    return " ".join(verdict_sentences(comparison))
+
+
+def verdict_sentences(comparison: Comparison) -> list[str]:
+    """The sentences of the verdict, the most important one first."""
     sentences = []
     for name in VERDICT_METRICS:
         estimates = comparison.metrics.get(name, ())
@@ -140,7 +215,35 @@ def comparison_verdict(comparison: Comparison) -> str:
                 parts.append(f"{words}: {', '.join(chosen)}")
         lead = f"{info.title}: {comparison.groups[best].label} is {'lowest' if info.lower_is_better else 'highest'}"
         sentences.append(f"{lead} ({figure(estimates[best])} {info.unit}); {'; '.join(parts)}.")
-    return " ".join(sentences)
+    equal = [
+        info_of(name).title
+        for name in VERDICT_METRICS
+        if len(found := [e.mean for e in comparison.metrics.get(name, ())]) > 1
+        and None not in found
+        and len(set(found)) == 1
+    ]
+    if equal:
+        sentences.append(f"{' and '.join(equal)}: the same in every run.")
+    return [sentence for sentence in (*sentences, _seeds_sentence(comparison), _cost_sentence(comparison)) if sentence]
+
+
+def _seeds_sentence(comparison: Comparison) -> str:
+    counts = sorted({len(group.seeds) for group in comparison.groups})
+    if counts == [1]:
+        return "One seed each: this speaks about these models, not about the methods."
+    return f"Seeds: {counts[0]} each." if len(counts) == 1 else f"Seeds: {counts[0]} to {counts[-1]} a group."
+
+
+def _cost_sentence(comparison: Comparison) -> str:
+    """How much more the most expensive group took, where it is worth a word."""
+    means = [
+        (e.mean, group.label)
+        for e, group in zip(comparison.metrics.get("total_flops", ()), comparison.groups, strict=False)
+        if e.mean
+    ]
+    if len(means) < 2 or max(means)[0] <= min(means)[0] * (1 + EQUAL_COST):
+        return ""
+    return f"{max(means)[1]} took {max(means)[0] / min(means)[0]:.2f} times the FLOPs of {min(means)[1]}."
 
 
 def heading_of(name: str, *, unit: bool = True) -> str:
@@ -159,7 +262,10 @@ def figure(estimate: Estimate) -> str:
     if min(below, above) < 0.8 * max(below, above):
         return f"{_short(estimate.mean)} [{_short(estimate.low)}, {_short(estimate.high)}]"
     half = float(f"{max(below, above):.2g}")
-    return f"{_short(estimate.mean)} ± {_short(half) if TINY <= half < EXPONENT else f'{half:.2g}'}"
+    if not TINY <= half < EXPONENT or abs(estimate.mean) >= EXPONENT:
+        return f"{_short(estimate.mean)} ± {half:.2g}" if half else _short(estimate.mean)
+    decimals = max(0, 1 - math.floor(math.log10(half)))
+    return f"{estimate.mean:,.{decimals}f} ± {half:,.{decimals}f}"
 
 
 def standing(estimate: Estimate) -> str:

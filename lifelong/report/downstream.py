@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 from rich.table import Table
 
 from lifelong.records import RunHistory, TaskScores
-from lifelong.report.style import table
+from lifelong.report.view import Table as View
+from lifelong.report.view import table
 
 PROMPTS = ("none", "right", "wrong")
 SCORES = (("macro F1", "macro_f1"), ("micro F1", "micro_f1"), ("accuracy", "accuracy"))
@@ -85,35 +85,16 @@ def score_table(history: RunHistory) -> tuple[list[str], list[list[str]]]:
     return ["model", *heads], [[name, *(row.get(column, "–") for column in heads)] for name, row in rows.items()]
 
 
-def downstream_section(history: RunHistory) -> str:
-    """All tasks for the page: a row per model that was measured, then the details of fine-tuned copies."""
-    heads, rows = score_table(history)
-    note = (
-        "<p class=soft>The model before the stream and after the stages that were measured; ± is a standard error.</p>"
-    )
-    return (note + table(heads, rows) if rows else "") + tasks_section(history.tasks)
-
-
-def tasks_section(tasks: Sequence[TaskScores]) -> str:
-    """Section of task scores for the page; empty without a task."""
-    if not tasks:
-        return ""
+def tasks_details(tasks: Sequence[TaskScores]) -> View | None:
+    """Table of the task scores for the page; None without a task."""
     rows = [
         (s.stage, s.task, s.domain, s.num_classes, *row, _share(s), f"{s.settings.get('learning_rate', 0):g}")
         for s in tasks
         for row in rows_of(s)
     ]
-    heads = (
-        "stage",
-        "task",
-        "domain",
-        "classes",
-        "prompt",
-        *(title for title, _ in SCORES),
-        "training examples",
-        "learning rate",
-    )
-    return f"<p class=soft>{escape(caption(tasks))}</p>" + table(heads, rows, left=(0, 1, 2, 4))
+    scores = (title for title, _ in SCORES)
+    heads = ("stage", "task", "domain", "classes", "prompt", *scores, "training examples", "learning rate")
+    return table(heads, rows, left=(0, 1, 2, 4), name="tasks")
 
 
 def caption(tasks: Sequence[TaskScores]) -> str:

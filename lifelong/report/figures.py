@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lifelong.records import RunHistory, TrainPoint
+from lifelong.records import LossMatrix, RunHistory, TrainPoint
 from lifelong.report.canvas import MARKED_STAGES, MILLION, OKABE_ITO, mark_stages, new_figure, plain
 from lifelong.report.curves import Point, life_curves, stage_spans, thinned
 from lifelong.report.facts import facts_figure
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DASHES = ("-", "--", ":")
 LEGEND_LINES = len(OKABE_ITO) * len(DASHES)
 TICK_LABELS = 26
+WRITTEN_ENTRIES = 12
 LINE_POINTS = 1_200  # of a longer life every n-th point is drawn
 GAP = TrainPoint("train", 0, 0, math.nan, alpha=math.nan)
 
@@ -37,6 +38,22 @@ def write_figures(history: RunHistory, out: Path) -> None:
     for name, figure in figures.items():
         if figure is not None:
             save_figure(figure, out / name)
+
+
+def _short(name: str, room: int = 24) -> str:
+    return name if len(name) <= room else f"{name[: room - 1]}…"
+
+
+def _write_entries(axes: Axes, matrix: LossMatrix, limit: float) -> None:
+    """Perplexity and rise in every cell of a matrix that is small enough to be read."""
+    if max(len(matrix.domains), len(matrix.stages)) > WRITTEN_ENTRIES:
+        return
+    for stage, row in enumerate(cells(matrix)[1:]):
+        for column, cell in enumerate(row):
+            rise = "" if cell.rise is None else f"\n{cell.rise:+.2f}"
+            dark = cell.rise is not None and abs(cell.rise) > 0.6 * limit
+            text = plain(f"{cell.text}{rise}")
+            axes.text(column, stage, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -135,17 +152,25 @@ def matrix_figure(history: RunHistory) -> Figure | None:
     finite = np.abs(rises[np.isfinite(rises)])
     limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     side = max(4.2, min(12.0, 0.45 * max(len(matrix.domains), len(matrix.stages))))
-    figure = new_figure(side + 1.6, side)
+    figure = new_figure(1.3 * side + 1.6, side)
     axes = figure.subplots()
     colours = mpl.colormaps["PuOr_r"].with_extremes(bad="#f2f2f2")
     image = axes.imshow(rises, cmap=colours, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     own = [(column, stage) for stage, column in enumerate(matrix.stage_domains)]
-    axes.plot([x for x, _ in own], [y for _, y in own], "o", color="0.2", markersize=4 if len(own) <= 30 else 1.5)
+    shift = 0.33 if max(rises.shape) <= WRITTEN_ENTRIES else 0.0  # beside the figures
+    axes.plot(
+        [x - shift for x, _ in own],
+        [y - shift for _, y in own],
+        "o",
+        color="0.2",
+        markersize=4 if len(own) <= 30 else 1.5,
+    )
     for axis, labels in ((axes.xaxis, matrix.domains), (axes.yaxis, matrix.stages)):
         step = -(-len(labels) // TICK_LABELS) if labels else 1
         places = list(range(0, len(labels), step))
-        axis.set_ticks(places, [plain(labels[i])[:18] for i in places], fontsize=7)
+        axis.set_ticks(places, [plain(_short(labels[i])) for i in places], fontsize=7)
     axes.tick_params(axis="x", rotation=60)
-    axes.set_title("rise over the domain's best so far", fontsize=10)
+    _write_entries(axes, matrix, limit)
+    axes.set_title("perplexity, and rise over the domain's best so far", fontsize=10)
     figure.colorbar(image, ax=axes, label="nats per token (orange: forgotten)")
     return figure

@@ -12,9 +12,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from lifelong.errors import printable
 from lifelong.records import DomainLoss, ExpansionReport, RunObserver, RunResult, StageRecord, TrainPoint
+from lifelong.report.units import rate
 from lifelong.report.verdict import perplexity_of
 
 PLAIN_SECONDS = 10.0
+BAR_ROOM = 18  # columns of the bar, the per cent and the spaces between
 
 
 @contextlib.contextmanager
@@ -85,25 +87,28 @@ class RichObserver(RunObserver):
     def stepped(self, point: TrainPoint) -> None:
         """Move the bars; without a terminal say something now and then."""
         now = time.monotonic()
-        rate = (point.tokens - self.last_tokens) / max(now - self.last_time, 1e-9)
+        speed = (point.tokens - self.last_tokens) / max(now - self.last_time, 1e-9)
         self.last_tokens, self.last_time = point.tokens, now
-        detail = f"{rate / 1e3:.1f}k tok/s loss {point.ce if point.ce is not None else point.loss:.3f}"
-        if point.alpha:
-            detail += f" kl {point.kl or 0:.3f} alpha {point.alpha:.2f}"
+        loss = f"loss {point.ce if point.ce is not None else point.loss:.3f}"
+        taught = f" kl {point.kl or 0:.3f} alpha {point.alpha:.2f}" if point.alpha else ""
         if self.console.is_terminal and self.phase_task is not None and self.stream_task is not None:
             left = (self.progress.tasks[-1].total or 0) - point.tokens
-            self.progress.update(self.phase_task, completed=point.tokens, detail=f"{detail} eta {clock(left / rate)}")
+            eta = f"eta {clock(left / max(speed, 1e-9))}"
+            forms = (f"{rate(speed)} {loss}{taught} {eta}", f"{rate(speed)} {loss} {eta}", f"{loss} {eta}")
+            room = self.console.width - len(point.phase) - BAR_ROOM  # of a narrow terminal loss and time stay
+            detail = next((form for form in forms if len(form) <= room), forms[-1])
+            self.progress.update(self.phase_task, completed=point.tokens, detail=detail)
             overall = self.done_tokens + (point.tokens if point.phase == "train" else 0)
             spent = self.trained_seconds + now - self.phase_started_at
-            speed = max((self.trained_tokens + point.tokens) / max(spent, 1e-9), 1e-9)
+            mean = max((self.trained_tokens + point.tokens) / max(spent, 1e-9), 1e-9)
             self.progress.update(
                 self.stream_task,
                 completed=overall,
-                detail=f"stage {self.stage + 1}/{len(self.names)} eta {clock((sum(self.budgets) - overall) / speed)}",
+                detail=f"stage {self.stage + 1}/{len(self.names)} eta {clock((sum(self.budgets) - overall) / mean)}",
             )
         elif now - self.last_line > PLAIN_SECONDS:
             self.last_line = now
-            self.say(f"  {point.phase} {point.tokens:>9,} tokens  {detail}")
+            self.say(f"  {point.phase} {point.tokens:>9,} tokens  {rate(speed)} {loss}{taught}")
 
     def expanded(self, report: ExpansionReport) -> None:
         """Say how far the function moved."""
@@ -167,7 +172,7 @@ def cache_progress(*, quiet: bool = False, console: Console | None = None) -> It
         def show(blocks: int, tokens: int, total: int) -> None:
             nonlocal last
             now = time.monotonic()
-            detail = f"{tokens:,} tokens, {tokens / max(now - started, 1e-9) / 1e3:.1f}k/s"
+            detail = f"{tokens:,} tokens, {rate(tokens / max(now - started, 1e-9))}"
             if task is not None:
                 progress.update(task, completed=blocks, total=total, detail=detail)
             elif now - last > PLAIN_SECONDS:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lifelong.records import Front, LossMatrix, RunHistory
-from lifelong.report.charts import BOTTOM, LEFT, TOP, WIDTH, nice_ticks
-from lifelong.report.style import table
+from lifelong.report.charts import LEFT, WIDTH, Axis, Chart, bounds
+from lifelong.report.view import Table, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,9 +46,17 @@ def tradeoffs(front: Front, matrix: LossMatrix) -> list[Tradeoff]:
     return points
 
 
-def front_sections(history: RunHistory) -> str:
-    """A chart and a table of every front that was measured; empty without one."""
-    parts = []
+class FrontView(NamedTuple):
+    """A front as the page shows it."""
+
+    stage: str
+    chart: Chart | None
+    table: Table | None
+
+
+def front_views(history: RunHistory) -> list[FrontView]:
+    """A chart and a table of every front that was measured."""
+    found = []
     for front in history.fronts:
         points = tradeoffs(front, history.matrix)
         rows = [
@@ -58,51 +65,27 @@ def front_sections(history: RunHistory) -> str:
             for p, q in zip(points, front.points, strict=True)
         ]  # fmt: skip
         heads = ("weight", "forgetting", "gain", *history.matrix.domains[:12])
-        parts.append(f"<h3>{escape(front.stage)}</h3>" + _chart(points) + table(heads, rows))
-    if not parts:
-        return ""
-    return (
-        "<p class=soft>The previous stage's model, grown to the new size (weight 0), and the trained one (weight 1), with models "
-        "on the straight line between their weights. To the right: more gained on the stage's domain; up: more forgotten "
-        "of the earlier ones. <code>lifelong merge RUN --weight A --out DIR</code> writes one of them.</p>"
-        + "".join(parts)
-    )
+        found.append(FrontView(front.stage, _chart(points), table(heads, rows, name=f"front-{front.stage}")))
+    return found
 
 
-def _chart(points: list[Tradeoff]) -> str:
+def _chart(points: list[Tradeoff]) -> Chart | None:
+    """The plane of gain and forgetting; 0 is on both axes, and each reaches as far as there are figures."""
     known = [(p.gain, p.forgetting, p.weight) for p in points if p.forgetting is not None]
     if len(known) < 2:
-        return ""
-    x_low, x_high = min(0.0, *(x for x, _, _ in known)), max(0.0, *(x for x, _, _ in known)) or 1.0
-    y_low, y_high = min(0.0, *(y for _, y, _ in known)), max(0.0, *(y for _, y, _ in known)) or 1.0
-    x_room, y_room = 0.06 * (x_high - x_low), 0.12 * (y_high - y_low)
-    x_low, x_high, y_low, y_high = x_low - x_room, x_high + x_room, y_low - y_room, y_high + y_room
-
-    def x(gain: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (gain - x_low) / (x_high - x_low)
-
-    def y(forgetting: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (y_high - forgetting) / (y_high - y_low)
-
-    parts = [
-        f"<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y(v):.1f} y2={y(v):.1f} />"
-        f"<text x={LEFT - 8} y={y(v) + 4:.1f} text-anchor=end>{v:g}</text>"
-        for v in nice_ticks(y_low, y_high)
-    ]
-    parts += [f"<text x={x(v):.1f} y={HEIGHT - 14} text-anchor=middle>{v:g}</text>" for v in nice_ticks(x_low, x_high)]
-    path = " ".join(f"{x(gain):.1f},{y(forgetting):.1f}" for gain, forgetting, _ in known)
-    parts.append(f'<polyline points="{path}" fill=none style="stroke:var(--s0)" stroke-width=2 />')
-    for index, (gain, forgetting, weight) in enumerate(known):
-        rising = index + 1 < len(known) and known[index + 1][1] > forgetting
+        return None
+    chart = Chart(
+        bounds([0.0, *(x for x, _, _ in known)]), [0.0, *(y for _, y, _ in known)], size=(WIDTH, HEIGHT),
+        sides=(LEFT, RIGHT), x=Axis("gain on the stage's own domain (nats per token)"), y=Axis("forgetting (nats per token)"),
+        caption="the numbers are weights", name="front",
+    )  # fmt: skip
+    chart.line([(gain, rise) for gain, rise, _ in known], ("var(--s0)", ""), width=2)
+    chart.points([(gain, rise) for gain, rise, _ in known], "var(--s0)", radius=4)
+    for index, (gain, rise, weight) in enumerate(known):
+        rising = index + 1 < len(known) and known[index + 1][1] > rise
         anchor, aside = ("end", -7) if rising else ("start", 7)
-        parts.append(f'<circle cx={x(gain):.1f} cy={y(forgetting):.1f} r=4 style="fill:var(--s0)" />')
-        place = f"x={x(gain) + aside:.1f} y={y(forgetting) - 7:.1f} text-anchor={anchor}"
-        parts.append(f"<text class=name {place}>{weight:g}</text>")
-    return (
-        f'<div class=scroll><svg class=chart viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="forgetting against gain">'
-        f"{''.join(parts)}</svg><div class=legend><span class=soft>right: gain on the stage's own domain; up: forgetting of "
-        "the earlier domains; both in nats per token; the numbers are weights</span></div></div>"
-    )
+        chart.text(chart.x(gain) + aside, chart.y(rise) - 7, f"{weight:g}", kind="name", anchor=anchor)
+    return chart
 
 
 def front_figure(history: RunHistory) -> Figure | None:

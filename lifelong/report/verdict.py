@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lifelong.metrics import metric_info
+from lifelong.metrics import MetricInfo, compute_run, metric_info
 from lifelong.records import NOT_TRAINED, ComputeLedger, Cost, LossMatrix, RunHistory
+from lifelong.report import units
 
 PHASES = ("grow", "recover", "train", "probe", "evaluate")
 NAMED_DOMAINS = 8  # of a longer stream the verdict counts and names the extremes
@@ -43,7 +44,7 @@ def format_perplexity(value: float) -> str:
     """Four significant digits, no exponent below a million."""
     if value >= 1e6:
         return f"{value:.1e}"
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{value:.0f}" if value >= 1000 else f"{value:#.4g}"
 
 
 def cells(matrix: LossMatrix) -> list[list[Cell]]:
@@ -87,11 +88,14 @@ def decision(history: RunHistory) -> str:
         text = f"{name} {_percent(rise)}" + (f" (budget {allowed:.1%})" if budget is not None else "")
         (kept if math.expm1(min(rise, LARGEST_EXPONENT)) <= allowed else lost).append(text)
     parts += [_named("Kept", kept), _named("Lost", lost)]
-    return " ".join(part for part in (*parts, _next_step(history, learned)) if part)
+    return " ".join(part for part in (*parts, next_step(history)) if part)
 
 
-def _next_step(history: RunHistory, learned: list[tuple[str, float, float]]) -> str:
-    """What follows: ship or not, or what has to be known first."""
+def next_step(history: RunHistory) -> str:  # noqa: PLR0911 - one answer each
+    """What follows: ship or not, or what has to be known first; empty before the first stage."""
+    if not history.matrix.stages:
+        return ""
+    learned = learned_by_stage(history.matrix)
     broken = [row for row in budget_rows(history) if row.state == BROKEN]
     worse = [name for name, old, new in learned[-1:] if not new < old]
     if history.rejected:
@@ -184,13 +188,14 @@ def _forgotten(rises: list[tuple[str, float]]) -> str:
 
 
 class MetricRow(NamedTuple):
-    """One metric as tables show it."""
+    """One metric as tables show it; `also` is the same on the other scale: perplexity beside nats."""
 
     name: str
     title: str
     value: str
     unit: str
     meaning: str
+    also: str = ""
 
 
 def metric_rows(metrics: Mapping[str, float | None]) -> list[MetricRow]:
@@ -203,9 +208,25 @@ def metric_rows(metrics: Mapping[str, float | None]) -> list[MetricRow]:
         value = metrics[name]
         if value is not None:
             info = metric_info(name)
-            shown = f"{value:.3e}" if abs(value) >= 1e6 else f"{value:.4g}"
-            rows.append(MetricRow(name, info.title, shown, info.unit, info.description))
+            (shown,), unit = units.column([value], info.unit)
+            rows.append(MetricRow(name, info.title, shown, unit, info.description, _other_scale(name, value, info)))
     return rows
+
+
+LEVELS = ("ap", "in_domain", "backward", "forward")  # losses themselves; all others in nats are differences of losses
+
+
+def _other_scale(name: str, value: float, info: MetricInfo) -> str:
+    """Nats per token of a perplexity, perplexity of nats; empty for anything else."""
+    if not math.isfinite(value):
+        return ""
+    if name == "ap":
+        return f"{math.log(value):.3f} nats/token" if value > 0 else ""
+    if info.unit != "nats/token":
+        return ""
+    if name in LEVELS:
+        return f"perplexity {perplexity_of(value)}"
+    return f"perplexity {_percent(value if info.lower_is_better else -value)}"
 
 
 def phase_costs(history: RunHistory) -> dict[str, Cost]:
@@ -255,6 +276,23 @@ def _budgeted_rise(history: RunHistory, domain: str) -> float | None:
     *before, now = matrix.series(domain)
     best = min((loss for loss in before if loss is not None), default=None)
     return None if best is None or now is None else now - best
+
+
+def broken_promises(history: RunHistory) -> list[str]:
+    """What the recipe promised of a finished run and did not come: expectations, and forgetting budgets."""
+    if history.unfinished:
+        return []
+    found = [
+        f"expected {item.metric} = {item.expected:g} ± {item.tolerance}, it is "
+        + ("not measured" if item.value is None else f"{item.value:.4g}")
+        for item in check_expectations(history, compute_run(history))
+        if not item.met
+    ]
+    return found + [
+        f"{row.domain} is over its forgetting budget: {row.rise:+.1%}, allowed are {row.allowed:.1%}"
+        for row in budget_rows(history)
+        if row.state == BROKEN and row.rise is not None
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The report folder of a run: matrix.json, report.md, index.html and PNG figures."""
+"""The report folder of a run: matrix.json, report.md, report.tex, index.html and figures."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from lifelong.report.chat import chat_table, chat_warning, named_scores
 from lifelong.report.downstream import score_columns, score_table
 from lifelong.report.figures import write_figures
 from lifelong.report.html import page
-from lifelong.report.style import markdown_safe
+from lifelong.report.latex import latex_table
+from lifelong.report.model_card import model_card
 from lifelong.report.uncertainty import metric_intervals
 from lifelong.report.verdict import budget_rows, cells, check_expectations, decision, metric_rows, phase_costs, verdict
+from lifelong.report.view import markdown_safe
 
 
 def write_report(history: RunHistory, out: Path) -> Path:
     """Write the whole report; gives the path of the page."""
     with atomic_files(out) as made:
         folder = ReportFolder(made)
-        write_json(folder.matrix, matrix_json(history))
+        figures = matrix_json(history)
+        write_json(folder.matrix, figures)
         write_text(folder.markdown, markdown(history))
+        write_text(made / "report.tex", latex(history))
         write_figures(history, made)
-        write_text(folder.page, page(history))
+        write_text(folder.page, page(history, figures))
     return ReportFolder(out).page
 
 
@@ -116,6 +120,23 @@ def markdown(history: RunHistory) -> str:
     return "\n".join(lines) + "\n"
 
 
+def latex(history: RunHistory) -> str:
+    """The matrix and the metrics as tables for a paper (booktabs)."""
+    matrix = history.matrix
+    rows = [
+        [label, *(cell.text + (f" ({cell.rise:+.2f})" if cell.rise is not None else "") for cell in row)]
+        for label, row in zip(("initial", *matrix.stages), cells(matrix), strict=True)
+    ]
+    intervals = metric_intervals(history)
+    metrics = [
+        [row.title, row.value, row.unit, f"{b.low:.3g} to {b.high:.3g}" if (b := intervals.get(row.name)) else "–"]
+        for row in metric_rows(compute_run(history))
+    ]
+    return "\n".join([
+        latex_table(["perplexity after", *matrix.domains], rows), latex_table(["metric", "value", "unit", "95 %"], metrics),
+    ])  # fmt: skip
+
+
 def _matrix_lines(matrix: LossMatrix) -> list[str]:
     lines = [
         "| after | " + " | ".join(map(markdown_safe, matrix.domains)) + " |",
@@ -128,8 +149,11 @@ def _matrix_lines(matrix: LossMatrix) -> list[str]:
 
 
 def summarise(out: Path) -> RunResult:
-    """Write the report of what is committed and return its figures."""
-    history = read_history(out)
-    write_report(history, RunFolder(out).report.path)
+    """Write the report of what is committed and the model cards that are missing; return the figures."""
+    history, run = read_history(out), RunFolder(out)
+    write_report(history, run.report.path)
+    for index, record in enumerate(history.stages):
+        if not (card := run.stage(record.name).card).exists():
+            write_text(card, model_card(history, index))
     cost = sum((ComputeLedger.from_json(record.cost).total for record in history.stages), Cost())
     return RunResult(str(out), history.matrix, compute_all(history.matrix), cost)

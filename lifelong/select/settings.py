@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lifelong.schema import Section, Size, expand_variables, parse_fraction
+from lifelong.schema import PER_CENT, Section, Size, expand_variables, parse_fraction
 
 
 class SelectSection(Section):
@@ -18,7 +18,7 @@ class SelectSection(Section):
     """
 
     by: Literal["difference", "challenge"]
-    keep: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1)] = 0.5
+    keep: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1), PER_CENT] = 0.5
     teacher: str | None = None
     reference: str | None = None
     model: str | None = None

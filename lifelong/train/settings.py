@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lifelong.errors import UnknownNameError
 from lifelong.plugins import load_plugin, plugin_names
-from lifelong.schema import Section, parse_fraction
+from lifelong.schema import PER_CENT, Section, parse_fraction
 
 POLICIES = "lifelong.train.policies"
 
@@ -30,11 +30,11 @@ class LrSection(Section):
     """
 
     policy: Annotated[str, Field(json_schema_extra=_list_policies)] = "rewarm"
-    warmup: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.05
-    decay: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)] = 0.2
-    floor: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.0
-    constant: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1)] = 1.0
-    cooldown: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)] = 0.0
+    warmup: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1), PER_CENT] = 0.05
+    decay: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1), PER_CENT] = 0.2
+    floor: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1), PER_CENT] = 0.0
+    constant: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1), PER_CENT] = 1.0
+    cooldown: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1), PER_CENT] = 0.0
 
     @field_validator("policy")
     @classmethod

@@ -22,7 +22,7 @@ from lifelong.evaluate.downstream import (
     scores_of,
 )
 from lifelong.evaluate.task import known_tasks, load_task, read_examples
-from lifelong.report.downstream import mean_and_deviation, tasks_section, tasks_table
+from lifelong.report.downstream import caption, mean_and_deviation, tasks_details, tasks_table
 from lifelong.stream.tokenize import train_tokenizer
 from lifelong.stream.tokenizers.load import load_tokenizer
 
@@ -76,7 +76,7 @@ def test_a_copy_learns_an_easy_task_and_the_checkpoint_stays_as_it_is(checkpoint
     assert all(run.micro_f1 == pytest.approx(run.accuracy) for run in scores.runs)
     assert (checkpoint / "model.safetensors").read_bytes() == before
     assert scores.num_classes == 2
-    text = tasks_section([scores])
+    text = [str(cell) for row in tasks_details([scores]).rows for cell in row]
     assert all(word in text for word in ("none", "right", "wrong", "weather"))
     assert tasks_table([scores]).row_count == 3
 
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_scores(checkpoint, tmp_path):
     one, other = (evaluate_tasks(str(checkpoint), [task], settings) for _ in range(2))
     assert one == other
     assert one[0].examples["train"] == (8, 24)
-    assert "Not all examples" in tasks_section(one)
+    assert "Not all examples" in caption(one)
 
 
 def test_padding_does_not_change_what_the_model_says(checkpoint):

@@ -45,7 +45,7 @@ RICH_ONLY = {"selecting", "importances"}
 KINDS = {"SIGKILL": signal.SIGKILL, "power cut": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 OF_OBSERVER = {"prepare": "preparing", "grow": "growing", "recover": "recovering", "train": "training",
                "evaluate": "evaluating", "commit": "committing"}  # fmt: skip
-LEFT_OUT = {".lock", ".cache", "report", "environment.json", "measured.json"}
+LEFT_OUT = {"metrics.jsonl", ".lock", ".cache", "report", "environment.json", "measured.json"}
 SECONDS_AT_MOST = 300.0
 SELECT = {"by": "challenge", "model": "previous", "keep": 0.5, "top_k": 200}
 BUDGET = {"replay": {"memory_tokens": 2000, "share": 0.2, "mix": "budget", "probes": 2}, "budget": {"sea": "1%"}}

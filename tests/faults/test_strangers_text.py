@@ -21,7 +21,7 @@ from lifelong.lineage.merge import merge_stage
 from lifelong.recipe.files import read_recipe_file
 from lifelong.records import Front
 from lifelong.report import write_report
-from lifelong.report.style import markdown_safe
+from lifelong.report.view import markdown_safe
 from lifelong.report.write import markdown
 from lifelong.stream.cards.summary import add_domain
 from lifelong.train.arguments import check_train_section
@@ -132,7 +132,7 @@ def test_a_report_is_written_whole_or_not_at_all(finished, tmp_path, monkeypatch
     history, out = read_history(finished), tmp_path / "report"
     write_report(history, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr("lifelong.report.write.page", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr("lifelong.report.write.page", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     message = f"report '{out}': the disk is full; [0-9,]+ bytes are free"
     with pytest.raises(StorageError, match=message), storage_faults(out, f"report '{out}'", "again"):
         write_report(history, out)

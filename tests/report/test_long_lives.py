@@ -2,7 +2,7 @@
 
 from lifelong.report.curves import thinned
 from lifelong.report.html import page
-from lifelong.report.style import SHOWN_ROWS, newest
+from lifelong.report.view import SHOWN_ROWS, table
 from tests.report.generated import generated_history
 
 
@@ -14,8 +14,10 @@ def test_the_page_of_two_thousand_stages_is_below_two_megabytes():
 
 
 def test_a_short_life_is_shown_whole():
-    assert newest(list(range(SHOWN_ROWS))) == (list(range(SHOWN_ROWS)), "")
-    assert newest(list(range(SHOWN_ROWS + 1)))[0] == list(range(1, SHOWN_ROWS + 1))
+    rows = [[str(number)] for number in range(SHOWN_ROWS + 1)]
+    assert table(("x",), rows[1:]).left_out == 0
+    assert table(("x",), rows).rows == rows[1:]
+    assert table(("x",), rows).left_out == 1
     assert thinned([1, 2, 3], 3) == [1, 2, 3]
 
 

@@ -6,14 +6,16 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from lifelong.schema import PositiveCount, Section, expand_variables, parse_fraction
+from lifelong.schema import PER_CENT, PositiveCount, Section, expand_variables, parse_fraction
 
 
 class FactsSection(Section):
     """Invented facts put into the text of one stage at some shares of it, and asked for from then on."""
 
     stage: Annotated[int, Field(ge=0)] = 0
-    at: Annotated[tuple[Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)], ...], Field(min_length=1)]
+    at: Annotated[
+        tuple[Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1), PER_CENT], ...], Field(min_length=1)
+    ]
     count: PositiveCount = 12
     file: str | None = None
     repeats: PositiveCount = 1

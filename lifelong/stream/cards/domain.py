@@ -18,7 +18,7 @@ from lifelong.allowed import remember_allowed
 from lifelong.errors import InputError, did_you_mean
 from lifelong.plugins import shipped_folder
 from lifelong.records import NAME_PATTERN
-from lifelong.schema import CARD, Location, parse_fraction, read_yaml, shortened, validation_lines
+from lifelong.schema import CARD, Location, Written, parse_fraction, read_yaml, shortened, validation_lines
 from lifelong.stream.cards.paths import CardFile, require_own
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
@@ -37,7 +37,12 @@ def parse_size(value: Any) -> Any:
     return value
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    Field(gt=0),
+    Written(r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT]i?)?[bB]?\s*$", "64 MiB"),
+]
 
 
 class Domain(CardFile):
@@ -73,6 +78,17 @@ class Domain(CardFile):
         """The settings that decide which documents are read, in plain values (part of the fingerprint)."""
         names = ("text_field", "dedup", "held_out", "on_bad_document", "max_document_bytes", "take_bytes")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Source, licence, citation and revision of the corpus, as far as they are known; no path of this machine."""
+        given = {
+            "source": self.source.public_name,
+            "licence": self.licence,
+            "citation": self.citation,
+            "revision": getattr(self.source, "revision", None),
+        }
+        return {key: value for key, value in given.items() if value}
 
 
 def load_domain(card: str | Path, *, allow_paths: bool = False) -> Domain:

@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lifelong.schema import PositiveCount, Section, expand_variables, parse_count
+from lifelong.schema import COUNT, PositiveCount, Section, expand_variables, parse_count
 
 
 class TokenizerTraining(Section):
     """A tokenizer trained on the stream's own text."""
 
     kind: Literal["bpe"] = "bpe"
-    vocab_size: Annotated[int, BeforeValidator(parse_count), Field(ge=300, lt=2**24)] = 8192
+    vocab_size: Annotated[int, BeforeValidator(parse_count), Field(ge=300, lt=2**24), COUNT] = 8192
     max_bytes: PositiveCount = 50_000_000
 
 

@@ -40,6 +40,11 @@ class Source(Section):
         return type(self).__module__.rpartition(".")[2]
 
     @property
+    def public_name(self) -> str:
+        """What readers of a report may know of where the text is: its kind, and what is public of it."""
+        return self.title.removeprefix("a ")
+
+    @property
     def own_splits(self) -> frozenset[str]:
         """The splits that the source names; the others are cut from train by document hash."""
         return frozenset({"train", *(split for split in ("valid", "test") if getattr(self, split, None))})

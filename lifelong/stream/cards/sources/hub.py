@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +31,11 @@ class HubSource(Source):
     valid: str | None = Field(None, description="name of the validation split; cut by hash if absent")
     test: str | None = Field(None, description="name of the test split; cut by hash if absent")
     streaming: bool = False
+
+    @property
+    def public_name(self) -> str:
+        """The data set on the hub; of a local folder that it is one."""
+        return f"hub: {self.hub}" if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hub) else "local folder"
 
     def outside(self, card: CardFile) -> Iterator[str]:
         """A local folder by its full path."""
