@@ -246,7 +246,10 @@ class FactCurve:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One committed stage, one line of the ledger. Hashes are SHA-256 in hex; `replay` counts tokens by domain."""
+    """One committed stage, one line of the ledger. Hashes are SHA-256 in hex; `replay` counts tokens by domain.
+
+    `generated` says which model wrote text for the stage, and how; None, and not in the line, where none did.
+    """
 
     index: int
     name: str
@@ -266,10 +269,12 @@ class StageRecord:
     replay: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     committed_at: str = ""
+    generated: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        plain = {key: _plain(value) for key, value in asdict(self).items()}
+        return {key: value for key, value in plain.items() if key != "generated" or value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StageRecord:
@@ -468,7 +473,7 @@ class RunHistory:
 class RunObserver:
     """Told what a run does, as it does it; every hook may be left out. A live display is one of these.
 
-    Phases of a stage: prepare, grow, recover, train, evaluate, commit.
+    Phases of a stage: prepare, generate, targets, grow, recover, train, evaluate, commit.
     """
 
     def run_started(self, name: str, stage_names: Sequence[str], stage_tokens: Sequence[int]) -> None:
@@ -485,6 +490,9 @@ class RunObserver:
 
     def stepped(self, point: TrainPoint) -> None:
         """One optimizer step was logged."""
+
+    def advanced(self, phase: str, tokens: int, total: int) -> None:
+        """A phase without optimizer steps has done this much of its tokens."""
 
     def probed(self, point: ProbePoint) -> None:
         """A small evaluation during a stage."""

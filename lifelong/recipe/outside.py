@@ -38,6 +38,12 @@ def _outside(recipe: Recipe, start: int) -> Iterator[tuple[str, Any]]:
     for method in recipe.methods:
         yield from ((f"methods.{method.name}.{key}", value) for key, value in _paths(method.settings()))
     yield from _reaching(recipe.train, "train")
+    replay = recipe.replay
+    for card in (replay.proxy or {}) if replay is not None and start == 0 else ():
+        if _is_path(card):
+            yield "replay.proxy", card
+    if replay is not None and replay.generate is not None and _is_path(replay.generate.start or ""):
+        yield "replay.generate.start", replay.generate.start
     for card in recipe.watch or () if start == 0 else ():
         if _is_path(card):
             yield "watch", card
