@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ from lifelong.train.learning_rates import stage_curve, stage_span, warmup_steps
 from lifelong.train.policies._policy import make_policy
 from lifelong.train.rehearsal import OF_THE_DEVICE
 
-DECODING = 4.0
+DECODING = 10.0
 """Times longer that a token takes which is written, batch by batch, than its FLOPs would take in training."""
 BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 
@@ -148,7 +148,7 @@ def plan_recipe(
     disk = disk_plan(recipe, files, look.facts, look.vocab_size or int(configs[-1].vocab_size))
     warnings = [*warnings_of(recipe, stages, shapes), *look.warnings]
     return RunPlan(
-        recipe.name, tuple(stages), tuple(warnings), devices, disk, speed, tuple(_notes(recipe, shapes, look))
+        recipe.name, tuple(stages), tuple(warnings), devices, disk, speed, tuple(_notes(recipe, stages, shapes, look))
     )
 
 
@@ -317,7 +317,7 @@ def taught_share(inherit: InheritSection) -> float:
     return span * mean * inherit.alpha
 
 
-def _notes(recipe: Recipe, shapes: Shapes, look: CorpusSample) -> list[str]:
+def _notes(recipe: Recipe, stages: Sequence[PlannedStage], shapes: Shapes, look: CorpusSample) -> list[str]:
     """Notes on the assumptions of the plan."""
     notes = [f"{source} does not exist yet: planned from recipe {writer}" for source, writer in shapes.coming.items()]
     hub = [card for card, reason in look.unread.items() if "hub" in reason and card != "tokenizer"]
@@ -331,14 +331,14 @@ def _notes(recipe: Recipe, shapes: Shapes, look: CorpusSample) -> list[str]:
     if recipe.methods:
         names = ", ".join(method.name for method in recipe.methods)
         notes.append(f"tensors that methods keep for themselves ({names}) are not in the memory figures")
-    notes += _memory_notes(recipe)
+    notes += _memory_notes(recipe, stages)
     compiled = any(_train(recipe, index).get("torch_compile") for index in range(len(recipe.stages)))
     if compiled:
         notes.append("torch_compile: activations are counted as without it; a compiled step keeps fewer")
     return notes
 
 
-def _memory_notes(recipe: Recipe) -> Iterator[str]:
+def _memory_notes(recipe: Recipe, stages: Sequence[PlannedStage]) -> Iterator[str]:
     """What the models write, and where the targets of the memory come from."""
     replay = recipe.replay
     if replay is not None and replay.generate is not None:
@@ -346,8 +346,14 @@ def _memory_notes(recipe: Recipe) -> Iterator[str]:
         yield (
             f"generate: {section.tokens:,} tokens of self-generated text "
             + ("in all, in equal parts by every model" if section.keeps_all else "by the previous model in every stage")
-            + f", temperature {section.temperature:g}; in the time a token counts {DECODING:g} times its FLOPs"
+            + f"; {DECODING:g} times as long a FLOP as training"
         )
+        for stage in stages:
+            if stage.generated_tokens:
+                yield (
+                    f"stage {stage.index}: the model before it writes {stage.generated_tokens:,} tokens, "
+                    f"{stage.generation_flops / 1e15:.3g} PFLOPs beside those of the table"
+                )
     if not needs_targets(recipe):
         return
     for index in range(len(recipe.stages)):

@@ -37,6 +37,7 @@ from lifelong.inherit.cache import block_keys, joined_rows, sparse_block
 from lifelong.inherit.sparse import Scheme, SparseRows, take_rows
 from lifelong.inherit.teachers.model import OnlineTeacher
 from lifelong.inherit.write_cache import block_probabilities
+from lifelong.lm.compat import cache_argument
 from lifelong.lm.packed import packed_inputs, position_offset
 from lifelong.replay.settings import GenerateSection
 from lifelong.stream.blocks import Block
@@ -260,7 +261,7 @@ class _Stepper:
 
     def __init__(self, model: Any, streams: int, length: int) -> None:
         self.model, self.device = model, model.get_input_embeddings().weight.device
-        self.offset = position_offset(model)
+        self.offset, self.named = position_offset(model), cache_argument(model)
         self.seen_BL = torch.ones(streams, length, dtype=torch.long, device=self.device)
         self.place_B = np.full(streams, -1)
         self.read, self.restarted = 0, False
@@ -277,10 +278,10 @@ class _Stepper:
             input_ids=torch.from_numpy(ids_B.astype(np.int64)).to(self.device)[:, None],
             position_ids=torch.from_numpy(self.place_B + self.offset).to(self.device)[:, None],
             attention_mask=self.seen_BL[:, : self.read] if self.restarted else None,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.named: self.cache},
         )
-        self.cache = output.past_key_values
+        self.cache = output[self.named]
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
 
@@ -369,7 +370,8 @@ def _sample(
         ids_BL[:, t] = next_B
         if t + 1 == length:
             break
-        logits_BV = stepper.step(next_B, starts_BL[:, t])[:, : writing.vocab_size].float()
+        logits_BV = stepper.step(next_B, starts_BL[:, t])[:, : writing.vocab_size]
+        logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
         probabilities_BV = (logits_BV / writing.section.temperature).softmax(1)
         if writing.scheme is not None and t + 1 < writing.shape.sequence_length:
             same = writing.target_temperature == writing.section.temperature
