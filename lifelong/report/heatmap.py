@@ -118,7 +118,9 @@ def replay_map(history: RunHistory) -> str:
     """Share of every stage's tokens that was replayed from each earlier domain; empty where nothing was."""
     if not any(record.replay for record in history.stages):
         return ""
-    names = [name for name in history.matrix.domains if any(record.replay.get(name) for record in history.stages)]
+    replayed = dict.fromkeys(name for record in history.stages for name, tokens in record.replay.items() if tokens)
+    names = [name for name in history.matrix.domains if name in replayed]
+    names += [name for name in replayed if name not in names]  # public text, and what a model wrote
     head = "".join(f"<th>{escape(name)}</th>" for name in names[:FIGURE_COLUMNS])
     lines = []
     strongest = max((t / r.tokens for r in history.stages for t in r.replay.values() if r.tokens), default=1.0) or 1.0

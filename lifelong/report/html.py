@@ -11,6 +11,7 @@ from lifelong.report.charts import alpha_chart, life_chart, training_chart
 from lifelong.report.chat import chat_section, chat_warning
 from lifelong.report.downstream import downstream_section
 from lifelong.report.facts import facts_section
+from lifelong.report.generated import generated_section
 from lifelong.report.heatmap import fits_figures, heat_map, replay_map
 from lifelong.report.style import document, folded, table
 from lifelong.report.tradeoff import front_sections
@@ -31,6 +32,7 @@ def page(history: RunHistory) -> str:
         "Metrics": metrics_section(history, metrics),
         "Training": training_chart(history) + alpha_chart(history) + training_table(history),
         "Replay": replay_map(history),
+        "Self-generated memory": generated_section(history),
         "Growth": growth_table(history),
         "Cost": cost_section(history),
         "Facts": facts_section(history),

@@ -37,10 +37,11 @@ from typing import Any
 from tests.support import recipe_data, write_domain
 
 PHASES = ("preparing", "tokenising", "caching", "evaluating", "training", "saving", "committing", "growing", "recovering",
-          "reporting")  # fmt: skip
+          "reporting", "generating", "targeting")  # fmt: skip
 KINDS = {"SIGKILL": signal.SIGKILL, "power cut": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 OF_OBSERVER = {"prepare": "preparing", "grow": "growing", "recover": "recovering", "train": "training",
-               "evaluate": "evaluating", "commit": "committing"}  # fmt: skip
+               "evaluate": "evaluating", "commit": "committing", "generate": "generating", "targets": "targeting",
+               "proxy": "preparing"}  # fmt: skip
 LEFT_OUT = {".lock", ".cache", "report", "environment.json", "measured.json"}
 SECONDS_AT_MOST = 300.0
 
@@ -85,6 +86,8 @@ class Stream:
             data["tokenizer"] = {"train": {"kind": "bpe", "vocab_size": 300}}
         return {**data, "recover": {"tokens": 600}, "evaluate": {"tokens": 200, "samples": 1, "probes": 2, "probe_tokens": 100},
                 "methods": [{"name": "l2", "strength": 0.01}],
+                "inherit": {"teacher": "memory", "alpha": 0.5, "until": 1.0, "temperature": 1.0},
+                "replay": {"memory_tokens": 400, "share": 0.5, "generate": {"tokens": 192, "length": 64, "batch_size": 2}},
                 "train": {**data["train"], "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}}  # fmt: skip
 
     def run(self, out: Path, observer: Any = None) -> None:
