@@ -6,8 +6,8 @@ Nothing heavy is imported here, and nothing is written.
     RUN/initial/           the model before the first stage: losses.json samples.json tokenizer/
     RUN/stages/NN-DOMAIN/  a committed stage (`StageFolder`): model/ losses.json history.json ...
     RUN/heldout/DOMAIN/    held-out documents
-    RUN/memory/NN/         replay memory after stage NN
-    RUN/.work/NAME/        a stage that is being made (`WorkFolder`): selected/ grown/ recovered/ trained/
+    RUN/memory/NN/         replay memory after stage NN; generated/ where what models wrote is kept
+    RUN/.work/NAME/        a stage that is being made (`WorkFolder`): selected/ generated/ grown/ trained/ ...
     RUN/.cache/            tokenised corpora
     RUN/report/ front/ downstream/ harness/ trackers/ rejected/
 """
@@ -42,6 +42,11 @@ def parse_stage_model(source: str) -> tuple[str, int] | None:
     """Name of the run and number of the stage where `source` is the path of a stage's model, present or to come."""
     match = _MODEL_OF_STAGE.fullmatch(source)
     return None if match is None else (match["run"], int(match["index"]))
+
+
+def generation(memory: Path, number: int) -> Path:
+    """What a model wrote, in the folder of a memory that keeps it; models are counted from 0."""
+    return memory / "generated" / f"{number:02d}"
 
 
 class _Folder:
@@ -287,7 +292,7 @@ class RunFolder(_Folder):
     def generations_before(self, index: int) -> list[Path]:
         """What models wrote before stage `index`, where that is kept; oldest first, looks at the disk."""
         memory = self.memory_before(index)
-        return sorted((memory / "generated").glob("[0-9]*")) if memory is not None else []
+        return sorted(generation(memory, 0).parent.glob("[0-9]*")) if memory is not None else []
 
     def tracker(self, name: str, phase: str) -> Path:
         """Folder of the experiment trackers' files for a phase of a stage."""

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lifelong import distributed
 from lifelong.files import atomic_directory
+from lifelong.ledger.folder import generation
 from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
 from lifelong.replay.memory import shrink_memory, write_memory_snapshot
@@ -57,13 +58,13 @@ def _write(stage: Stage, model: PreTrainedModel, folder: Path) -> None:
                     scores=memory_scores(replay, model, stage.corpus, collator, seed=seed, stage=stage.index),
                 )
             if replay.generate is not None and replay.generate.keeps_all:
-                _keep_generations(stage.generations, replay.generate, partial / "generated")
+                _keep_generations(stage.generations, replay.generate, partial)
 
 
-def _keep_generations(generations: Sequence[Path], section: GenerateSection, folder: Path) -> None:
+def _keep_generations(generations: Sequence[Path], section: GenerateSection, memory: Path) -> None:
     """Keep what every model wrote, with room for the next one."""
     for number, source in enumerate(generations):
-        kept = folder / f"{number:02d}"
+        kept = generation(memory, number)
         kept.mkdir(parents=True)
         shrink_memory(source, kept, section.tokens_of(len(generations)))
         if (source / "targets").is_dir():
