@@ -135,8 +135,8 @@ def watch_notes(context: Run) -> list[str]:
     replay = context.recipe.replay
     proxies = {Path(card).stem for card in (replay.proxy or () if replay is not None else ())}
     notes += [
-        f"{name} is watched and replayed in place of text that is gone: it tells what the model keeps of this text, and "
-        "little of other text"
+        f"{name} is watched and replayed in place of text that is gone: it tells what the model keeps of this text, "
+        "and little of other text"
         for name in context.watched
         if name in proxies
     ]

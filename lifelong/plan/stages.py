@@ -44,9 +44,8 @@ BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 class PlannedStage:
     """One stage before it is run.
 
-    `flops` include those of teacher and methods; `evaluation_flops` and `generation_flops` (of the `generated_tokens` that
-    the model before writes) come on top. `training_state_bytes` are weights,
-    gradients and moments on one device, `memory` what one of the planned devices holds at its fullest.
+    `flops` include those of teacher and methods; `evaluation_flops` and `generation_flops` (of the `generated_tokens`
+    that the model before writes) come on top. `training_state_bytes` are weights, gradients and moments on one device, `memory` what one of the planned devices holds at its fullest.
     `learning_rates` are taken in the middle of equal parts of the stage. `seconds` is None where no speed is known.
     """
 
@@ -134,9 +133,11 @@ def plan_recipe(
                 stage,
                 seconds=speed.seconds(
                     stage.flops + stage.evaluation_flops + DECODING * stage.generation_flops,
-                    devices.count, config, section,
+                    devices.count,
+                    config,
+                    section,
                 ),
-            )  # fmt: skip
+            )
             for stage, config, section in zip(
                 stages, configs, (_train(recipe, i) for i in range(len(stages))), strict=True
             )
@@ -265,9 +266,7 @@ def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[t
     names = recipe.inherit.teacher.models()
     if _visited_online(recipe, index) and PREVIOUS not in names:
         names = [*names, PREVIOUS]
-    return [
-        (name, before if name == PREVIOUS else shapes.of(name)) for name in names if name != PREVIOUS or learned
-    ]
+    return [(name, before if name == PREVIOUS else shapes.of(name)) for name in names if name != PREVIOUS or learned]
 
 
 def _visited_online(recipe: Recipe, index: int) -> float:
@@ -362,7 +361,9 @@ def _memory_notes(recipe: Recipe, stages: Sequence[PlannedStage]) -> Iterator[st
             continue
         visited, found = planned_visits(recipe, index), []
         if generated:
-            found.append(f"self-generated text is read {visited.generated:.2g} times, its targets are kept while it is written")
+            found.append(
+                f"self-generated text is read {visited.generated:.2g} times, its targets are kept while it is written"
+            )
         if kept:
             choice = "targets are written once" if visited.stores_kept else "the previous model teaches it online"
             reason = "cheaper than a teacher at every visit" if visited.stores_kept else "no dearer than writing them"

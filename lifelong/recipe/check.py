@@ -279,16 +279,14 @@ def _check_generate(context: CheckContext) -> Iterator[str]:
         )
         return
     if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
-        yield f"{where}: with `tokenizer.merge` every domain has tokens of its own, and what a model writes is of no domain"
+        yield f"{where}: with `tokenizer.merge` every domain has tokens of its own; what a model writes has no domain"
     if SELF_GENERATED in (context.domains or ()):
         yield f"{where}: a domain is named {SELF_GENERATED!r}, as what the models write; give it another name"
     if recipe.model.checkpoint is None and len(recipe.stages) == 1:
         yield f"{where}: the only stage starts from random weights, which have nothing to write; name model.checkpoint"
     config = _first_config(recipe) if context.config is None else context.config
     last = len(recipe.stages) - 1 - (recipe.model.checkpoint is None)
-    yield from refusals(
-        stream_shape, section, config, recipe.sequence_length, max(0, last) if section.keeps_all else 0
-    )
+    yield from refusals(stream_shape, section, config, recipe.sequence_length, max(0, last) if section.keeps_all else 0)
     if section.start is not None and section.start_tokens + 1 >= recipe.sequence_length:
         yield (
             f"{where}.start_tokens: {section.start_tokens} leave no room in a block of sequence_length "

@@ -104,7 +104,11 @@ def stream_shape(section: GenerateSection, config: Any, sequence_length: int, ge
     """
     where, tokens = "replay.generate", section.tokens_of(generation)
     if tokens < sequence_length:
-        share = f"tokens: {section.tokens:,}, shared by {generation + 1} models, are" if generation else f"tokens: {tokens:,} is"
+        share = (
+            f"tokens: {section.tokens:,}, shared by {generation + 1} models, are"
+            if generation
+            else f"tokens: {tokens:,} is"
+        )
         raise InputError(f"{where}.{share} too few for one block of sequence_length {sequence_length}")
     context = getattr(config, "max_position_embeddings", None) or LONGEST_STREAM
     if section.length is not None and not sequence_length <= section.length <= context:
@@ -184,7 +188,9 @@ def start_ids(tokenizer: Any, section: GenerateSection, domain: Domain | None, s
             break
     if not found:
         raise InputError(f"{where}: no document has {section.start_tokens} tokens; lower start_tokens")
-    unknown = float(np.mean(np.concatenate(found) == tokenizer.unk_token_id)) if tokenizer.unk_token_id is not None else 0.0
+    unknown = (
+        float(np.mean(np.concatenate(found) == tokenizer.unk_token_id)) if tokenizer.unk_token_id is not None else 0.0
+    )
     if unknown > MOST_UNKNOWN:
         raise InputError(
             f"{where}: {unknown:.0%} of its first tokens are {tokenizer.unk_token!r}, the tokenizer cannot represent "
@@ -203,7 +209,7 @@ def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class Round:
-    """What a batch of streams came to: `ids_BL`, `starts_BL` (a document begins), targets of all its blocks in order."""
+    """A batch of streams: `ids_BL`, `starts_BL` (a document begins), and the targets of all its blocks in order."""
 
     ids_BL: NDArray[np.int32]
     starts_BL: NDArray[np.bool_]
@@ -324,8 +330,9 @@ def check_writer(model: Any) -> None:
     difference = float((written_BTV - packed_BTV).abs().max())
     if not difference <= AGREEMENT * max(1.0, float(packed_BTV.abs().max())):
         raise InputError(
-            f"replay.generate: {type(model).__name__} computes something else token by token than on whole rows (logits "
-            f"differ by {difference:.1e}), so that what it writes would not be its own; replay kept or public text instead"
+            f"replay.generate: {type(model).__name__} computes something else token by token than on whole rows "
+            f"(logits differ by {difference:.1e}), so that what it writes would not be its own; replay kept or public "
+            "text instead"
         )
 
 
@@ -350,7 +357,7 @@ def write_round(model: Any, writing: Writing, number: int, collator: Collator, t
 def _sample(
     model: Any, writing: Writing, number: int, tell: Tell
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_], SparseRows | None]:
-    """Tokens, starts of documents, and targets of the first block of each stream: row (t - 1) B + b predicts token t."""
+    """Tokens, starts of documents, and targets of the first blocks: row (t - 1) B + b predicts token t of stream b."""
     streams, length = writing.streams_of(number), writing.shape.length
     size = len(streams)
     ids_BL, starts_BL = np.zeros((size, length), np.int32), np.zeros((size, length), np.bool_)
@@ -458,7 +465,9 @@ def targets_of(
     size = max(1, PASS_TOKENS // collator.sequence_length)
     device = model.get_input_embeddings().weight.device
     for first in range(0, len(blocks), size):
-        rows = [PackedRow(block=block, domain_id=0, is_replay=True, mask_key=0) for block in blocks[first : first + size]]
+        rows = [
+            PackedRow(block=block, domain_id=0, is_replay=True, mask_key=0) for block in blocks[first : first + size]
+        ]
         batch = {name: value.to(device) for name, value in collator(rows).items()}
         for key, chunks in zip(block_keys(batch), block_probabilities(teacher, batch, temperature), strict=True):
             yield sparse_block(scheme, key, chunks)

@@ -20,7 +20,7 @@ def writers(history: RunHistory) -> list[StageRecord]:
 
 def generated_rows(history: RunHistory) -> list[tuple[str, ...]]:
     """A row for every such stage."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for record in writers(history):
         facts: dict[str, Any] = dict(record.generated or {})
         start, targets = facts.get("start"), facts.get("targets")

@@ -12,9 +12,9 @@ from lifelong.ledger.ledger import check_run, read_records
 from lifelong.pipeline import run_recipe
 from lifelong.plan import plan_recipe
 from lifelong.plan.stages import planned_memory, planned_visits
-from lifelong.records import RunObserver
 from lifelong.recipe import parse_recipe
 from lifelong.recipe.check import check_recipe
+from lifelong.records import RunObserver
 from lifelong.replay.memory import ReplayMemory
 from lifelong.replay.settings import SELF_GENERATED
 from tests.support import recipe_data, run_cli, tiny_checkpoint
@@ -29,7 +29,9 @@ def base(cards, tmp_path_factory):
 
 def data_of(cards, base, names=("sea", "farm"), **replay):
     """A checkpoint through some stages; the second grows."""
-    data = recipe_data(cards, model={"checkpoint": str(base)}, inherit=dict(TEACHER), evaluate={"tokens": 200, "samples": 0})
+    data = recipe_data(
+        cards, model={"checkpoint": str(base)}, inherit=dict(TEACHER), evaluate={"tokens": 200, "samples": 0}
+    )
     del data["tokenizer"]
     data["stages"] = [{"domain": str(cards / f"{name}.yaml"), "tokens": 1024} for name in names]
     if len(names) > 1:
@@ -203,13 +205,12 @@ def test_visits_decide_and_set_the_noise(cards, base):
 )  # fmt: skip
 def test_bad_input_has_one_message(cards, base, tmp_path, changes, message):
     data = data_of(cards, base)
+    changes = json.loads(json.dumps(changes).replace("TOWN", str(cards / "town.yaml")))
     for path, value in changes.items():
         *sections, key = path.split(".")
         target = data
         for section in sections:
             target = target[section]
-        town = str(cards / "town.yaml")
-        value = town if value == "TOWN" else {town: n for n in value.values()} if isinstance(value, dict) else value
         target[key] = value
     with pytest.raises(InputError) as caught:
         run_recipe(parse_recipe(data), tmp_path / "run")

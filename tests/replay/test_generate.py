@@ -161,7 +161,9 @@ def test_rounds_are_functions_of_their_number_and_leave_the_model_alone(model, t
 def test_a_document_begins_with_the_first_tokens_of_a_card_and_after_every_end(model):
     starts = [np.array([1, 7, 8], np.int32), np.array([1, 9, 9], np.int32)]
     ends = frozenset(range(2, 60, 4))
-    made = write_round(model, settings(48, 48, starts=starts, end_ids=ends, scheme=None), 0, Collator("clm", 48, pad_id=0))
+    made = write_round(
+        model, settings(48, 48, starts=starts, end_ids=ends, scheme=None), 0, Collator("clm", 48, pad_id=0)
+    )
     begun = set()
     for ids, is_start in zip(made.ids_BL, made.starts_BL, strict=True):
         for place in np.flatnonzero(is_start):

@@ -90,8 +90,8 @@ class Plugin(TeacherSection):
             )
         if given.until == "surpassed":
             yield (
-                "inherit.until: `surpassed` needs a model to compare the student with, stored targets have none; give a "
-                "share of the stage instead"
+                "inherit.until: `surpassed` needs a model to compare the student with, stored targets have none; give "
+                "a share of the stage instead"
             )
 
     def build(self, inputs: TeacherInputs, domains: Sequence[str]) -> Teacher | None:

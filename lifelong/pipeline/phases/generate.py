@@ -1,4 +1,4 @@
-"""Text that the previous model writes at the start of a stage, to be replayed: what it knows, where no old text is left."""
+"""Text that the previous model writes at the start of a stage, to be replayed where no old text is left."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class Generate(Phase):
         for number, counts in distributed.turns(shape.rounds):
             path = stage.work.written(number)
             if counts and not path.exists():
-                write_round(model, writing, number, collator, lambda new: tell(new * distributed.world_size())).save(path)
+                write_round(model, writing, number, collator, lambda new: tell(new * distributed.world_size())).save(
+                    path
+                )
             elif counts:
                 tell(len(writing.streams_of(number)) * shape.length)
         distributed.barrier()
@@ -83,7 +85,9 @@ class Generate(Phase):
         if not folder.is_dir():
             return {}
         facts = read_json(folder / "generated.json")
-        return {"generated": {key: value for key, value in facts.items() if key not in ("seconds", "flops", "pass_flops")}}
+        return {
+            "generated": {key: value for key, value in facts.items() if key not in ("seconds", "flops", "pass_flops")}
+        }
 
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
         """Every token that was written, once; and the pass over blocks that a cut goes through."""
@@ -167,7 +171,7 @@ def _assemble(stage: Stage, model: PreTrainedModel, writing: Writing, collator: 
                 "blocks": shape.blocks,
                 "blocks_with_targets_of_a_pass": passed // length,
                 "text": text,
-                "samples": _samples(stage, shape),
+                "samples": _samples(stage),
                 "flops": shape.tokens * forward_flops_per_token(model, shape.length),
                 "pass_flops": passed * forward_flops_per_token(model, length),
                 "seconds": seconds,
@@ -224,10 +228,7 @@ def _write_targets(stage: Stage, writing: Writing, collator: Any, folder: Path, 
     writer.finish()
 
 
-def _samples(stage: Stage, shape: StreamShape) -> list[str]:
+def _samples(stage: Stage) -> list[str]:
     """Beginnings of the first streams."""
     first = Round.load(stage.work.written(0)).ids_BL[:SAMPLES, :SAMPLE_TOKENS]
     return [str(stage.context.tokenizer.decode(ids.tolist(), skip_special_tokens=True)) for ids in first]
-
-
-

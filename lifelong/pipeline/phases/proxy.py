@@ -41,7 +41,9 @@ def _missing(stage: Stage) -> list[tuple[Domain, int]]:
     if replay is None or not replay.proxy or stage.work.proxied.path.exists():
         return []
     kept = stage.kept_memory
-    known = {item.domain for item in ReplayMemory.open(kept).experiences if item.stage < 0} if kept is not None else set()
+    known = (
+        {item.domain for item in ReplayMemory.open(kept).experiences if item.stage < 0} if kept is not None else set()
+    )
     named = {card: tokens for card, tokens in replay.proxy.items() if Path(card).stem not in known}
     domains = [(load_domain(card), tokens) for card, tokens in named.items()]
     return [(domain, tokens) for domain, tokens in domains if domain.name not in known]

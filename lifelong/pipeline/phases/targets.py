@@ -185,6 +185,3 @@ def _batches(stage: Stage, memories: list[ReplayMemory], device: Any) -> Iterato
                     yield batch()
     if pending:
         yield batch()
-
-
-
