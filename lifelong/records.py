@@ -250,6 +250,7 @@ class StageRecord:
 
     `sources` holds, by corpus that the stage read first or again, what its card says of it: source, licence, citation
     and revision, where they are given.
+    `generated` says which model wrote text for the stage, and how; None, and not in the line, where none did.
     """
 
     index: int
@@ -271,10 +272,12 @@ class StageRecord:
     notes: tuple[str, ...] = ()
     committed_at: str = ""
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    generated: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        plain = {key: _plain(value) for key, value in asdict(self).items()}
+        return {key: value for key, value in plain.items() if key != "generated" or value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StageRecord:
@@ -476,7 +479,7 @@ class RunHistory:
 class RunObserver:
     """Told what a run does, as it does it; every hook may be left out. A live display is one of these.
 
-    Phases of a stage: prepare, grow, recover, train, evaluate, commit.
+    Phases of a stage: prepare, generate, targets, grow, recover, train, evaluate, commit.
     """
 
     def run_started(self, name: str, stage_names: Sequence[str], stage_tokens: Sequence[int]) -> None:
@@ -493,6 +496,9 @@ class RunObserver:
 
     def stepped(self, point: TrainPoint) -> None:
         """One optimizer step was logged."""
+
+    def advanced(self, phase: str, tokens: int, total: int) -> None:
+        """A phase without optimizer steps has done this much of its tokens."""
 
     def probed(self, point: ProbePoint) -> None:
         """A small evaluation during a stage."""

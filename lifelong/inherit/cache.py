@@ -266,6 +266,25 @@ class TargetCache:
         return _in_order(parts, position)
 
 
+def read_all(
+    caches: Sequence[TargetCache], keys: Sequence[bytes]
+) -> tuple[NDArray[np.int32], NDArray[np.float32], list[int]]:
+    """As `TargetCache.read`, of blocks that lie in several caches.
+
+    Raises:
+        InputError: a block that none of them holds.
+    """
+    owners = [next((place for place, cache in enumerate(caches) if key in cache), 0) for key in keys]
+    parts, position = [], [(0, 0)] * len(keys)
+    for part, owner in enumerate(sorted(set(owners))):
+        mine = [number for number, place in enumerate(owners) if place == owner]
+        ids, probabilities, tokens = caches[owner].read([keys[number] for number in mine])
+        parts.append((ids, probabilities, np.array(tokens)))
+        for index, number in enumerate(mine):
+            position[number] = (part, index)
+    return _in_order(parts, position)
+
+
 def _in_order(
     parts: Sequence[tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]],
     position: Sequence[tuple[int, int]],
@@ -368,11 +387,17 @@ def _by_block(
     writer: CacheWriter, batch: Mapping[str, Tensor], blocks: Iterable[Iterable[Tensor]]
 ) -> Iterable[SparseRows]:
     for key, chunks in zip(block_keys(batch), blocks, strict=True):
-        generator = np.random.default_rng([writer.settings.seed, int.from_bytes(key, "little")])
-        yield _joined([writer.scheme.sparsify(chunk, generator) for chunk in chunks], writer.scheme)
+        yield sparse_block(writer.scheme, key, chunks, writer.settings.seed)
 
 
-def _joined(parts: Sequence[SparseRows], scheme: Scheme) -> SparseRows:
+def sparse_block(scheme: Scheme, key: bytes, chunks: Iterable[Tensor], seed: int = 0) -> SparseRows:
+    """Sparse targets of one block, whose draws are seeded by its key; `chunks` as in `fill_cache`."""
+    generator = np.random.default_rng([seed, int.from_bytes(key, "little")])
+    return joined_rows([scheme.sparsify(chunk, generator) for chunk in chunks], scheme)
+
+
+def joined_rows(parts: Sequence[SparseRows], scheme: Scheme) -> SparseRows:
+    """Rows one behind the other."""
     if not parts:
         return SparseRows(*(np.zeros(0, kind) for kind in (np.int64, np.int64, np.bool_, scheme.code_type)))
     return SparseRows(

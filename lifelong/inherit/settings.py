@@ -30,13 +30,15 @@ class TeacherSection(Section):
     """
 
     place: ClassVar[int] = 100  # in messages that list the kinds; a new one comes last
+    alone: ClassVar[bool] = False  # whether the key alone, as a word, is a teacher
 
     @model_validator(mode="wrap")
     @classmethod
     def _of_its_kind(cls, value: Any, as_it_is: Callable[[Any], TeacherSection]) -> TeacherSection:
         if cls is not TeacherSection or not isinstance(value, dict | str):
             return as_it_is(value)
-        value = {"model": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = {value: True} if value in teacher_kinds() and teacher_kinds()[value].alone else {"model": value}
         kinds, known = teacher_kinds(), cls.known_keys()
         unknown = {key: entry for key, entry in value.items() if key not in known}
         written = [name for name in kinds if value.get(name) not in (None, "", {}, [], ())]
@@ -92,6 +94,10 @@ class TeacherSection(Section):
     def caches(self) -> list[str]:
         """Folders of targets that `lifelong cache` wrote."""
         return [folder for teacher in self.inner() for folder in teacher.caches()]
+
+    def reads_memory(self) -> bool:
+        """Whether it needs targets that are stored with the memory."""
+        return any(teacher.reads_memory() for teacher in self.inner())
 
     def routes(self, domains: Sequence[str]) -> list[tuple[str, list[str]]]:
         """Checkpoints, and which of `domains` each is to teach."""

@@ -240,3 +240,13 @@ def scheme_from_json(data: Mapping[str, Any]) -> Scheme:
     if data["name"] not in SCHEMES:
         raise UnknownNameError("scheme of sparse targets", data["name"], SCHEMES)
     return SCHEMES[data["name"]](**{key: value for key, value in data.items() if key != "name"})
+
+
+def take_rows(rows: SparseRows, order: NDArray[np.integer]) -> SparseRows:
+    """Some of the rows, in this order."""
+    counts = rows.counts[order]
+    first = np.cumsum(rows.counts) - rows.counts
+    entries = np.repeat(first[order] - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
+    coded = rows.coded[entries]
+    places = np.cumsum(rows.coded) - 1
+    return SparseRows(counts, rows.ids[entries], coded, rows.codes[places[entries][coded]])

@@ -6,8 +6,8 @@ Nothing heavy is imported here, and nothing is written.
     RUN/initial/           the model before the first stage: losses.json samples.json tokenizer/
     RUN/stages/NN-DOMAIN/  a committed stage (`StageFolder`): model/ losses.json history.json ...
     RUN/heldout/DOMAIN/    held-out documents
-    RUN/memory/NN/         replay memory after stage NN
-    RUN/.work/NAME/        a stage that is being made (`WorkFolder`): selected/ grown/ recovered/ trained/
+    RUN/memory/NN/         replay memory after stage NN; generated/ where what models wrote is kept
+    RUN/.work/NAME/        a stage that is being made (`WorkFolder`): selected/ generated/ grown/ trained/ ...
     RUN/.cache/            tokenised corpora
     RUN/report/ front/ downstream/ harness/ trackers/ rejected/
 """
@@ -42,6 +42,11 @@ def parse_stage_model(source: str) -> tuple[str, int] | None:
     """Name of the run and number of the stage where `source` is the path of a stage's model, present or to come."""
     match = _MODEL_OF_STAGE.fullmatch(source)
     return None if match is None else (match["run"], int(match["index"]))
+
+
+def generation(memory: Path, number: int) -> Path:
+    """What a model wrote, in the folder of a memory that keeps it; models are counted from 0."""
+    return memory / "generated" / f"{number:02d}"
 
 
 class _Folder:
@@ -117,6 +122,8 @@ class WorkFolder(StageFolder):
     """`.work/NAME`, where a stage is prepared: a folder for the result of each phase, and what is not committed."""
 
     selected = _Part("selected", "What `select:` chose.")
+    proxied = _Part("proxied", "The memory with public text that stands in for text that nobody has.")
+    generated = _Part("generated", "What the previous model wrote: blocks as in a memory, and their targets.")
     grown = _Part("grown", "The previous model at the new size.")
     recovered = _Part("recovered", "The grown model after training on replay alone.")
     trained = _Part("trained", "What the commit renames to `stages/NAME`.")
@@ -124,6 +131,15 @@ class WorkFolder(StageFolder):
     def part(self, name: str) -> StageFolder:
         """The result of a phase that names its own folder."""
         return StageFolder(self.path / name)
+
+    def written(self, number: int) -> Path:
+        """A batch of streams that the previous model has written."""
+        return self.path / "written" / f"{number:05d}.npz"
+
+    @property
+    def targets(self) -> Path:
+        """Targets of memory blocks, as a cache."""
+        return self.path / "targets"
 
     def round(self, number: int) -> RoundFolder:
         """A finished round of a federation."""
@@ -274,6 +290,11 @@ class RunFolder(_Folder):
         """The newest replay memory of the stages before `index`; looks at the disk."""
         found = [path for path in self.memories.glob("[0-9]*") if path.name.isdecimal() and int(path.name) < index]
         return max(found, key=lambda path: int(path.name), default=None)
+
+    def generations_before(self, index: int) -> list[Path]:
+        """What models wrote before stage `index`, where that is kept; oldest first, looks at the disk."""
+        memory = self.memory_before(index)
+        return sorted(generation(memory, 0).parent.glob("[0-9]*")) if memory is not None else []
 
     def tracker(self, name: str, phase: str) -> Path:
         """Folder of the experiment trackers' files for a phase of a stage."""

@@ -132,6 +132,14 @@ def watch_notes(context: Run) -> list[str]:
         for name in context.watched
         if name in context.columns
     ]
+    replay = context.recipe.replay
+    proxies = {Path(card).stem for card in (replay.proxy or () if replay is not None else ())}
+    notes += [
+        f"{name} is watched and replayed in place of text that is gone: it tells what the model keeps of this text, "
+        "and little of other text"
+        for name in context.watched
+        if name in proxies
+    ]
     return notes + [NOTHING_WATCHED] * (context.recipe.watches_nothing)
 
 

@@ -58,6 +58,7 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
             "model": weights_fingerprint(model),
         },
         seeds={"stage": stage.seed},
+        **{key: value for phase in PHASES for key, value in phase.facts(stage).items()},
         versions=context.versions,
         files={},
         expansion=_expansion(folder),

@@ -105,10 +105,35 @@ class Stage:
         probe = training_arguments(self.train_section, output_dir=self.work.path, max_steps=1, seed=self.seed)
         return blocks_per_step(probe)
 
-    def memory(self) -> ReplayMemory | None:
-        """Memory of earlier domains, as the last committed stage left it."""
+    @property
+    def kept_memory(self) -> Path | None:
+        """Memory of text: as the last committed stage left it, or with what stands in for text that nobody has."""
+        if self.work.proxied.path.is_dir():
+            return self.work.proxied.path
         folder = self.context.ledger.folder.memory_before(self.index)
-        return ReplayMemory.open(folder) if folder is not None and self.recipe.replay is not None else None
+        return folder if folder is not None and (folder / "memory.json").is_file() else None
+
+    @property
+    def generations(self) -> list[Path]:
+        """What models have written, oldest first; with that of this stage once it is there."""
+        if self.recipe.replay is None or self.recipe.replay.generate is None:
+            return []
+        own = self.work.generated.path
+        return [*self.context.ledger.folder.generations_before(self.index), *([own] if own.is_dir() else [])]
+
+    def memory(self) -> ReplayMemory | None:
+        """What the stage may replay: text that was kept, and text that models have written."""
+        if self.recipe.replay is None:
+            return None
+        kept = self.kept_memory
+        parts = [ReplayMemory.open(folder) for folder in ([kept] if kept is not None else []) + self.generations]
+        return ReplayMemory.joined(parts) if parts else None
+
+    @property
+    def columns(self) -> list[str]:
+        """Names behind the `domain_ids` of a batch: domains of the matrix, then what else is in the memory."""
+        memory = self.memory()
+        return list(dict.fromkeys([*self.context.columns, *(memory.domains if memory is not None else ())]))
 
     @cached_property
     def earlier_losses(self) -> list[tuple[DomainLoss, ...]]:

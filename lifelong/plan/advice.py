@@ -32,7 +32,8 @@ def warnings_of(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[s
     warnings = [NOTHING_WATCHED] * recipe.watches_nothing
     several = len({stage.domain for stage in stages}) > 1
     joint = all(section.together_with for section in recipe.stages)
-    if several and not joint and not (recipe.replay and recipe.replay.memory_tokens and _replays(recipe)):
+    remembers = recipe.replay and (recipe.replay.memory_tokens or recipe.replay.generate)
+    if several and not joint and not (remembers and _replays(recipe)):
         warnings.append("no replay: earlier domains will be forgotten; see `replay:`")
     if recipe.chat_checkpoint is not None and not recipe.protects_behaviour and has_template(recipe.chat_checkpoint):
         warnings.append(UNPROTECTED_CHAT)

@@ -6,6 +6,7 @@
 | resumable checkpoint | 4 P and the moments; `save_total_limit` of them and the one being written, of one stage |
 | tokenised corpus | 2 or 4 bytes a token by the size of the vocabulary, and 8 a document |
 | replay memory | 4 bytes a token; two generations while a stage is committed |
+| self-generated text | 28 bytes a token with its targets; twice where what every model wrote is kept |
 | held-out text | 4 bytes per token, and the text itself |
 | teacher cache | as it is on disk |
 """
@@ -30,6 +31,8 @@ FILE_BYTES = 1_300
 """Schema and footer of an Arrow file."""
 HELDOUT_DOCUMENT_BYTES = 56
 """A held-out document's key, length and ends."""
+TARGET_BYTES = 24
+"""Sparse targets of a token by the tau-sampler."""
 USUAL_BYTES_PER_TOKEN = 4.0
 """Where the text cannot be looked at."""
 
@@ -96,6 +99,8 @@ def disk_plan(
         kept = min(recipe.replay.memory_tokens, sum(tokens_of[card] for card in names))
         block = ID_BYTES * recipe.sequence_length + BLOCK_BYTES + SEGMENT_BYTES + PRIORITY_BYTES
         memory = 2 * kept / recipe.sequence_length * block
+    if recipe.replay is not None and (section := recipe.replay.generate) is not None:
+        memory += section.tokens * (ID_BYTES + TARGET_BYTES) * (2 if section.keeps_all else 1)
     caches = set(recipe.inherit.teacher.caches()) if recipe.inherit else set()
     return DiskPlan(
         models=sum(stage.model for stage in files),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from lifelong.methods._make import make_methods
 from lifelong.pipeline.phases import PHASES
+from lifelong.pipeline.phases.targets import needs_targets, planned_memory, planned_visits
 from lifelong.plan.advice import warnings_of
 from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
 from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
@@ -34,6 +35,8 @@ from lifelong.train.learning_rates import stage_curve, stage_span, warmup_steps
 from lifelong.train.policies._policy import make_policy
 from lifelong.train.rehearsal import OF_THE_DEVICE
 
+DECODING = 10.0
+"""Times longer that a token takes which is written, batch by batch, than its FLOPs would take in training."""
 BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 
 
@@ -41,8 +44,8 @@ BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two Adam moments
 class PlannedStage:
     """One stage before it is run.
 
-    `flops` include those of teacher and methods, `evaluation_flops` come on top. `training_state_bytes` are weights,
-    gradients and moments on one device, `memory` what one of the planned devices holds at its fullest.
+    `flops` include those of teacher and methods; `evaluation_flops` and `generation_flops` (of the `generated_tokens`
+    that the model before writes) come on top. `training_state_bytes` are weights, gradients and moments on one device, `memory` what one of the planned devices holds at its fullest.
     `learning_rates` are taken in the middle of equal parts of the stage. `seconds` is None where no speed is known.
     """
 
@@ -65,6 +68,8 @@ class PlannedStage:
     resumable_bytes: int
     memory: DeviceMemory
     seconds: float | None = None
+    generated_tokens: int = 0
+    generation_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,15 @@ def plan_recipe(
     ]
     if speed is not None:
         stages = [
-            replace(stage, seconds=speed.seconds(stage.flops + stage.evaluation_flops, devices.count, config, section))
+            replace(
+                stage,
+                seconds=speed.seconds(
+                    stage.flops + stage.evaluation_flops + DECODING * stage.generation_flops,
+                    devices.count,
+                    config,
+                    section,
+                ),
+            )
             for stage, config, section in zip(
                 stages, configs, (_train(recipe, i) for i in range(len(stages))), strict=True
             )
@@ -136,7 +149,7 @@ def plan_recipe(
     disk = disk_plan(recipe, files, look.facts, look.vocab_size or int(configs[-1].vocab_size))
     warnings = [*warnings_of(recipe, stages, shapes), *look.warnings]
     return RunPlan(
-        recipe.name, tuple(stages), tuple(warnings), devices, disk, speed, tuple(_notes(recipe, shapes, look))
+        recipe.name, tuple(stages), tuple(warnings), devices, disk, speed, tuple(_notes(recipe, stages, shapes, look))
     )
 
 
@@ -198,6 +211,11 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
             for name, teacher in teachers
         }
         teacher_flops = plan.tokens * taught_share(recipe.inherit) * recipe.inherit.teacher.flops_per_token(each)
+    earlier = meta_model(before, objective)
+    ahead = [phase.planned_before(recipe, index, before) for phase in PHASES]
+    stored = sum(part.targeted for part in ahead) + _visited_online(recipe, index)
+    teacher_flops += stored * forward_flops_per_token(earlier, length, objective)
+    generated = [part for part in ahead if part.generated]
     parameters = num_parameters(model)
     trained = sum(stage_plan(part.trained, length, plan.blocks_per_step).tokens for part in phases if part.trained)
     evaluated = sum(part.evaluated for part in phases) + _steering_tokens(recipe, index, plan.tokens)
@@ -211,7 +229,7 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         parameters=parameters,
         tokens=trained,
         steps=trained // plan.tokens_per_step,
-        replay_share=recipe.replay.share if recipe.replay and index else 0.0,
+        replay_share=recipe.replay.share if recipe.replay and any((index, *_beforehand(recipe))) else 0.0,
         peak_learning_rate=float(arguments.learning_rate),
         warmup_steps=warmup_steps(lr, span, arguments, plan.num_steps),
         learning_rates=tuple(stage_curve(lr, span, arguments, plan.num_steps)),
@@ -220,6 +238,10 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         + teacher_flops,
         teacher_flops=teacher_flops,
         evaluation_flops=evaluated * forward,
+        generated_tokens=sum(part.generated for part in generated),
+        generation_flops=sum(
+            part.generated * forward_flops_per_token(earlier, part.stream_length, objective) for part in generated
+        ),
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
         checkpoint_bytes=parameters * FLOAT32,
         trunk_bytes=parameters * FLOAT32 if lr is not None and make_policy(lr).keeps_trunk else 0,
@@ -241,11 +263,19 @@ def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[t
     if recipe.inherit is None or recipe.inherit.alpha == 0:
         return []
     learned = index > 0 or recipe.model.checkpoint is not None
-    return [
-        (name, before if name == PREVIOUS else shapes.of(name))
-        for name in recipe.inherit.teacher.models()
-        if name != PREVIOUS or learned
-    ]
+    names = recipe.inherit.teacher.models()
+    if _visited_online(recipe, index) and PREVIOUS not in names:
+        names = [*names, PREVIOUS]
+    return [(name, before if name == PREVIOUS else shapes.of(name)) for name in names if name != PREVIOUS or learned]
+
+
+def _visited_online(recipe: Recipe, index: int) -> float:
+    """Tokens of kept text that the previous model teaches as they come, where targets are to be stored otherwise."""
+    kept, _ = planned_memory(recipe, index)
+    if not needs_targets(recipe) or (index == 0 and recipe.model.checkpoint is None):
+        return 0.0
+    visited = planned_visits(recipe, index)
+    return 0.0 if visited.stores_kept else visited.kept * sum(kept.values())
 
 
 def _steering_tokens(recipe: Recipe, index: int, trained: int) -> float:
@@ -255,6 +285,12 @@ def _steering_tokens(recipe: Recipe, index: int, trained: int) -> float:
         return 0.0
     probed = recipe.evaluate.probe_tokens * seen
     return float(probed * (affordable_probes(trained, probed) if replay.probes is None else replay.probes))
+
+
+def _beforehand(recipe: Recipe) -> tuple[bool, bool]:
+    """Whether the first stage finds something to replay: public text, or what a pre-trained base writes."""
+    replay = recipe.replay
+    return bool(replay and replay.proxy), bool(replay and replay.generate and recipe.model.checkpoint is not None)
 
 
 def _checkpoints_kept(recipe: Recipe, index: int) -> int:
@@ -280,7 +316,7 @@ def taught_share(inherit: InheritSection) -> float:
     return span * mean * inherit.alpha
 
 
-def _notes(recipe: Recipe, shapes: Shapes, look: CorpusSample) -> list[str]:
+def _notes(recipe: Recipe, stages: Sequence[PlannedStage], shapes: Shapes, look: CorpusSample) -> list[str]:
     """Notes on the assumptions of the plan."""
     notes = [f"{source} does not exist yet: planned from recipe {writer}" for source, writer in shapes.coming.items()]
     hub = [card for card, reason in look.unread.items() if "hub" in reason and card != "tokenizer"]
@@ -294,10 +330,45 @@ def _notes(recipe: Recipe, shapes: Shapes, look: CorpusSample) -> list[str]:
     if recipe.methods:
         names = ", ".join(method.name for method in recipe.methods)
         notes.append(f"tensors that methods keep for themselves ({names}) are not in the memory figures")
+    notes += _memory_notes(recipe, stages)
     compiled = any(_train(recipe, index).get("torch_compile") for index in range(len(recipe.stages)))
     if compiled:
         notes.append("torch_compile: activations are counted as without it; a compiled step keeps fewer")
     return notes
+
+
+def _memory_notes(recipe: Recipe, stages: Sequence[PlannedStage]) -> Iterator[str]:
+    """What the models write, and where the targets of the memory come from."""
+    replay = recipe.replay
+    if replay is not None and replay.generate is not None:
+        section = replay.generate
+        yield (
+            f"generate: {section.tokens:,} tokens of self-generated text "
+            + ("in all, in equal parts by every model" if section.keeps_all else "by the previous model in every stage")
+            + f"; {DECODING:g} times as long a FLOP as training"
+        )
+        for stage in stages:
+            if stage.generated_tokens:
+                yield (
+                    f"stage {stage.index}: the model before it writes {stage.generated_tokens:,} tokens, "
+                    f"{stage.generation_flops / 1e15:.3g} PFLOPs beside those of the table"
+                )
+    if not needs_targets(recipe):
+        return
+    for index in range(len(recipe.stages)):
+        kept, generated = planned_memory(recipe, index)
+        if (index == 0 and recipe.model.checkpoint is None) or not (kept or generated):
+            continue
+        visited, found = planned_visits(recipe, index), []
+        if generated:
+            found.append(
+                f"self-generated text is read {visited.generated:.2g} times, its targets are kept while it is written"
+            )
+        if kept:
+            choice = "targets are written once" if visited.stores_kept else "the previous model teaches it online"
+            reason = "cheaper than a teacher at every visit" if visited.stores_kept else "no dearer than writing them"
+            found.append(f"kept text is read {visited.kept:.2g} times while it is taught: {choice}, {reason}")
+        yield f"stage {index}: {'; '.join(found)}"
 
 
 __all__ = ["InputError", "PlannedStage", "RunPlan", "plan_recipe", "stage_arguments", "taught_share"]

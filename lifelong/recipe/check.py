@@ -24,11 +24,14 @@ from lifelong.inherit.vocabularies import check_vocabularies
 from lifelong.lm.checkpoint import load_config, meta_model
 from lifelong.methods._context import check_methods, uses_sharding
 from lifelong.recipe.fresh import fresh_config
-from lifelong.recipe.recipe import Recipe
+from lifelong.recipe.recipe import WRITES, Recipe
+from lifelong.replay.generate import start_ids, stream_shape
+from lifelong.replay.settings import SELF_GENERATED
 from lifelong.replay.steering import check_budget, check_steering
 from lifelong.select.corpus import check_selection
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenizers.check import check_merge
+from lifelong.stream.tokenizers.load import load_tokenizer
 from lifelong.train.arguments import check_processes, check_train_section
 from lifelong.train.policies._policy import make_policy
 from lifelong.train.rehearsal import OF_THE_DEVICE, check_trackers, check_train_values, rehearse_training
@@ -242,7 +245,12 @@ def _check_select(context: CheckContext) -> Iterator[str]:
 def _check_cards(context: CheckContext) -> Iterator[str]:
     stages = context.recipe.stages[context.start :]
     cards = [name for stage in stages for name in (stage.domain, *stage.together_with)]
-    for card in dict.fromkeys([*cards, *(context.recipe.watch or () if context.start == 0 else ())]):
+    recipe, replay = context.recipe, context.recipe.replay
+    if replay is not None and replay.generate is not None and replay.generate.start is not None:
+        cards.append(replay.generate.start)
+    if context.start == 0:
+        cards += [*(recipe.watch or ()), *(replay.proxy or () if replay is not None else ())]
+    for card in dict.fromkeys(cards):
         yield from refusals(load_domain, card)
 
 
@@ -250,17 +258,80 @@ def _check_replay(context: CheckContext) -> Iterator[str]:
     recipe = context.recipe
     if recipe.replay is not None:
         yield from check_steering(recipe.replay_mix, [recipe.train, *(stage.train for stage in recipe.stages)])
+        yield from _check_generate(context)
+        yield from _check_proxy(context)
     if context.start == 0 and context.domains is not None and context.joint is not None:
         watched = _names(recipe.watch or ()) or ()
         joint = (name for part in context.joint for name in part)
         yield from check_budget(recipe.budget, [*context.domains, *joint, *watched])
 
 
+def _check_generate(context: CheckContext) -> Iterator[str]:
+    """Whether the models of a stream can write, in blocks that hold something."""
+    recipe, replay = context.recipe, context.recipe.replay
+    if replay is None or replay.generate is None:
+        return
+    section, where = replay.generate, "replay.generate"
+    if recipe.objective not in WRITES:
+        yield (
+            f"{where}: a masked model fills gaps and writes no text, so that it has nothing to be reminded of; replay "
+            "kept text, or public text: replay: {proxy: {CARD: 200k}}"
+        )
+        return
+    if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
+        yield f"{where}: with `tokenizer.merge` every domain has tokens of its own; what a model writes has no domain"
+    if SELF_GENERATED in (context.domains or ()):
+        yield f"{where}: a domain is named {SELF_GENERATED!r}, as what the models write; give it another name"
+    if recipe.model.checkpoint is None and len(recipe.stages) == 1:
+        yield f"{where}: the only stage starts from random weights, which have nothing to write; name model.checkpoint"
+    config = _first_config(recipe) if context.config is None else context.config
+    last = len(recipe.stages) - 1 - (recipe.model.checkpoint is None)
+    yield from refusals(stream_shape, section, config, recipe.sequence_length, max(0, last) if section.keeps_all else 0)
+    if section.start is not None and section.start_tokens + 1 >= recipe.sequence_length:
+        yield (
+            f"{where}.start_tokens: {section.start_tokens} leave no room in a block of sequence_length "
+            f"{recipe.sequence_length}"
+        )
+    elif section.start is not None and recipe.tokenizer is None and context.here:
+        tokenizer = load_tokenizer(str(recipe.model.checkpoint))
+        yield from refusals(start_ids, tokenizer, section, load_domain(section.start), recipe.sequence_length)
+
+
+def _check_proxy(context: CheckContext) -> Iterator[str]:
+    recipe, replay = context.recipe, context.recipe.replay
+    for card, tokens in (replay.proxy or {}).items() if replay is not None else ():
+        if tokens < recipe.sequence_length:
+            yield (
+                f"replay.proxy.{card}: {tokens:,} tokens are too few for one block of sequence_length "
+                f"{recipe.sequence_length}"
+            )
+        if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
+            yield f"replay.proxy.{card}: `tokenizer.merge` names no tokenizer for it"
+
+
+def _taught_domains(context: CheckContext) -> list[str] | None:
+    """Domains that a teacher may be named for: those of the stages, and what else is replayed."""
+    replay = context.recipe.replay
+    if context.domains is None or replay is None:
+        return context.domains
+    proxies = _names(replay.proxy or ()) or []
+    return list(dict.fromkeys([*context.domains, *proxies, *([SELF_GENERATED] if replay.generate else [])]))
+
+
 def _check_inherit(context: CheckContext) -> Iterator[str]:
     recipe, inherit = context.recipe, context.recipe.inherit
     if inherit is not None and inherit.alpha:
         yield from inherit.teacher.check(
-            Given(inherit.temperature, inherit.until, context.domains, recipe.objective, recipe.sequence_length)
+            Given(
+                inherit.temperature,
+                inherit.until,
+                _taught_domains(context),
+                recipe.objective,
+                recipe.sequence_length,
+                inherit.on,
+                has_memory=recipe.replay is not None
+                and bool(recipe.replay.share and (recipe.replay.memory_tokens or recipe.replay.generate)),
+            )
         )
 
 

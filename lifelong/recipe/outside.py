@@ -38,9 +38,7 @@ def _outside(recipe: Recipe, start: int) -> Iterator[tuple[str, Any]]:
     for method in recipe.methods:
         yield from ((f"methods.{method.name}.{key}", value) for key, value in _paths(method.settings()))
     yield from _reaching(recipe.train, "train")
-    for card in recipe.watch or () if start == 0 else ():
-        if _is_path(card):
-            yield "watch", card
+    yield from _cards_beside(recipe, start)
     for index, stage in enumerate(recipe.stages[start:], start):
         for card in (stage.domain, *stage.together_with):
             if _is_path(card):
@@ -49,6 +47,16 @@ def _outside(recipe: Recipe, start: int) -> Iterator[tuple[str, Any]]:
             if source != PREVIOUS:
                 yield f"stages[{index}].select.{role}", source
         yield from _reaching(stage.train, f"stages[{index}].train")
+
+
+def _cards_beside(recipe: Recipe, start: int) -> Iterator[tuple[str, Any]]:
+    """Paths of cards that no stage learns."""
+    replay = recipe.replay
+    named = [("watch", card) for card in recipe.watch or ()] if start == 0 else []
+    if replay is not None:
+        named += [("replay.proxy", card) for card in replay.proxy or ()]
+        named += [("replay.generate.start", part.start)] if (part := replay.generate) and part.start else []
+    yield from ((place, card) for place, card in named if _is_path(card))
 
 
 def _is_path(card: str) -> bool:

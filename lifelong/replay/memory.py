@@ -7,6 +7,7 @@ room for a new one is keeping the beginning of its order: no policy has to see t
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import uuid
@@ -27,7 +28,10 @@ _LARGEST_ID = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Experience:
-    """Blocks that the memory keeps of one stage. `seen_*` is what the stage held, `priorities` ascend."""
+    """Blocks that the memory keeps of one stage. `seen_*` is what the stage held, `priorities` ascend.
+
+    Numbers below 0 are of public text that was put in before the stream.
+    """
 
     stage: int
     domain: str
@@ -62,6 +66,15 @@ class ReplayMemory:
     def open(cls, path: Path) -> ReplayMemory:
         """The generation in a folder that `write_memory_snapshot` wrote."""
         return cls(path)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ReplayMemory]) -> ReplayMemory:
+        """Several memories as one."""
+        whole = copy.copy(parts[0])
+        whole.capacity_tokens = sum(part.capacity_tokens for part in parts)
+        whole.experiences = tuple(item for part in parts for item in part.experiences)
+        whole._stores = [store for part in parts for store in part._stores]
+        return whole
 
     @property
     def domains(self) -> list[str]:
@@ -117,6 +130,7 @@ def write_memory_snapshot(
     out: Path,
     stage: int | None = None,
     scores: NDArray[np.floating] | None = None,
+    most_tokens: int | None = None,
 ) -> ReplayMemory:
     """The memory after a stage: the older experiences shrunk, the new one drawn; a new complete folder.
 
@@ -130,6 +144,7 @@ def write_memory_snapshot(
         out: the new folder, absent or empty. Where it is absent it appears complete or not at all.
         stage: number of the stage; a stage is drawn from once. The next one if absent.
         scores: one number per block of `blocks`, needed by loss-ranked: the highest are kept first.
+        most_tokens: bound on the tokens of the new experience alone.
 
     Raises:
         InputError: the policy is unknown, lacks scores, or the stage is already in the memory.
@@ -144,10 +159,13 @@ def write_memory_snapshot(
     kept = list(older.experiences) if older else []
     limit = min(len(blocks), _most_blocks(blocks, capacity_tokens))
     order, priorities = priorities_of(policy, blocks, limit, seed=seed, stage=stage, scores=scores)
+    if most_tokens is not None:
+        order = order[: np.searchsorted(np.cumsum(blocks.lengths()[order]), most_tokens, side="right")]
+        priorities = priorities[: len(order)]
     fresh = Experience(
         stage=stage,
         domain=domain,
-        file=f"{stage:03d}-{domain}.arrow",
+        file=f"{stage:03d}-{domain}.arrow" if stage >= 0 else f"proxy-{domain}.arrow",
         blocks=len(order),
         tokens=0,
         seen_blocks=len(blocks),
@@ -178,9 +196,25 @@ def write_memory_snapshot(
     return ReplayMemory(out)
 
 
+def shrink_memory(source: Path, out: Path, capacity_tokens: int) -> None:
+    """Write a memory again with the beginning of each experience alone, in equal parts."""
+    memory = ReplayMemory.open(source)
+    lengths = [store.lengths() for store in memory._stores]
+    experiences = [(item.domain, item.priorities) for item in memory.experiences]
+    counts = quotas_of("experience-balanced", experiences, lengths, capacity_tokens)
+    records = []
+    for item, store, count, tokens in zip(memory.experiences, memory._stores, counts, lengths, strict=True):
+        write_blocks(out / item.file, (store[row] for row in range(count)), _LARGEST_ID)
+        shrunk = {"blocks": count, "tokens": int(tokens[:count].sum()), "priorities": list(item.priorities[:count])}
+        records.append({**asdict(item), **shrunk})
+    facts = json.loads((source / "memory.json").read_text(encoding="utf-8"))
+    facts |= {"capacity_tokens": capacity_tokens, "experiences": records}
+    (out / "memory.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
 def _most_blocks(blocks: BlockStore, capacity_tokens: int) -> int:
     longest = int(blocks.lengths().max(initial=1))
     return capacity_tokens // longest + 1
 
 
-__all__ = ["POLICIES", "DomainBlocks", "Experience", "ReplayMemory", "write_memory_snapshot"]
+__all__ = ["POLICIES", "DomainBlocks", "Experience", "ReplayMemory", "shrink_memory", "write_memory_snapshot"]

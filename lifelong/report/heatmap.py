@@ -114,7 +114,9 @@ def replay_map(history: RunHistory) -> tuple[Table | None, int]:
     """Share of every stage's tokens that was replayed from each earlier domain, and how many domains had no room."""
     if not any(record.replay for record in history.stages):
         return None, 0
-    names = [name for name in history.matrix.domains if any(record.replay.get(name) for record in history.stages)]
+    replayed = dict.fromkeys(name for record in history.stages for name, tokens in record.replay.items() if tokens)
+    names = [name for name in history.matrix.domains if name in replayed]
+    names += [name for name in replayed if name not in names]  # public text, and what a model wrote
     strongest = max((t / r.tokens for r in history.stages for t in r.replay.values() if r.tokens), default=1.0) or 1.0
     rows: list[list[str | Cell]] = []
     for record in history.stages[-SHOWN_ROWS:]:

@@ -16,6 +16,7 @@ from lifelong.report.chat import NOTE as CHAT_NOTE
 from lifelong.report.chat import answers_table, chat_table, chat_warning, named_scores
 from lifelong.report.downstream import caption, score_table, tasks_details
 from lifelong.report.facts import facts_view
+from lifelong.report.generated import generated_samples, generated_table
 from lifelong.report.heatmap import fits_figures, heat_map, replay_map
 from lifelong.report.lineage import lineage_chart
 from lifelong.report.sources import sources_table
@@ -73,6 +74,8 @@ def page(history: RunHistory, matrix: Mapping[str, Any] | None = None) -> str:
         training=training_charts(history),
         stages=stages_table(history),
         replay=replay_map(history),
+        generated=generated_table(history),
+        written=generated_samples(history),
         lineage=lineage_chart(history),
         growth=growth_table(history),
         sources=sources_table(history),

@@ -110,6 +110,18 @@ class RichObserver(RunObserver):
             self.last_line = now
             self.say(f"  {point.phase} {point.tokens:>9,} tokens  {rate(speed)} {loss}{taught}")
 
+    def advanced(self, phase: str, tokens: int, total: int) -> None:
+        """Move the bar of a phase; without a terminal say something now and then."""
+        now = time.monotonic()
+        rate = max(tokens, 1) / max(now - self.phase_started_at, 1e-9)
+        detail = f"{rate / 1e3:.2f}k tok/s"
+        if self.console.is_terminal and self.phase_task is not None:
+            left = clock((total - tokens) / rate)
+            self.progress.update(self.phase_task, completed=tokens, total=total, detail=f"{detail} eta {left}")
+        elif now - self.last_line > PLAIN_SECONDS:
+            self.last_line = now
+            self.say(f"  {phase} {tokens:>9,} of {total:,} tokens  {detail}")
+
     def expanded(self, report: ExpansionReport) -> None:
         """Say how far the function moved."""
         changes = ", ".join(

@@ -18,6 +18,7 @@ from lifelong.records import ComputeLedger, Cost, LossMatrix, RunHistory, RunRes
 from lifelong.report.chat import chat_table, chat_warning, named_scores
 from lifelong.report.downstream import score_columns, score_table
 from lifelong.report.figures import write_figures
+from lifelong.report.generated import generated_lines
 from lifelong.report.html import page
 from lifelong.report.latex import latex_table
 from lifelong.report.model_card import model_card
@@ -95,6 +96,7 @@ def markdown(history: RunHistory) -> str:
     lines += ["Held-out perplexity (rise over the domain's best so far, in nats):", "", *_matrix_lines(history.matrix)]
     if history.matrix.watched:
         lines += ["", "Watched, never trained on:", "", *_matrix_lines(history.matrix.watched_matrix)]
+    lines += generated_lines(history)
     lines += ["", "| metric | value | unit |", "|---|---:|---|"]
     lines += [f"| {row.title} | {row.value} | {row.unit} |" for row in metric_rows(metrics)]
     for heads, rows in (score_table(history), chat_table(named_scores(history))):

@@ -21,6 +21,7 @@ WRITTEN = {
     "cache": {"cache": "a/folder", "of": "a/checkpoint"},
     "by_domain": {"by_domain": {"sea": "previous", "farm": {"cache": "a/folder"}}},
     "mixture": {"mixture": [{"teacher": "previous", "weight": 2.0}, {"teacher": "b", "weight": {"sea": 1.0}}]},
+    "memory": "memory",
 }
 
 UNIFORM = '''
@@ -128,7 +129,10 @@ def test_a_new_kind_is_one_file(uniform, tmp_path, monkeypatch):
     for teacher, message in (
         ({"uniform": 0}, "inherit.teacher.uniform: input should be greater than or equal to 1"),
         ({"unifrom": 8}, "did you mean 'uniform'"),
-        ({"uniform": 8, "model": "x"}, "is one of model, cache, by_domain, mixture and uniform, here: model, uniform"),
+        (
+            {"uniform": 8, "model": "x"},
+            "is one of model, cache, by_domain, mixture, memory and uniform, here: model, uniform",
+        ),
         ({"model": "x", "looks": 2}, "`looks` says how often `uniform` looks away; there is no uniform"),
     ):
         with pytest.raises(InputError) as caught:

@@ -39,12 +39,13 @@ from typing import Any
 
 from tests.support import recipe_data, write_domain
 
-PHASES = ("preparing", "tokenising", "selecting", "caching", "evaluating", "training", "saving", "committing",
-          "importances", "growing", "recovering", "reporting")  # fmt: skip
-RICH_ONLY = {"selecting", "importances"}
+PHASES = ("preparing", "tokenising", "selecting", "caching", "generating", "targeting", "evaluating", "training", "saving",
+          "committing", "importances", "growing", "recovering", "reporting")  # fmt: skip
+RICH_ONLY, NOT_RICH = {"selecting", "importances"}, {"generating", "targeting"}
 KINDS = {"SIGKILL": signal.SIGKILL, "power cut": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 OF_OBSERVER = {"prepare": "preparing", "grow": "growing", "recover": "recovering", "train": "training",
-               "evaluate": "evaluating", "commit": "committing"}  # fmt: skip
+               "evaluate": "evaluating", "commit": "committing", "generate": "generating", "targets": "targeting",
+               "proxy": "preparing"}  # fmt: skip
 LEFT_OUT = {"metrics.jsonl", ".lock", ".cache", "report", "environment.json", "measured.json"}
 SECONDS_AT_MOST = 300.0
 SELECT = {"by": "challenge", "model": "previous", "keep": 0.5, "top_k": 200}
@@ -96,7 +97,7 @@ class Stream:
     @property
     def phases(self) -> set[str]:
         """What an undisturbed run meets."""
-        return set(PHASES) if self.rich else set(PHASES) - RICH_ONLY
+        return set(PHASES) - (NOT_RICH if self.rich else RICH_ONLY)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -109,6 +110,8 @@ class Stream:
             data["tokenizer"] = {"train": {"kind": "bpe", "vocab_size": 300}}
         data |= {"recover": {"tokens": 600}, "methods": [{"name": "l2", "strength": 0.01}],
                  "evaluate": {"tokens": 200, "samples": 1, "probes": 2, "probe_tokens": 100},
+                 "inherit": {"teacher": "memory", "alpha": 0.5, "until": 1.0, "temperature": 1.0},
+                 "replay": {"memory_tokens": 400, "share": 0.5, "generate": {"tokens": 192, "length": 64, "batch_size": 2}},
                  "train": {**data["train"], "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}}  # fmt: skip
         if self.rich:
             data["stages"][1]["select"] = SELECT

@@ -92,6 +92,8 @@ class TeacherInputs:
         seed: of the stage.
         num_steps: optimizer steps of the stage.
         heldout_nats: loss of a model on held-out text of the domain with this name, nats per token.
+        stored: caches of the targets of memory blocks.
+        unstored: domains of the memory whose targets are in none of them.
     """
 
     temperature: float
@@ -107,6 +109,8 @@ class TeacherInputs:
     seed: int
     num_steps: int
     heldout_nats: Callable[[PreTrainedModel, str], float]
+    stored: Sequence[Path] = ()
+    unstored: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class Given:
         domains: names of the stages' domains; None where a card cannot be read.
         objective: clm or mlm.
         sequence_length: tokens of a row.
+        on: which tokens are taught.
+        has_memory: whether anything is replayed.
     """
 
     temperature: float
@@ -126,6 +132,8 @@ class Given:
     domains: Sequence[str] | None
     objective: str
     sequence_length: int
+    on: str = "all"
+    has_memory: bool = False
 
 
 def unknown_domains(named: Iterable[str], domains: Sequence[str], where: str) -> Iterator[UnknownNameError]:

@@ -62,6 +62,8 @@ class MixtureTeacher(Teacher):
 
     def _weights(self, batch: Batch) -> Tensor:
         weights_BJ = self.weigh(batch)
+        teaches_BJ = torch.stack([teacher.teaches(batch) for teacher in self.teachers], 1)
+        weights_BJ = torch.where(teaches_BJ, weights_BJ, torch.zeros_like(weights_BJ))
         if bool((weights_BJ < 0).any()) or not bool(weights_BJ.isfinite().all()):
             raise InputError(f"weights of a mixture of teachers are numbers >= 0, not {weights_BJ.tolist()}")
         return weights_BJ / weights_BJ.sum(1, keepdim=True).clamp(min=torch.finfo(weights_BJ.dtype).tiny)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -17,10 +17,17 @@ from lifelong.train.phase import PhaseLog
 
 @dataclass(frozen=True)
 class PlannedTokens:
-    """Tokens of a phase before it is run: `trained` as its budget says, `evaluated` on top."""
+    """Tokens of a phase before it is run: `trained` as its budget says, `evaluated` on top.
+
+    `generated` are written by the model before the stage, in streams of `stream_length`; `targeted` take one more pass
+    of that model.
+    """
 
     trained: int = 0
     evaluated: float = 0.0
+    generated: int = 0
+    stream_length: int = 0
+    targeted: int = 0
 
 
 class Phase:
@@ -56,7 +63,17 @@ class Phase:
         del stage, model
         yield from ()
 
+    def facts(self, stage: Stage) -> dict[str, Any]:
+        """Fields that the phase adds to the stage's line of the ledger."""
+        del stage
+        return {}
+
     def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
         """Planned cost in stage `index`."""
         del recipe, index
+        return PlannedTokens()
+
+    def planned_before(self, recipe: Recipe, index: int, config: Any) -> PlannedTokens:
+        """Planned cost of what the model before stage `index`, of this configuration, does."""
+        del recipe, index, config
         return PlannedTokens()

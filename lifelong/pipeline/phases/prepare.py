@@ -33,7 +33,7 @@ class Prepare(Phase):
         if stage.section.together_with:
             others = [load_domain(card) for card in stage.section.together_with]
             names = [stage.domain.name, *(other.name for other in others)]
-            stage.corpus = JointBlocks([stage.corpus, *(_tokenized(stage, other) for other in others)], names)
+            stage.corpus = JointBlocks([stage.corpus, *(tokenized(stage, other) for other in others)], names)
         _evaluate_before(stage, model)
         return model
 
@@ -53,7 +53,8 @@ class Prepare(Phase):
             yield "select", Cost(0, selected["flops"], selected["flops"], selected["seconds"])
 
 
-def _tokenized(stage: Stage, domain: Domain) -> BlockStore:
+def tokenized(stage: Stage, domain: Domain) -> BlockStore:
+    """Training blocks of a domain, by its own tokenizer."""
     return tokenize_domain(
         domain,
         "train",
@@ -66,7 +67,7 @@ def _tokenized(stage: Stage, domain: Domain) -> BlockStore:
 
 def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
     """The stage's domain, or what `select:` chooses of it."""
-    corpus, select = _tokenized(stage, stage.domain), stage.section.select
+    corpus, select = tokenized(stage, stage.domain), stage.section.select
     if select is None:
         return corpus
 

@@ -17,6 +17,7 @@ from lifelong.ledger.folder import StageFolder, WorkFolder
 from lifelong.lm.flops import training_flops_per_token
 from lifelong.methods._context import method_tokens, stage_context, write_exports
 from lifelong.pipeline.phases.phase import PlannedTokens
+from lifelong.pipeline.phases.targets import stored_targets, unstored_domains
 from lifelong.pipeline.phases.training import Rows, TrainingPhase
 from lifelong.pipeline.stage import Stage
 from lifelong.recipe.recipe import Recipe
@@ -40,7 +41,7 @@ class Train(TrainingPhase):
         stage.hooks = stage_context(
             index=stage.index,
             domain=stage.domain.name,
-            columns=stage.context.columns,
+            columns=stage.columns,
             model=model,
             has_learned=stage.has_learned,
             corpus=stage.corpus,
@@ -141,12 +142,14 @@ def _distiller(stage: Stage, student: PreTrainedModel, num_steps: int) -> Distil
             previous_fingerprint=stage.previous.fingerprints.get("model") if stage.has_learned else None,
             objective=recipe.objective,
             sequence_length=recipe.sequence_length,
-            columns=context.columns,
+            columns=stage.columns,
             tokenizer=context.tokenizer,
             merged=context.merged,
             seed=stage.seed,
             num_steps=num_steps,
             heldout_nats=heldout_nats,
+            stored=stored_targets(stage),
+            unstored=unstored_domains(stage),
         ),
     )
 

@@ -113,7 +113,7 @@ class TrainingPhase(Phase):
             weights=rows.weights or {},
             seed=rows.seed,
             stage_index=stage.index,
-            domain_ids={name: column for column, name in enumerate(run.columns)},
+            domain_ids={name: column for column, name in enumerate(stage.columns)},
             domain=stage.domain.name,
         )
         fields = {"dataset": dataset, **self.inputs(stage, model, dataset, plan.num_steps)}
@@ -125,7 +125,7 @@ class TrainingPhase(Phase):
             tokens_per_step=plan.tokens_per_step,
             observer=run.observer,
             stop=run.stop,
-            domains=run.columns,
+            domains=stage.columns,
             tokens_before=sum(record.tokens for record in run.ledger.stages),
             tracker_dir=run.ledger.folder.tracker(stage.name, self.name),
             **fields,
