@@ -153,8 +153,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.stream:
         with tempfile.TemporaryDirectory() as name:
-            sizes = resident_after_stages(Path(name), *map(int, arguments.stream.split(",")))
-        print("resident MB after each stage: " + " ".join(f"{size:.0f}" for size in sizes))
+            weights = resident_after_stages(Path(name), *map(int, arguments.stream.split(",")))
+        print("resident MB after each stage: " + " ".join(f"{size:.0f}" for size in weights))
         return
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)

@@ -250,7 +250,7 @@ class StageRecord:
 
     `sources` holds, by corpus that the stage read first or again, what its card says of it: source, licence, citation
     and revision, where they are given.
-    `generated` says which model wrote text for the stage, and how; None, and not in the line, where none did.
+    `generated` says which model wrote text for the stage, and how; None where none did.
     """
 
     index: int
@@ -276,8 +276,7 @@ class StageRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        plain = {key: _plain(value) for key, value in asdict(self).items()}
-        return {key: value for key, value in plain.items() if key != "generated" or value is not None}
+        return {key: _plain(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StageRecord:

@@ -67,8 +67,9 @@ def _body(record: StageRecord) -> bytes:
     """A record without what a clock measured."""
     data = record.to_json()
     data.pop("committed_at", None)
-    if not data["sources"]:  # lines of earlier versions have none, and keep their hashes
-        del data["sources"]
+    for key in ("sources", "generated"):  # lines of earlier versions have none, and keep their hashes
+        if not data[key]:
+            del data[key]
     for cost in data["cost"].values():
         cost.pop("seconds", None)
     if data["expansion"] is not None:

@@ -162,7 +162,7 @@ def _piece_tokens(recipe: Recipe, index: int) -> int:
     arguments = stage_arguments(recipe, index)
     step = arguments.train_batch_size * arguments.gradient_accumulation_steps * recipe.sequence_length
     tokens = recipe.stages[index].tokens
-    return min(tokens, max(int(tokens * PIECE), FEWEST_STEPS * step))
+    return min(tokens, max(int(tokens * PIECE), FEWEST_STEPS * int(step)))
 
 
 def _shares(share: float) -> tuple[float, float]:

@@ -16,7 +16,7 @@ FILE_KEYS: dict[str, Any] = {
 
 
 def recipe_schema() -> dict[str, Any]:
-    """A whole recipe; or, where it names a `base`, changes of one: any part, `null` for a key to go, entries by number."""
+    """A whole recipe; or, where it names a `base`, changes of one: any part, `null` drops a key, entries by number."""
     whole = Recipe.model_json_schema()
     sections = whole.pop("$defs")
     whole["properties"]["name"]["description"] = whole["properties"]["name"].get("description", "")

@@ -34,7 +34,7 @@ class Hub:
         self.files |= {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
 
     def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id):
-        content = path_or_fileobj if isinstance(path_or_fileobj, bytes) else open(path_or_fileobj, "rb").read()
+        content = path_or_fileobj if isinstance(path_or_fileobj, bytes) else Path(path_or_fileobj).read_bytes()
         self.files[path_in_repo] = content
 
 
