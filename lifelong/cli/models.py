@@ -38,8 +38,12 @@ def expand(
         bool, typer.Option("--approximate", help="Continue where exactness is impossible; the gap is reported.")
     ] = False,
     verify: Annotated[
-        str, typer.Option(help="full; quick: a few tokens in float64; none: positions and windows only.")
-    ] = "full",
+        str | None,
+        typer.Option(
+            help="full; quick: a few tokens in float64; none: positions and windows only. "
+            "Default: full for small models, quick for others."
+        ),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print the plan only; loads no weights.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: JsonOption = False,
@@ -84,8 +88,8 @@ def expand(
         )
 
 
-def _level(name: str) -> Any:
-    if name not in ("full", "quick", "none"):
+def _level(name: str | None) -> Any:
+    if name not in (None, "full", "quick", "none"):
         raise InputError(f"expand --verify: full, quick or none, not {name!r}")
     return name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,11 @@ class AxisMap:
         """Whether nothing changes along this axis."""
         same = len(self.source) == self.size and torch.equal(self.source, torch.arange(self.size))
         return same and bool((self.scale == 1).all())
+
+    def rows(self, start: int, stop: int) -> AxisMap:
+        """The map of some of the new coordinates."""
+        parts = {name: getattr(self, name)[start:stop] for name in ("source", "scale", "dual", "fresh", "constant")}
+        return replace(self, **parts)
 
     @property
     def counts(self) -> Tensor:

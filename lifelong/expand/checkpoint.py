@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from lifelong.errors import InputError
 from lifelong.expand.apply import expansion_map, grown_class
 from lifelong.expand.depth import Placement
 from lifelong.expand.family import Family, family_of
-from lifelong.expand.lazy import Fetch, checkpoint_class, empty_model, parameter_shapes
+from lifelong.expand.lazy import Fetch, Rows, checkpoint_class, empty_model, is_held, parameter_shapes
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
 from lifelong.expand.shape import estimated_parameters
@@ -47,7 +46,9 @@ from lifelong.stream.tokenizers.load import copy_domain_tokenizers
 
 MAX_SHARD_BYTES = 5 * 10**9
 MAKERS = 2
-"""Parameters that are made at the same time while one is written."""
+"""Parameters that are made and written at the same time."""
+BLOCK_BYTES = 1 << 23
+"""Rows that are made and written at once: as many as the cache of a processor holds beside what they come from."""
 COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "additional_chat_templates/*",
@@ -62,6 +63,7 @@ class Source:
 
     model_class: Any
     fetch: Fetch
+    rows: Rows
     dtype: Callable[[str], torch.dtype]
     left_out: tuple[str, ...] = ()
 
@@ -114,7 +116,7 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
     placement: Placement = "interleaved",
     seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    verify: Level = "full",
+    verify: Level | None = None,
     progress: Progress | None = None,
 ) -> ExpansionReport:
     """Grow the checkpoint `source` into the new folder `out`, which appears complete and verified or not at all.
@@ -131,7 +133,8 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
         placement: of new layers: `interleaved`, `last`, or for every one the layer it follows.
         seed: of new entries.
         max_shard_bytes: size of a file of the result.
-        verify: `full`; `quick`, a few tokens in float64; `none`, no logits.
+        verify: `full`; `quick`, a few tokens in float64; `none`, no logits. By default `full` for models that can be
+            held in float64 and `quick` for larger ones: it takes no longer than the growth.
         progress: told what is being done, and the fraction done.
 
     Returns:
@@ -144,7 +147,7 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
     started = time.monotonic()
     source, out = str(source), Path(out)
     _check_out(out)
-    if verify not in ("full", "quick", "none"):
+    if verify not in (None, "full", "quick", "none"):
         raise InputError(f"verify: 'full', 'quick' or 'none', not {verify!r}")
     config, sizes = _config(source), dict[str, Any](targets)
     plan = plan_expansion(
@@ -264,11 +267,12 @@ def _open_source(folder: Path, family: Family, config: Any) -> Source:
         raise InputError(f"checkpoint {str(folder)!r}: has neither {WEIGHTS} nor {INDEX}")
     if not family.converted_files:
         reader = CheckpointReader(folder, family, empty_model(model_class, config))
-        return Source(model_class, reader.fetch, reader.dtype, tuple(reader.left_out))
+        return Source(model_class, reader.fetch, reader.rows, reader.dtype, tuple(reader.left_out))
     with loading("checkpoint", folder):
         model = model_class.from_pretrained(folder, dtype="auto", **SAFE)
     weights = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
-    return Source(model_class, from_weights(weights), lambda name: weights[name].dtype)
+    rows: Rows = lambda name, start, stop: weights[name][start:stop]  # noqa: E731
+    return Source(model_class, from_weights(weights), rows, lambda name: weights[name].dtype)
 
 
 def _write_model(
@@ -294,30 +298,44 @@ def _write_model(
 
 
 def _write_shards(mapping: ExpansionMap, old: Source, shards: list[tuple[Path, list[Slot]]], tell: Progress) -> None:
-    order = list(dict.fromkeys(slot.parameter for _, slots in shards for slot in slots))
-    total, done = sum(slot.size for _, slots in shards for slot in slots), 0
+    """Parameters are made and written by blocks of rows, several at the same time, each at its place in its file."""
+    total = sum(slot.size for _, slots in shards for slot in slots)
+    done, lock = 0, threading.Lock()
 
-    def make(name: str) -> Tensor:
-        sources = {source: old.fetch(source) for source in mapping.tensors[name].sources}
-        return mapping.weight(name, sources)
+    def make(writer: ShardWriter, name: str, slots: list[Slot]) -> None:
+        nonlocal done
+        row = 0
+        for block in _blocks(mapping, old, name):
+            for slot in slots:
+                writer.write(slot, block, row)
+            row += len(block)
+        with lock:
+            done += sum(slot.size for slot in slots)
+            tell(f"grow {name}", done / total)
 
-    with ThreadPoolExecutor(MAKERS) as pool:
-        upcoming = iter(order)
-        waiting = deque(pool.submit(make, name) for name in itertools.islice(upcoming, MAKERS))
-        held, value = "", torch.empty(0)
+    with ThreadPoolExecutor(MAKERS) as pool, contextlib.ExitStack() as files:
+        made = []
+        for path, slots in shards:
+            writer = files.enter_context(contextlib.closing(ShardWriter(path, slots)))
+            groups: dict[str, list[Slot]] = {}
+            for slot in slots:
+                groups.setdefault(slot.parameter, []).append(slot)
+            made += [pool.submit(make, writer, name, group) for name, group in groups.items()]
         try:
-            for path, slots in shards:
-                with contextlib.closing(ShardWriter(path, slots)) as writer:
-                    for slot in slots:
-                        if slot.parameter != held:
-                            held, value = slot.parameter, waiting.popleft().result()
-                            waiting.extend(pool.submit(make, name) for name in itertools.islice(upcoming, 1))
-                        writer.write(slot, value)
-                        done += slot.size
-                        tell(f"grow {slot.parameter}", done / total)
+            for each in made:
+                each.result()
         finally:
-            for left in waiting:
-                left.cancel()
+            for each in made:
+                each.cancel()
+            pool.shutdown()
+
+
+def _blocks(mapping: ExpansionMap, old: Source, name: str) -> Iterator[Tensor]:
+    """A grown parameter by rows; as a whole where its rows depend on each other."""
+    sources = mapping.tensors[name].sources
+    if sources and (blocks := mapping.weight_rows(name, old.rows, old.dtype(sources[0]), most_bytes=BLOCK_BYTES)):
+        return blocks
+    return iter([mapping.weight(name, {source: old.fetch(source) for source in sources})])
 
 
 def _write_companions(source: Path, out: Path) -> None:
@@ -332,17 +350,19 @@ def _write_companions(source: Path, out: Path) -> None:
 
 
 def _verify_written(
-    plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path, level: Level, tell: Progress
+    plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path, level: Level | None, tell: Progress
 ) -> ExpansionReport:
     """Compare the old model with what was written, read back as anyone would."""
     config = load_config(folder)
     large = grown_class(plan, old.model_class)
-    reader = CheckpointReader(folder, plan.target_family, empty_model(large, config))
+    model = empty_model(large, config)
+    reader = CheckpointReader(folder, plan.target_family, model)
+    level = level or ("full" if is_held(model, torch.float64) else "quick")
     return compare(
         plan,
         mapping,
-        ModelUnderTest(old.model_class, plan.source_config, old.fetch),
-        ModelUnderTest(large, config, reader.fetch),
+        ModelUnderTest(old.model_class, plan.source_config, old.fetch, old.rows),
+        ModelUnderTest(large, config, reader.fetch, reader.rows),
         level=level,
         progress=lambda text: tell(text, 1.0),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from lifelong.expand.float64 import usual_float32
 from lifelong.lm.objective import objective_of
 
 Fetch = Callable[[str], Tensor]
-KEEP_BYTES = 1 << 30
-KEEP_SHARE = 0.25
-"""While they are compared, models are held as a whole up to this size or this part of the memory that is free; larger
-ones module by module."""
+Rows = Callable[[str, int, int], Tensor]
+Blocks = Callable[[str], Iterator[Tensor]]
+BLOCK_BYTES = 1 << 21
+"""Rows of a parameter that are read at once where it is not held."""
+KEEP_BYTES = 1 << 28
+"""While they are compared, models are held as a whole up to this size; larger ones are read as they are needed."""
 
 
 def empty_model(model_class: Any, config: Any) -> Any:
@@ -103,8 +105,12 @@ def body_prefix(model: Any) -> str:
     return prefix if hasattr(model, prefix) else ""
 
 
-def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype) -> Any:
-    """A model in evaluation mode whose parameters come from `fetch`, cast to `dtype`."""
+def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype, blocks: Blocks | None = None) -> Any:
+    """A model in evaluation mode whose parameters come from `fetch`, cast to `dtype`.
+
+    One that is too large to be held reads the parameters of a module when it runs: of linear layers and embeddings by
+    `blocks` of rows, of others as a whole.
+    """
     model = empty_model(model_class, config)
     tied, held = tied_names(model), is_held(model, dtype)
 
@@ -121,6 +127,9 @@ def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype
             continue
         if held:
             load(module, prefix)
+        elif blocks is not None and type(module) in (nn.Linear, nn.Embedding):
+            names = {name: f"{prefix}.{name}" for name, value in module._parameters.items() if value is not None}
+            _stream(module, {name: tied.get(full, full) for name, full in names.items()}, fetch, blocks, dtype)
         else:
             _load_around_forward(module, prefix, load)
     return model
@@ -128,10 +137,47 @@ def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype
 
 def is_held(model: Any, dtype: torch.dtype) -> bool:
     """Whether a model's parameters are held all at once while it is compared."""
-    import psutil
-
     size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
-    return bool(size <= max(KEEP_BYTES, KEEP_SHARE * psutil.virtual_memory().available))
+    return bool(size <= KEEP_BYTES)
+
+
+def in_blocks(rows: Rows, model: Any) -> Blocks:
+    """Parameters of a model by blocks of rows."""
+    shapes = parameter_shapes(model)
+
+    def blocks(name: str) -> Iterator[Tensor]:
+        count, each = shapes[name][0], torch.Size(shapes[name][1:]).numel() * 2
+        step = max(1, BLOCK_BYTES // each)
+        return (rows(name, start, min(start + step, count)) for start in range(0, count, step))
+
+    return blocks
+
+
+def _stream(module: Any, names: Mapping[str, str], fetch: Fetch, blocks: Blocks, dtype: torch.dtype) -> None:
+    """Let a linear layer or an embedding go through its rows block by block; what is linear in them stays exact."""
+
+    def cast(value: Tensor) -> Tensor:
+        with usual_float32():
+            return value.to(dtype)
+
+    def linear(x: Tensor) -> Tensor:
+        made, room = [], torch.empty(0, dtype=dtype)
+        for block in blocks(names["weight"]):
+            if room.numel() < block.numel():  # fresh memory for every block takes most of the time
+                room = torch.empty(block.numel(), dtype=dtype)
+            made.append(x @ room[: block.numel()].view(block.shape).copy_(block).T)
+        whole = torch.cat(made, -1)
+        return whole + cast(fetch(names["bias"])) if "bias" in names else whole
+
+    def embedding(ids: Tensor) -> Tensor:
+        found, first = torch.zeros(*ids.shape, module.embedding_dim, dtype=dtype), 0
+        for block in blocks(names["weight"]):
+            here = (ids >= first) & (ids < first + len(block))
+            found[here] = cast(block[ids[here] - first])
+            first += len(block)
+        return found
+
+    module.forward = linear if isinstance(module, nn.Linear) else embedding
 
 
 def _load_around_forward(module: nn.Module, prefix: str, load: Callable[[nn.Module, str], None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from lifelong.expand.depth import Layer, chain_gains
 from lifelong.expand.family import Family, Parameter
 from lifelong.expand.lazy import body_prefix, parameter_shapes, tied_names
 from lifelong.expand.plan import ExpansionPlan
-from lifelong.expand.tensors import TensorMap, grow_gradient, grow_weight, new_entries
+from lifelong.expand.tensors import TensorMap, grow_gradient, grow_rows, grow_weight, is_plain, new_entries
 from lifelong.expand.width import Growth, elle_axes, exact_axes
 
 ELLE_NOISE = 0.01
@@ -55,6 +55,32 @@ class ExpansionMap:
         mapping = self.tensors[name]
         sources = [_finite(source, weights[source]) for source in mapping.sources]
         return grow_weight(mapping, sources, self.axes_of(mapping), self.seed)
+
+    def weight_rows(
+        self, name: str, rows: Callable[[str, int, int], Tensor], dtype: torch.dtype, *, most_bytes: int
+    ) -> Iterator[Tensor] | None:
+        """The same parameter in blocks of rows of at most `most_bytes`, where rows follow from old rows alone.
+
+        Args:
+            name: of the grown parameter.
+            rows: gives rows of an old parameter, from one number to another.
+            dtype: of the old parameter.
+            most_bytes: of a block.
+
+        Raises:
+            ExpansionError: a value is not finite.
+        """
+        mapping = self.tensors[name]
+        old = mapping.sources[0] if mapping.sources else ""
+
+        def part(start: int, stop: int) -> Tensor:
+            return _finite(old, rows(old, start, stop))
+
+        return grow_rows(mapping, part, self.axes_of(mapping), self.seed, dtype=dtype, most_bytes=most_bytes)
+
+    def only_moves(self, name: str) -> bool:
+        """Whether old entries of a parameter are as they were, bit for bit, wherever they stand."""
+        return is_plain(self.tensors[name], self.axes_of(self.tensors[name]))
 
     def apply_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Grown tensors by parameter name: of the model, of averaged weights, of anchors of the old weights.

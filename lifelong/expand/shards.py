@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +22,7 @@ from lifelong.files import is_file_name, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+LARGEST_READ = 1 << 30
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # left over from older versions of transformers; nothing reads them
 FORGOTTEN = re.compile(
@@ -35,6 +38,12 @@ class FileEntry:
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 class CheckpointReader:
@@ -46,7 +55,7 @@ class CheckpointReader:
 
     def __init__(self, folder: Path, family: Family, model: Any) -> None:
         self.folder, self.family, self.shapes = folder, family, parameter_shapes(model)
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, BinaryIO] = {}
         self._prefix, self._own = body_prefix(model), str(model.base_model_prefix)
         tied = {self._standard(a): self._standard(b) for a, b in tied_names(model).items()}
         shapes = self.shapes
@@ -78,6 +87,15 @@ class CheckpointReader:
         ]
         return torch.stack(rows) if len(self.shapes[name]) > rows[0].dim() else rows[0]
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of one parameter, in the dtype of its file; nothing else is read."""
+        parts = self.parts[name]
+        if len(parts) == 1 and len(parts[0]) == 1 and len(parts[0][0].shape) == len(self.shapes[name]):
+            return self._read(parts[0][0], start, stop)
+        if len(parts) > 1 and start < stop:
+            return torch.stack([torch.cat([self._read(entry) for entry in row]) for row in parts[start:stop]])
+        return self.fetch(name)[start:stop]
+
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a parameter."""
         return self.parts[name][0][0].dtype
@@ -85,19 +103,25 @@ class CheckpointReader:
     def _entries(self) -> Iterable[FileEntry]:
         for path in self._files():
             try:
-                self._open[path] = safe_open(path, framework="pt")
+                with safe_open(path, framework="pt"):  # checks sizes and offsets of everything that the header names
+                    pass
+                self._open[path] = file = path.open("rb", buffering=0)
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{path}: cannot be read as safetensors ({error})") from None
-            for key in self._open[path].keys():  # noqa: SIM118
-                part = self._open[path].get_slice(key)
-                if part.get_dtype() not in DTYPES:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start - 8))
+            header.pop("__metadata__", None)
+            for key, entry in header.items():
+                if entry["dtype"] not in DTYPES:
                     if FORGOTTEN.search(key):
                         continue
                     raise ExpansionError(
-                        f"{path}: {key} is stored as {part.get_dtype()}; a quantised checkpoint cannot grow, use the "
+                        f"{path}: {key} is stored as {entry['dtype']}; a quantised checkpoint cannot grow, use the "
                         "full-precision one"
                     )
-                yield FileEntry(path, key, tuple(part.get_shape()), DTYPES[part.get_dtype()])
+                yield FileEntry(
+                    path, key, tuple(entry["shape"]), DTYPES[entry["dtype"]], start + entry["data_offsets"][0]
+                )
 
     def _files(self) -> list[Path]:
         index = self.folder / INDEX
@@ -157,10 +181,24 @@ class CheckpointReader:
                     f"{rows[0][0].path}: {name} has shape {list(found)}, the configuration says {list(wanted)}"
                 )
 
-    def _read(self, entry: FileEntry) -> Tensor:
+    def _read(self, entry: FileEntry, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows of a tensor, read and not mapped: pages of a mapped file count as memory of the process."""
+        if not entry.shape:
+            return self._bytes(entry, entry.offset, torch.empty(1, dtype=entry.dtype)).reshape(())
+        rows = (entry.shape[0] if stop is None else stop) - start
+        value = torch.empty((rows, *entry.shape[1:]), dtype=entry.dtype)
+        return self._bytes(entry, entry.offset + start * entry.row_bytes, value)
+
+    def _bytes(self, entry: FileEntry, place: int, value: Tensor) -> Tensor:
+        view = memoryview(value.view(torch.uint8).numpy().reshape(-1)) if value.numel() else memoryview(b"")
+        done = 0
         try:
-            value: Tensor = self._open[entry.path].get_tensor(entry.key)
-        except (SafetensorError, OSError) as error:
+            while done < len(view):
+                read = os.preadv(self._open[entry.path].fileno(), [view[done : done + LARGEST_READ]], place + done)
+                if not read:
+                    raise OSError("the file ends before the tensor does")
+                done += read
+        except OSError as error:
             raise InputError(f"{entry.path}: {entry.key} cannot be read ({error})") from None
         return value
 
@@ -225,31 +263,40 @@ def sharded(slots: Sequence[Slot], max_bytes: int) -> list[list[Slot]]:
 
 
 class ShardWriter:
-    """A safetensors file written tensor by tensor, in the order of its slots."""
+    """A safetensors file whose tensors are written in any order, whole or by rows."""
 
     def __init__(self, path: Path, slots: Sequence[Slot]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        place = 0
+        self._places, place = {}, 0
         for slot in slots:
             header[slot.key] = {
                 "dtype": DTYPE_NAMES[slot.dtype],
                 "shape": list(slot.shape),
                 "data_offsets": [place, place + slot.size],
             }
+            self._places[slot.key] = place
             place += slot.size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._file = path.open("wb")
+        self._start = 8 + len(text)
+        self._file = path.open("wb", buffering=0)
         self._file.write(len(text).to_bytes(8, "little") + text)
 
-    def write(self, slot: Slot, value: Tensor) -> None:
-        """Append one tensor."""
+    def write(self, slot: Slot, value: Tensor, first: int = 0) -> None:
+        """Rows of a parameter, from row `first` on, into the slot; nothing where it has none of them."""
         if slot.cut is not None:
             expert, part, parts = slot.cut
-            value = value[expert].chunk(parts)[part]
-        assert tuple(value.shape) == slot.shape, f"{slot.key}: {tuple(value.shape)} is not {slot.shape}"
+            if not first <= expert < first + len(value):
+                return
+            value, first = value[expert - first].chunk(parts)[part], 0
+        assert tuple(value.shape[1:]) == slot.shape[1:], f"{slot.key}: {tuple(value.shape)} is not of {slot.shape}"
         data = value.to(slot.dtype).contiguous()
-        self._file.write(data.view(torch.uint8).numpy().reshape(-1).data)
+        row = math.prod(slot.shape[1:]) * slot.dtype.itemsize
+        view = memoryview(data.reshape(-1).view(torch.uint8).numpy())
+        place = self._start + self._places[slot.key] + first * row
+        while view:
+            written = os.pwrite(self._file.fileno(), view, place)
+            view, place = view[written:], place + written
 
     def close(self) -> None:
         """Finish the file."""

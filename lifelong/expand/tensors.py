@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lifelong.expand.axes import MEAN, NEW, AxisMap
 
+AT_ONCE = 1 << 15
 SPLIT_SPREAD = 0.5
 """Standard deviation of the shares of clones: far enough from 1/n that shares of both signs occur."""
 
@@ -71,10 +72,29 @@ class Draw:
         16-bit ones are one of 65,536 quantiles each: that is finer than their format, and much faster.
         """
         if dtype in (torch.bfloat16, torch.float16):
-            bits = self.generator.integers(0, 1 << 16, tuple(shape), dtype=np.uint16)
-            return torch.from_numpy(np.take(_quantiles(dtype), bits)).view(dtype)
+            quantiles, bits = _quantiles(dtype), self._bits(math.prod(shape))
+            found = np.empty(len(bits), np.int16)
+            for start in range(0, len(bits), AT_ONCE):  # indices take four times the room of what they find
+                part = slice(start, start + AT_ONCE)
+                np.take(quantiles, bits[part], out=found[part], mode="clip")
+            return torch.from_numpy(found).view(dtype).view(*shape)
         drawn = self.generator.standard_normal(tuple(shape), dtype=np.float32)
         return torch.from_numpy(np.asarray(drawn)).to(dtype)
+
+    def _bits(self, count: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
+        """16 bits each; four of them are one raw number of the generator, which saves half of the time."""
+        if count % 4:
+            return self.generator.integers(0, 1 << 16, count, dtype=np.uint16)
+        raw: np.ndarray[Any, np.dtype[np.uint64]] = self.generator.bit_generator.random_raw(count // 4)
+        return raw.view(np.uint16)
+
+    def skip(self, count: int, dtype: torch.dtype) -> None:
+        """Go on behind `count` values; of 16-bit ones, behind a multiple of four."""
+        if dtype in (torch.bfloat16, torch.float16):
+            self.generator.bit_generator.random_raw(count // 4, output=False)
+            return
+        for start in range(0, count, AT_ONCE):
+            self.generator.standard_normal(min(AT_ONCE, count - start), dtype=np.float32)
 
 
 @cache
@@ -91,21 +111,31 @@ def grow_weight(mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[Ax
     A parameter that stays as it is may be the old tensor itself.
     """
     dtype = sources[0].dtype if sources else torch.float32
-    working = dtype if dtype == torch.float64 or _is_plain(mapping, axes) else torch.float32
     shape = [len(axis.source) for axis in axes]
     if mapping.value is not None:
         return torch.full(shape, mapping.value - mapping.offset, dtype=dtype)
+    draw = Draw.of(seed, mapping.name)
     if not sources:
-        return Draw.of(seed, mapping.name).normal(shape, dtype) * mapping.std
-    value = _stacked(sources, len(shape))
+        return draw.normal(shape, dtype) * mapping.std
+    working = _working_dtype(mapping, axes, dtype)
+    return _grown(mapping, _stacked(sources, len(shape)), axes, [draw] * len(axes), working)
+
+
+def _working_dtype(mapping: TensorMap, axes: Sequence[AxisMap], dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 or is_plain(mapping, axes) else torch.float32
+
+
+def _grown(
+    mapping: TensorMap, value: Tensor, axes: Sequence[AxisMap], draws: Sequence[Draw], working: torch.dtype
+) -> Tensor:
+    """The grown parameter from old values; `draws` holds the random numbers of the new coordinates of every axis."""
     if all(axis.is_identity for axis in axes) and mapping.factor == 1 and not mapping.copy_noise:
         return value
-    draw = Draw.of(seed, mapping.name)
-    value = value.to(working)
+    dtype, value = value.dtype, value.to(working)
     if mapping.offset:
         value = value + mapping.offset
-    grown = _spread(value, axes, [axis.scale for axis in axes], draw if _has_shares(axes) else None, mapping)
-    _fill(grown, axes, mapping, draw)
+    grown = _spread(value, axes, [axis.scale for axis in axes], draws[0] if _has_shares(axes) else None, mapping)
+    _fill(grown, axes, mapping, draws)
     if mapping.factor != 1:
         # new entries keep their own value: the factor belongs to old ones
         old = _old_block(axes)
@@ -115,7 +145,70 @@ def grow_weight(mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[Ax
     return grown.to(dtype)
 
 
-def _is_plain(mapping: TensorMap, axes: Sequence[AxisMap]) -> bool:
+Rows = Callable[[int, int], Tensor]
+"""Old rows from one number to another."""
+
+
+def grow_rows(
+    mapping: TensorMap, rows: Rows, axes: Sequence[AxisMap], seed: int, *, dtype: torch.dtype, most_bytes: int
+) -> Iterator[Tensor] | None:
+    """The grown parameter in blocks of rows of at most `most_bytes` (or one row), the same bits as `grow_weight`.
+
+    Every block is made from the old rows that it needs: it stays in the processor's cache, and memory does not depend
+    on the size of the parameter. None where rows depend on each other (means, shares of clones, pairs of rows), or
+    are not those of one old parameter.
+    """
+    working = _working_dtype(mapping, axes, dtype)
+    counts = _drawn(axes)
+    if not _has_own_rows(mapping, axes) or (working.itemsize == 2 and not _can_be_cut(counts)):
+        return None
+    draws = [Draw.of(seed, mapping.name) for _ in axes]
+    for dim, (many, each) in enumerate(counts):
+        for later in draws[dim + 1 :]:
+            later.skip(many * each, working)
+    row_bytes = math.prod(len(axis.source) for axis in axes[1:]) * working.itemsize
+    step = max(1, most_bytes // row_bytes)
+
+    def block(start: int, stop: int) -> Tensor:
+        first = axes[0].rows(start, stop)
+        old = first.source[first.is_old]
+        low, high = (int(old.min()), int(old.max()) + 1) if len(old) else (0, 0)
+        moved = replace(first, source=torch.where(first.is_old, first.source - low, first.source), size=high - low)
+        return _grown(mapping, rows(low, high), (moved, *axes[1:]), draws, working)
+
+    total = len(axes[0].source)
+    return (block(start, min(start + step, total)) for start in range(0, total, step))
+
+
+def _has_own_rows(mapping: TensorMap, axes: Sequence[AxisMap]) -> bool:
+    """Whether every row of the grown parameter follows from rows of one old parameter, by itself."""
+    if len(mapping.sources) != 1 or len(axes) < 2 or mapping.value is not None:
+        return False
+    means = any(bool(((axis.source == MEAN) & (axis.fresh > 0)).any()) for axis in axes)
+    noise = mapping.copy_noise or (mapping.share_noise and not axes[0].is_identity)
+    first = bool((axes[0].source == MEAN).any()) or axes[0].pair is not None
+    return not (means or noise or first or _has_shares(axes))
+
+
+def _drawn(axes: Sequence[AxisMap]) -> list[tuple[int, int]]:
+    """Random numbers of new coordinates, axis by axis: rows that have some, and how many a row."""
+    rest = [len(axis.source) for axis in axes]
+    counts = []
+    for dim, axis in enumerate(axes):
+        new = axis.source == NEW
+        sizes = [*rest]
+        sizes[dim] = int((new & (axis.fresh > 0)).sum())
+        counts.append((sizes[0], math.prod(sizes[1:])))
+        rest[dim] -= int(new.sum())
+    return counts
+
+
+def _can_be_cut(counts: Sequence[tuple[int, int]]) -> bool:
+    """Whether 16-bit random numbers, which are drawn by fours, can be drawn row by row."""
+    return all(each % 4 == 0 for _, each in counts)
+
+
+def is_plain(mapping: TensorMap, axes: Sequence[AxisMap]) -> bool:
     """Whether old entries are only moved: nothing is computed, so that nothing has to be rounded again."""
     computed = mapping.offset or mapping.factor != 1 or mapping.copy_noise or mapping.share_noise or _has_shares(axes)
     return not computed and not any(bool((axis.source == MEAN).any() or (axis.scale != 1).any()) for axis in axes)
@@ -269,13 +362,14 @@ def _shared(value: Tensor, dim: int, source: Tensor, draw: Draw, std: float) -> 
     return shared
 
 
-def _fill(grown: Tensor, axes: Sequence[AxisMap], mapping: TensorMap, draw: Draw) -> None:
+def _fill(grown: Tensor, axes: Sequence[AxisMap], mapping: TensorMap, draws: Sequence[Draw]) -> None:
     """Write the new entries into `grown`."""
+    draw = draws[0]
     if grown.dim() == 1:
         new = axes[0].source == NEW
         grown[new] = axes[0].constant[new].to(grown.dtype)
     else:
-        _fill_matrix(grown, axes, mapping.std, draw)
+        _fill_matrix(grown, axes, mapping.std, draws)
     for dim, axis in enumerate(axes):
         if axis.pair is not None:
             second = (axis.pair >= 0).nonzero().flatten()
@@ -293,7 +387,7 @@ def _fill(grown: Tensor, axes: Sequence[AxisMap], mapping: TensorMap, draw: Draw
         _add_zero_sum_noise(grown, axes, mapping, draw)
 
 
-def _fill_matrix(grown: Tensor, axes: Sequence[AxisMap], std: float, draw: Draw) -> None:
+def _fill_matrix(grown: Tensor, axes: Sequence[AxisMap], std: float, draws: Sequence[Draw]) -> None:
     """Random numbers where every new coordinate of an entry may be random, block by block; zeros stay."""
     done: list[Part] = [slice(0, n) for n in grown.shape]
     for dim, axis in enumerate(axes):
@@ -304,7 +398,7 @@ def _fill_matrix(grown: Tensor, axes: Sequence[AxisMap], std: float, draw: Draw)
             parts[dim] = _places(loud)
             factors = [_loudness(a)[p] for a, p in zip(axes, parts, strict=True)]
             shape = [len(f) for f in factors]
-            block = draw.normal(shape, grown.dtype)
+            block = draws[dim].normal(shape, grown.dtype)
             for i, factor in enumerate(factors):
                 if not bool((factor == 1).all()):
                     block *= factor.to(grown.dtype).view([-1 if j == i else 1 for j in range(len(factors))])

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from lifelong.expand.float64 import true_float64
-from lifelong.expand.lazy import Fetch, empty_model, filled_model, is_held, model_class_of, parameter_shapes
+from lifelong.expand.lazy import (
+    BLOCK_BYTES,
+    Blocks,
+    Fetch,
+    Rows,
+    empty_model,
+    filled_model,
+    in_blocks,
+    is_held,
+    model_class_of,
+    parameter_shapes,
+)
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan
 from lifelong.expand.positions import check_position_functions
@@ -31,15 +42,23 @@ NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED, FEW_TOKENS = 2, 24, 4, 8
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """A model to compare: its class, configuration and a function that gives its parameters."""
+    """A model to compare: its class, configuration and functions that give its parameters, whole or by rows."""
 
     model_class: Any
     config: Any
     fetch: Fetch
+    rows: Rows | None = None
 
-    def logits(self, ids_BT: Tensor, dtype: torch.dtype, runs: Mapping[str, Run]) -> dict[str, Tensor]:
+    @property
+    def blocks(self) -> Blocks | None:
+        """Parameters by blocks of rows, where rows can be had."""
+        return None if self.rows is None else in_blocks(self.rows, empty_model(self.model_class, self.config))
+
+    def logits(
+        self, ids_BT: Tensor, dtype: torch.dtype, runs: Mapping[str, Run], blocks: Blocks | None = None
+    ) -> dict[str, Tensor]:
         """Logits of every run in `dtype`; float64 is float64 throughout."""
-        model = filled_model(self.model_class, self.config, self.fetch, dtype)
+        model = filled_model(self.model_class, self.config, self.fetch, dtype, blocks or self.blocks)
         with true_float64() if dtype == torch.float64 else nullcontext(), torch.no_grad():
             results = {name: run(model, ids_BT) for name, run in runs.items()}
         return results if dtype == torch.float64 else {name: value.float() for name, value in results.items()}
@@ -147,13 +166,16 @@ def verify(
     if level == "none":
         return replace(report, notes=(*report.notes, "logits were not compared (verify: none)"))
     exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
-    ids_BT = random_tokens(plan)[:, : FEW_TOKENS if level == "quick" else None]
+    ids_BT = random_tokens(plan)
+    if level == "quick":
+        ids_BT = ids_BT[:1, :FEW_TOKENS]
     tell("verify float64")
     is_language_model = small.model_class is model_class_of(small.config, plan.family.objective)
     runs = runs_of(plan, held=is_held(large, torch.float64), language_model=is_language_model)
     if level == "quick":
         runs = {"tokens": plain}
-    befores, afters = (model.logits(ids_BT, torch.float64, runs) for model in (small, exact))
+    befores = small.logits(ids_BT, torch.float64, runs)
+    afters = exact.logits(ids_BT, torch.float64, runs, doubled_blocks(mapping, small, grown.blocks))
     worst = {name: largest_difference(befores[name], afters[name]) for name in runs}
     before, after = befores["tokens"], afters["tokens"]
     tolerance = TOLERANCE * max(1.0, float(before.abs().max()))
@@ -242,6 +264,24 @@ def doubled(mapping: ExpansionMap, fetch: Fetch) -> Fetch:
         return mapping.weight(name, sources)
 
     return grown
+
+
+def doubled_blocks(mapping: ExpansionMap, small: ModelUnderTest, stored: Blocks | None) -> Blocks | None:
+    """The same by rows: as they were written where old entries are only moved, else made again in float64."""
+    old = small.rows
+    if old is None or stored is None:
+        return None
+
+    def double(name: str, start: int, stop: int) -> Tensor:
+        return old(name, start, stop).double()
+
+    def blocks(name: str) -> Iterator[Tensor]:
+        if mapping.only_moves(name):
+            return stored(name)
+        made = mapping.weight_rows(name, double, torch.float64, most_bytes=4 * BLOCK_BYTES)
+        return made if made is not None else iter([doubled(mapping, small.fetch)(name)])
+
+    return blocks
 
 
 def count_parameters(contender: ModelUnderTest) -> int:

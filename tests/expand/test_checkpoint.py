@@ -69,12 +69,13 @@ def test_a_model_too_large_to_hold_is_compared_module_by_module(tmp_path, monkey
     shape = {"hidden_size": 48, "layers": 3}
     usual = expand_checkpoint(str(tmp_path / "small"), tmp_path / "usual", targets=shape)
     monkeypatch.setattr("lifelong.expand.lazy.KEEP_BYTES", 0)
-    monkeypatch.setattr("lifelong.expand.lazy.KEEP_SHARE", 0)
-    report = expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets=shape)
+    monkeypatch.setattr("lifelong.expand.lazy.BLOCK_BYTES", 1000)
+    report = expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets=shape, verify="full")
     assert report.passed
     for name in ("float64", "float32", "bfloat16"):
         key = f"max_logit_difference_{name}"
-        assert getattr(report, key) == pytest.approx(getattr(usual, key), abs=1e-13)
+        rounding = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 0.1}[name]  # sums in another order
+        assert getattr(report, key) == pytest.approx(getattr(usual, key), abs=rounding)
 
 
 def test_a_dtype_stays(tmp_path):
