@@ -19,6 +19,7 @@ from lifelong.ledger.history import read_losses
 from lifelong.lm.objective import pad_id
 from lifelong.methods._make import make_methods
 from lifelong.methods._method import Method, StageContext
+from lifelong.methods._running_mean import StageAverage
 from lifelong.pipeline.run import Run
 from lifelong.recipe.recipe import Recipe, StageSection
 from lifelong.records import DomainLoss, StageRecord
@@ -48,6 +49,8 @@ class Stage:
     """Blocks that the stage trains on; there once it is prepared."""
     hooks: StageContext | None = None
     """What the methods may ask for; there once training has begun."""
+    average: StageAverage | None = None
+    """Mean of the last weights, where the released model is one; there while the stage is trained."""
     result: StageFolder | None = None
     """Folder of the newest training phase: what is evaluated and committed."""
     losses: list[DomainLoss] = field(default_factory=list)

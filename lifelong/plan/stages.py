@@ -204,6 +204,7 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
     forward = forward_flops_per_token(model, length, objective)
     lr, span = recipe.lr, stage_span([stage.tokens for stage in recipe.stages], index)
     low = any(_train(recipe, index).get(name) for name in ("bf16", "fp16"))
+    averages = lr is not None and lr.average is not None
     return PlannedStage(
         index=index,
         domain=load_domain(section.domain).name,
@@ -222,8 +223,8 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         evaluation_flops=evaluated * forward,
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
         checkpoint_bytes=parameters * FLOAT32,
-        trunk_bytes=parameters * FLOAT32 if lr is not None and make_policy(lr).keeps_trunk else 0,
-        resumable_bytes=int(parameters * (FLOAT32 + moment_bytes(arguments))),
+        trunk_bytes=parameters * FLOAT32 if lr is not None and make_policy(lr).leaves_trunk else 0,
+        resumable_bytes=int(parameters * (FLOAT32 * (1 + averages) + moment_bytes(arguments))),
         memory=device_memory(
             config,
             stage_arguments(recipe, index, devices.count),
@@ -294,6 +295,8 @@ def _notes(recipe: Recipe, shapes: Shapes, look: CorpusSample) -> list[str]:
     if recipe.methods:
         names = ", ".join(method.name for method in recipe.methods)
         notes.append(f"tensors that methods keep for themselves ({names}) are not in the memory figures")
+    if recipe.lr is not None and recipe.lr.average is not None:
+        notes.append("lr.average keeps one more float32 copy of the weights on every device, not in the memory figures")
     compiled = any(_train(recipe, index).get("torch_compile") for index in range(len(recipe.stages)))
     if compiled:
         notes.append("torch_compile: activations are counted as without it; a compiled step keeps fewer")

@@ -66,8 +66,8 @@ class CheckContext:
 
     @property
     def keeps_pre_decay(self) -> bool:
-        """Whether the learning-rate policy keeps weights in the middle of a stage."""
-        return self.recipe.lr is not None and make_policy(self.recipe.lr).keeps_trunk
+        """Whether the next stage starts from weights that are kept beside the released ones."""
+        return self.recipe.lr is not None and make_policy(self.recipe.lr).leaves_trunk
 
 
 def check_recipe(recipe: Recipe, start: int = 0, config: Any = None, *, here: bool = True) -> None:
@@ -306,9 +306,10 @@ def _check_sharding(context: CheckContext) -> Iterator[str]:
         return
     yield from _check_methods(context)
     if recipe.lr is not None and context.keeps_pre_decay:
+        what = "lr.average" if recipe.lr.average is not None else f"lr.policy: {recipe.lr.policy}"
         yield (
-            f"lr.policy: {recipe.lr.policy} keeps whole weights in the middle of a stage, but this launch shards "
-            "them (FSDP); choose another policy, for example wsd, or launch without FSDP"
+            f"{what} keeps whole weights inside a stage, but this launch shards them (FSDP); choose a policy that keeps "
+            "none, for example wsd without average, or launch without FSDP"
         )
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lifelong.files import atomic_directory
 from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import save_model
+from lifelong.methods._running_mean import StageAverage
 from lifelong.train.phase import PreDecayCheckpoint
 from lifelong.train.policies._policy import StageSpan, make_policy
 from lifelong.train.settings import LrSection
@@ -58,6 +59,11 @@ def warmup_steps(
     return round(make_policy(lr).warmup(span) * num_steps)
 
 
+def stage_average(lr: LrSection | None, num_steps: int) -> StageAverage | None:
+    """Mean of the last weights of a stage, which its released model is; None where that is the end itself."""
+    return None if lr is None or lr.average is None else StageAverage(num_steps=num_steps, share=lr.average)
+
+
 def pre_decay_checkpoint(
     lr: LrSection | None, num_steps: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: StageFolder
 ) -> PreDecayCheckpoint | None:
@@ -75,6 +81,6 @@ def pre_decay_checkpoint(
 
 
 def keep_pre_decay(work: StageFolder, folder: StageFolder) -> None:
-    """Lay the weights before the annealing, where there are any, beside the stage's model."""
+    """Lay the weights that the next stage starts from, where they are not the released ones, beside the stage's model."""
     if work.trunk.exists():
         shutil.copytree(work.trunk, folder.trunk)
