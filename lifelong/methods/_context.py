@@ -98,7 +98,6 @@ def stage_context(
     collator: Collator,
     expansion: Path,
     seed: int,
-    num_steps: int = 0,
 ) -> StageContext:
     """Everything that the hooks may ask for.
 
@@ -113,7 +112,6 @@ def stage_context(
         collator: with the masks of the stage.
         expansion: file of the growth's map, which is there if the stage has grown.
         seed: of the stage.
-        num_steps: its optimizer steps.
     """
 
     def own_batches(count: int) -> Iterator[Batch]:
@@ -140,7 +138,6 @@ def stage_context(
         columns=columns,
         mapping=ExpansionMap.from_json(read_json(expansion)["map"]) if expansion.exists() else None,
         sequence_length=collator.sequence_length,
-        num_steps=num_steps,
         memory=None if memory is None else MemoryRows(memory, collator, columns, seed),
         own_batches=own_batches,
         loss=loss,

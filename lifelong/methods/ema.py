@@ -22,7 +22,7 @@ from lifelong.methods._running_mean import RunningMean
 
 @dataclass
 class Plugin(Method):
-    """Settings: `decay` of the average per step. With a strength below 1 the stage ends between its weights and them."""
+    """Settings: `decay` of the average per step. With a strength below 1 a stage ends between its weights and that."""
 
     decay: float = 0.99
     running: RunningMean = field(default_factory=RunningMean, init=False)

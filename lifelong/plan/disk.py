@@ -8,6 +8,7 @@
 | replay memory | 4 bytes a token; two generations while a stage is committed |
 | held-out text | 4 bytes per token, and the text itself |
 | teacher cache | as it is on disk |
+| carried moments | 8 P; of two stages while the second is committed |
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class DiskPlan:
     memory: int
     heldout: int
     teacher_cache: int
+    carried_moments: int = 0
 
     @property
     def total(self) -> int:
@@ -58,12 +60,13 @@ class DiskPlan:
 
 @dataclass(frozen=True)
 class StageFiles:
-    """Bytes that a stage writes: its model, the trunk beside it, one resumable checkpoint and how many are kept."""
+    """Bytes of a stage's model, the trunk beside it, a resumable checkpoint, how many are kept, and carried moments."""
 
     model: int
     trunk: int
     checkpoint: int
     checkpoints: int
+    moments: int = 0
 
 
 def disk_plan(
@@ -105,6 +108,7 @@ def disk_plan(
         memory=int(memory),
         heldout=int(heldout),
         teacher_cache=sum(folder_bytes(Path(cache)) for cache in caches),
+        carried_moments=sum(sorted(stage.moments for stage in files)[-2:]),
     )
 
 

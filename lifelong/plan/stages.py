@@ -130,7 +130,13 @@ def plan_recipe(
             )
         ]
     files = [
-        StageFiles(stage.checkpoint_bytes, stage.trunk_bytes, stage.resumable_bytes, _checkpoints_kept(recipe, index))
+        StageFiles(
+            stage.checkpoint_bytes,
+            stage.trunk_bytes,
+            stage.resumable_bytes,
+            _checkpoints_kept(recipe, index),
+            2 * FLOAT32 * stage.parameters * bool(recipe.carry_optimizer),
+        )
         for index, stage in enumerate(stages)
     ]
     disk = disk_plan(recipe, files, look.facts, look.vocab_size or int(configs[-1].vocab_size))

@@ -100,7 +100,10 @@ class Expectation(Section):
 
 
 class Recipe(Section):
-    """One reproducible run; domains in `watch` are measured and never trained on."""
+    """One reproducible run; domains in `watch` are measured and never trained on.
+
+    `carry_optimizer` takes Adam's moments on to the next stage, through the growth between.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
@@ -117,6 +120,7 @@ class Recipe(Section):
     budget: dict[str, Annotated[Fraction, Field(gt=0)]] = {}
     train: dict[str, Any] = {}
     lr: LrSection | None = None
+    carry_optimizer: bool | None = None
     evaluate: EvaluateSection = EvaluateSection()
     facts: FactsSection | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

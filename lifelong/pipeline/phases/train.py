@@ -54,8 +54,8 @@ class Train(TrainingPhase):
             collator=stage.context.collator(stage.seed),
             expansion=stage.work.grown.expansion,
             seed=stage.seed,
-            num_steps=stage.plan(stage.section.tokens).num_steps,
         )
+        stage.hooks.num_steps = stage.plan(stage.section.tokens).num_steps
         load_methods(stage.methods, stage.context.ledger.folder.stage(stage.previous.name).methods)
         for method in stage.methods:
             method.extra_tokens = 0.0
@@ -75,12 +75,12 @@ class Train(TrainingPhase):
         return {
             "dataset": dataset if facts is None else facts.injected(dataset),
             "distiller": _distiller(stage, model, num_steps),
-            "methods": [*stage.methods, *([] if stage.average is None else [stage.average])],
+            "methods": stage.methods,
             "probe": _probe(stage, model, num_steps, steering),
             "lr_factor": stage_lr_factor(
                 recipe.lr, stage_span([section.tokens for section in recipe.stages], stage.index)
             ),
-            "pre_decay": pre_decay_checkpoint(recipe.lr, num_steps, model, run.tokenizer, stage.work),
+            "pre_decay": pre_decay_checkpoint(recipe.lr, num_steps, model, run.tokenizer, stage.work, stage.moments),
             "fact_probe": None if facts is None else facts.probe(model, num_steps),
             "steering": steering,
         }

@@ -33,8 +33,8 @@ class StageSpan:
 class LrPolicy(ABC):
     """Base of all policies.
 
-    `keeps_trunk` says that the next stage starts from before the decay of this one, `ends_constant` that a stage without
-    its decay stays at one rate, so that its last weights can be averaged instead.
+    `keeps_trunk` says that the next stage starts from before the decay of this one, `ends_constant` that a stage
+    without its decay stays at one rate, so that its last weights can be averaged instead.
     """
 
     lr: LrSection
@@ -66,8 +66,8 @@ class LrPolicy(ABC):
             return None
         if not self.ends_constant:
             return (
-                f"average: the mean of weights stands for a decay only where the rate is constant, and {self.lr.policy} "
-                "decays; choose policy infinite or wsd, or leave average out"
+                f"average: the mean of weights stands for a decay where the rate is constant; {self.lr.policy} has its "
+                "own decay: choose policy infinite or wsd, or leave average out"
             )
         if self.lr.decay != type(self.lr).model_fields["decay"].default:
             return "average and decay: the mean of the last weights takes the place of the decay; leave one of them out"
@@ -101,7 +101,7 @@ class LrPolicy(ABC):
         return max(1, round(self.decay_start * num_steps)) if self.keeps_trunk else None
 
     def decayed(self, top: float, progress: float) -> float:
-        """`top`, and over the last `decay` a straight line from there to the floor; `top` alone where it is averaged."""
+        """`top`, and over the last `decay` a straight line to the floor; `top` alone where weights are averaged."""
         done = progress - self.decay_start
         return top if done <= 0 or self.lr.average is not None else top + (self.lr.floor - top) * done / self.lr.decay
 

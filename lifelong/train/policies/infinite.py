@@ -34,4 +34,6 @@ class Plugin(LrPolicy):
     def conflict(self) -> str | None:
         """Shares that leave no room for each other."""
         fits, last = self.lr.warmup + self.lr.cooldown + self.last_part <= 1, self.lr.average and "average"
-        return None if fits else f"warmup, cooldown and {last or 'decay'} are parts of the first stage: together at most 1"
+        return (
+            None if fits else f"warmup, cooldown and {last or 'decay'} are parts of the first stage: together at most 1"
+        )
