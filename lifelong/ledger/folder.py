@@ -193,6 +193,7 @@ class RunFolder(_Folder):
     heldouts = _Entry("heldout", "Held-out documents of all domains.")
     memories = _Entry("memory", "Replay memory after each stage.")
     fronts = _Entry("front", "Losses between the old and the new weights of a stage.")
+    search = _Entry("front/search", "Models of `merge --search`, measured.")
     task_scores = _Entry("downstream", "Scores of fine-tuned copies.")
     harness_scores = _Entry("harness", "Results of lm-evaluation-harness.")
 
