@@ -4,7 +4,7 @@
     python -m benchmarks.carried_on average --domains wiki news bio       # equal tokens; needs LIFELONG_DATA for these
     python -m benchmarks.carried_on moments --tokens 150k --seeds 2
 
-Every arm of `average` and `moments` sees the same tokens in the same order. Printed per arm: mean nats per token of each
+Every arm of `average` and `moments` sees the same tokens in the same order. Printed per arm: mean nats a token of each
 released model on its own stage's domain ("learned"), of the last one on all domains ("kept"), and of the training loss
 over the first fifth of the later stages ("early").
 """

@@ -198,7 +198,7 @@ def cache(
     top_k: Annotated[int | None, typer.Option(help="Keep the K most probable tokens instead.")] = None,
     renormalise: Annotated[bool, typer.Option("--renormalise", help="Renormalise the top K to sum to one.")] = False,
     draws: Annotated[int | None, typer.Option(help="Draw this many tokens at random instead.")] = None,
-    temperature: Annotated[float, typer.Option(help="As in the recipe that will use it.")] = 2.0,
+    temperature: Annotated[float, typer.Option(help="As in the recipe that will use it.")] = 1.0,
     sequence_length: Annotated[int, typer.Option(help="As in the recipe.")] = 256,
     objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
     tokens: Annotated[str | None, typer.Option(help="Maximum tokens per domain, e.g. 2M.")] = None,

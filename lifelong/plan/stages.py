@@ -14,7 +14,12 @@ from lifelong.expand import model_shape
 from lifelong.inherit.settings import PREVIOUS, InheritSection
 from lifelong.ledger.folder import parse_stage_model
 from lifelong.lm.checkpoint import meta_model
-from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
+from lifelong.lm.flops import (
+    forward_flops_per_token,
+    head_flops_per_token,
+    num_parameters,
+    training_flops_per_token,
+)
 from lifelong.methods._make import make_methods
 from lifelong.pipeline.phases import PHASES
 from lifelong.plan.advice import warnings_of
@@ -203,7 +208,9 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
             name: forward_flops_per_token(meta_model(teacher, objective), length, objective)
             for name, teacher in teachers
         }
-        teacher_flops = plan.tokens * taught_share(recipe.inherit) * recipe.inherit.teacher.flops_per_token(each)
+        asked = head_flops_per_token(model) if recipe.inherit.schedule == "dynamic" else 0.0
+        taught = plan.tokens * taught_share(recipe.inherit)
+        teacher_flops = taught * (recipe.inherit.teacher.flops_per_token(each) + asked)
     parameters = num_parameters(model)
     trained = sum(stage_plan(part.trained, length, plan.blocks_per_step).tokens for part in phases if part.trained)
     evaluated = sum(part.evaluated for part in phases) + _steering_tokens(recipe, index, plan.tokens)
