@@ -63,7 +63,7 @@ def recipe(arm: Plain, domains: list[str], tokens: int, seed: int) -> Plain:
         "sequence_length": 64,
         "stages": stages,
         "replay": {"memory_tokens": "60k", "share": 0.3, "mix": "uniform"},
-        "train": {"learning_rate": 3e-3, "per_device_train_batch_size": 16, "logging_steps": 20, "use_cpu": True},
+        "train": {"learning_rate": 3e-3, "per_device_train_batch_size": 16, "logging_steps": 5, "use_cpu": True},
         "evaluate": {"tokens": "20k", "samples": 0},
         "seed": seed,
         **changes,

@@ -75,7 +75,8 @@ def main() -> None:
                 history = read_history(out)
                 matrix, rates = history.matrix, [point.alpha for point in history.train[0]]
                 new, base = matrix.nats_per_token[0][0], matrix.watched_nats_per_token[0][0]
-                assert new is not None and base is not None
+                assert new is not None
+                assert base is not None
                 found.setdefault(name, []).append((new, base))
                 print(json.dumps({
                     "arm": name, "seed": seed, "new": new, "base": base, "tokens": history.stages[0].tokens,

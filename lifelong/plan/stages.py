@@ -25,6 +25,7 @@ from lifelong.pipeline.phases import PHASES
 from lifelong.plan.advice import warnings_of
 from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
 from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
+from lifelong.plan.regimes import regime_advice
 from lifelong.plan.shapes import Shapes
 from lifelong.plan.speed import Speed
 from lifelong.plan.text import CorpusSample, sample_corpora
@@ -145,7 +146,8 @@ def plan_recipe(
         for index, stage in enumerate(stages)
     ]
     disk = disk_plan(recipe, files, look.facts, look.vocab_size or int(configs[-1].vocab_size))
-    warnings = [*warnings_of(recipe, stages, shapes), *look.warnings]
+    base = num_parameters(meta_model(first, recipe.objective))
+    warnings = [*warnings_of(recipe, stages, shapes), *regime_advice(recipe, stages, base, look.facts), *look.warnings]
     return RunPlan(
         recipe.name, tuple(stages), tuple(warnings), devices, disk, speed, tuple(_notes(recipe, shapes, look))
     )

@@ -166,10 +166,11 @@ def training_table(history: RunHistory) -> str:
 
 def growth_table(history: RunHistory) -> str:
     """Table of growths: what grew and how far the function moved."""
-    rows = []
+    rows, notes = [], []
     for record, report in zip(history.stages, history.expansions, strict=True):
         if report is None:
             continue
+        notes += [f"<p class=soft>{escape(record.name)}: {escape(note)}</p>" for note in report.notes]
         changes = ", ".join(
             f"{axis} {old} → {report.target[axis]}" for axis, old in report.source.items() if old != report.target[axis]
         )
@@ -181,7 +182,7 @@ def growth_table(history: RunHistory) -> str:
     if not rows:
         return "<p class=soft>The model kept its size.</p>"
     heads = ("stage", "sizes", "parameters", "max |Δ logit| float64", "float32", "Δ held-out loss")
-    return table(heads, rows, left=(0, 1), long=1)
+    return table(heads, rows, left=(0, 1), long=1) + "".join(notes)
 
 
 def cost_section(history: RunHistory) -> str:
