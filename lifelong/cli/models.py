@@ -202,7 +202,7 @@ def cache(
     top_k: Annotated[int | None, typer.Option(help="Keep the K most probable tokens instead.")] = None,
     renormalise: Annotated[bool, typer.Option("--renormalise", help="Renormalise the top K to sum to one.")] = False,
     draws: Annotated[int | None, typer.Option(help="Draw this many tokens at random instead.")] = None,
-    temperature: Annotated[float, typer.Option(help="As in the recipe that will use it.")] = 2.0,
+    temperature: Annotated[float, typer.Option(help="As in the recipe that will use it.")] = 1.0,
     sequence_length: Annotated[int, typer.Option(help="As in the recipe.")] = 256,
     objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
     tokens: Annotated[str | None, typer.Option(help="Maximum tokens per domain, e.g. 2M.")] = None,
@@ -251,6 +251,12 @@ def merge(
     residual: Annotated[
         str | None, typer.Option(metavar="INSTRUCT", help="Add what tuning on instructions added to the base.")
     ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Choose weights over what every stage has learned on held-out text.")
+    ] = False,
+    evaluations: Annotated[
+        int | None, typer.Option(help="Of --search: models to measure; default 8 + 4 a stage.")
+    ] = None,
     base: Annotated[
         str | None, typer.Option(metavar="BASE", help="Of --residual: what INSTRUCT started from; default the run's.")
     ] = None,
@@ -258,8 +264,14 @@ def merge(
 ) -> None:
     """Interpolate between the previous stage's model (grown to the new size) and the trained one.
 
+    With --search: weights over the deltas of all stages; --out writes the chosen model.
     With --residual INSTRUCT --base BASE: the run's newest model with INSTRUCT - BASE, carried to its size.
     """
+    if search:
+        _merge_search(run_folder, out, evaluations, others=(weight, stage, residual, base), as_json=as_json)
+        return
+    if evaluations is not None:
+        raise InputError("merge --evaluations: belongs to --search")
     if residual is not None:
         _merge_residual(run_folder, residual, base, out, weight=weight, stage=stage, as_json=as_json)
         return
@@ -288,6 +300,32 @@ def merge(
         typer.echo(json.dumps(front.to_json(), indent=1))
     else:
         show(front_table(front, read_history(run_folder).matrix))
+
+
+def _merge_search(
+    run_folder: Path, out: Path | None, evaluations: int | None, *, others: tuple[Any, ...], as_json: bool
+) -> None:
+    if any(other is not None for other in others):
+        raise InputError(
+            "merge --search: weighs all stages, and takes --out and --evaluations alone; --weight, --stage, --residual "
+            "and --base are for other merges"
+        )
+    quiet_libraries()
+    from lifelong.ledger.folder import RunFolder
+    from lifelong.lineage.search import search_merge
+    from lifelong.recipe.files import read_recipe_file
+    from lifelong.report.search import draw_search, search_table
+
+    folder = RunFolder(run_folder).require()
+    search = search_merge(run_folder, read_recipe_file(run_folder).to_plain(), out, evaluations)
+    draw_search(search, folder.search / "front.png")
+    if as_json:
+        typer.echo(json.dumps(search.to_json(), indent=1))
+        return
+    show(search_table(search))
+    say(f"{folder.search}: search.json and front.png")
+    if out is not None:
+        say(f"{out}: the chosen model; loads with from_pretrained")
 
 
 def _merge_residual(

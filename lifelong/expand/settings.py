@@ -27,14 +27,33 @@ class Shape(Section):
         return {axis: size for axis in Shape.model_fields if (size := getattr(self, axis)) is not None}
 
 
+class EntryRates(Section):
+    """Multiples of the stage's learning rate for entries that the growth kept and for those that it added."""
+
+    old: Annotated[float, Field(ge=0)] = 1.0
+    new: Annotated[float, Field(gt=0)] = 1.0
+
+
 class ExpandSection(Shape):
-    """Sizes after the growth at the start of a stage, and how it is done."""
+    """Sizes after the growth at the start of a stage, how it is done, and what of the grown model the stage trains.
+
+    `train: new` holds the old entries bit for bit, which is `rates: {old: 0}`.
+    """
 
     positions: Size | None = None
     mode: Literal["exact", "elle"] = "exact"
     strategy: Literal["pad", "clone", "pairs"] = "pad"
     placement: Literal["interleaved", "last"] | list[Annotated[int, Field(ge=0)]] = "interleaved"
     approximate: bool = False
+    train: Literal["all", "new"] | None = None
+    rates: EntryRates | None = None
+
+    @property
+    def entry_rates(self) -> EntryRates | None:
+        """Multiples of the learning rate by entry; None where all entries learn alike."""
+        rates = self.rates or EntryRates()
+        rates = EntryRates(old=0.0, new=rates.new) if self.train == "new" else rates
+        return None if rates == EntryRates() else rates
 
     def sizes(self) -> dict[str, Any]:
         """The axes that are named."""
@@ -48,4 +67,6 @@ class ExpandSection(Shape):
     def _something_grows(self) -> ExpandSection:
         if not self.sizes():
             raise ValueError(f"names no size; known: {', '.join([*Shape.model_fields, 'positions'])}")
+        if self.train == "new" and self.rates is not None and "old" in self.rates.model_fields_set and self.rates.old:
+            raise ValueError(f"`train: new` holds the old entries, and `rates.old` of {self.rates.old:g} moves them")
         return self

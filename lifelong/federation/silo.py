@@ -105,7 +105,8 @@ def check_federated(recipe: Recipe) -> None:
     asked = {
         "stages[0].expand": stage.expand, "stages[0].select": stage.select, "inherit": recipe.inherit,
         "replay": recipe.replay, "recover": recipe.recover, "methods": recipe.methods, "budget": recipe.budget,
-        "facts": recipe.facts,
+        "facts": recipe.facts, "lr.average": recipe.lr and recipe.lr.average,
+        "carry_optimizer": recipe.carry_optimizer,
     }  # fmt: skip
     lines += [f"{key}: is not part of a federated stage; take it out" for key, value in asked.items() if value]
     if lines:

@@ -11,6 +11,7 @@ from lifelong.inherit.distiller import Distiller, TeacherEarlyStop
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.settings import InheritSection
 from lifelong.inherit.teachers._teacher import Teacher, TeacherInputs
+from lifelong.lm.flops import head_flops_per_token
 from lifelong.lm.objective import objective_of
 from lifelong.stream.collator import Collator
 
@@ -31,6 +32,8 @@ def stage_distiller(inherit: InheritSection, inputs: TeacherInputs) -> Distiller
         bernoulli=inherit.bernoulli,
         seed=inputs.seed,
         surpassed=_surpassed(teacher, inherit.looks, inputs) if inherit.until == "surpassed" else None,
+        objective=inputs.objective,
+        student_head_flops=head_flops_per_token(inputs.student),
     )
 
 

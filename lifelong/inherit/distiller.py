@@ -6,16 +6,18 @@ Shape suffixes: B sequences.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lifelong.errors import InputError, UnknownNameError
+from lifelong.inherit.dynamic import most_competent
 from lifelong.inherit.schedule import Schedule
 from lifelong.inherit.teachers._teacher import Teacher, TeacherCost
-from lifelong.lm.head import Inheritance
+from lifelong.lm.head import Inheritance, predicted_rows
+from lifelong.lm.loss import OnlineTarget, Target
 
 
 class TeacherEarlyStop:
@@ -67,6 +69,8 @@ class Distiller:
             gradient in expectation, at alpha times the teacher's cost.
         seed: of those draws.
         surpassed: ends the inheritance when the student has become better than its teacher.
+        objective: of the batches; asked for where the most competent of several teachers is to be found.
+        student_head_flops: of one token in the student's output embedding, which a dynamic schedule reads twice.
 
     Raises:
         UnknownNameError: `on` is none of the three.
@@ -82,6 +86,8 @@ class Distiller:
         bernoulli: bool = False,
         seed: int = 0,
         surpassed: TeacherEarlyStop | None = None,
+        objective: str = "clm",
+        student_head_flops: float = 0.0,
     ) -> None:
         if on not in TAUGHT:
             raise UnknownNameError("kind of tokens to teach", on, TAUGHT, "inherit.on")
@@ -89,6 +95,7 @@ class Distiller:
         self.schedule, self.on, self.temperature = schedule, on, temperature
         self.bernoulli, self.seed = bernoulli, seed
         self.surpassed = surpassed
+        self.objective, self.student_head_flops = objective, student_head_flops
         self.is_sharded = False
         self._before = TeacherCost()
 
@@ -122,7 +129,21 @@ class Distiller:
                 self.teacher.attend(batch)
             return None
         shown = {name: tensor[taught] for name, tensor in batch.items()}
-        return Inheritance(self.teacher.targets(shown), alpha_B, self.temperature)
+        targets = self.teacher.targets(shown)
+        if self.schedule.is_dynamic:
+            targets = self._dynamic(targets, shown)
+        return Inheritance(targets, alpha_B, self.temperature, by_uncertainty=self.schedule.is_dynamic)
+
+    def _dynamic(self, targets: Sequence[Target], shown: Mapping[str, Tensor]) -> Sequence[Target]:
+        """One target a sequence; what it costs to ask the student and the teachers is added to the teachers' cost."""
+        flops = self.student_head_flops
+        if len(targets) > 1:
+            labels_BT = shown["labels"]
+            _, labels_N, sequence_N = predicted_rows(labels_BT[..., None], labels_BT, self.objective)
+            targets = most_competent(targets, labels_N, sequence_N, self.temperature)
+            flops += sum(2.0 * target.weight_VE.numel() for target in targets if isinstance(target, OnlineTarget))
+        self._before = self._before + TeacherCost(flops=flops * shown["input_ids"].numel())
+        return targets
 
     def _rates(self, batch: Mapping[str, Tensor], alpha: float, step: int) -> Tensor:
         ids_BT = batch["input_ids"]

@@ -1,6 +1,7 @@
 """The inheritance rate over a stage, from its settings and the share of the stage that is done.
 
-Source: Qin et al. 2022, section 3.2 (linear, Heaviside, constant); SALT (arXiv 2410.18779) uses the step.
+Source: Qin et al. 2022, section 3.2 (linear, Heaviside, constant); SALT (arXiv 2410.18779) uses the step; dynamic is a
+step whose rate is multiplied by the student's uncertainty about each sequence (`inherit/dynamic.py`).
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ from dataclasses import dataclass
 
 from lifelong.errors import InputError, UnknownNameError
 
-KINDS = ("linear", "constant", "step", "cosine")
+KINDS = ("linear", "constant", "step", "cosine", "dynamic")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`alpha` at the start; linear and cosine reach zero at `until`, step drops there, constant never ends."""
+    """`alpha` at the start; linear and cosine are zero at `until`, step and dynamic drop there, constant never ends."""
 
     kind: str
     peak: float
     until: float
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the rate of a sequence is below that of the schedule, by the student's uncertainty."""
+        return self.kind == "dynamic"
 
     def alpha(self, progress: float) -> float:
         """Inheritance rate when `progress` in [0, 1] of the stage is done."""
@@ -28,7 +34,7 @@ class Schedule:
         if progress >= self.until:
             return 0.0
         done = progress / self.until
-        shape = {"step": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
+        shape = {"step": 1.0, "dynamic": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
         return self.peak * shape[self.kind]
 
     def over(self, progress: float) -> bool:

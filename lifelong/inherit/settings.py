@@ -144,11 +144,20 @@ class InheritSection(Section):
     teacher: TeacherSection = Field(default=PREVIOUS, validate_default=True)
     on: Literal["all", "new", "replay"] = "all"
     alpha: Fraction = 1.0
-    schedule: Literal["linear", "constant", "step", "cosine"] = "linear"
+    schedule: Literal["linear", "constant", "step", "cosine", "dynamic"] = "linear"
     until: Annotated[float | str, BeforeValidator(parse_until)] = 0.3
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     bernoulli: bool = False
     looks: Size = 20
+
+    @model_validator(mode="after")
+    def _rate_known_before_the_draw(self) -> InheritSection:
+        if self.bernoulli and self.schedule == "dynamic":
+            raise ValueError(
+                "`bernoulli` draws the sequences that are taught by their rate, which `schedule: dynamic` knows only "
+                "after the student has read them; leave one of the two out"
+            )
+        return self
 
     @property
     def last_progress(self) -> float:

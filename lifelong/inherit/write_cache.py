@@ -52,7 +52,7 @@ class CacheRequest:
     model: str
     cards: Sequence[str]
     scheme: Scheme
-    temperature: float = 2.0
+    temperature: float = 1.0
     objective: str = "clm"
     sequence_length: int = 256
     tokens: int | None = None

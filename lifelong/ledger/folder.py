@@ -110,12 +110,18 @@ class StageFolder(_Folder):
     selection = _Entry("selection.json", "What `select:` chose of the corpus.")
     mix = _Entry("mix.json", "Replay mixes and the steps from which they held.")
     methods = _Entry("methods.safetensors", "State of the methods.")
+    moments = _Entry("moments.safetensors", "Adam's moments for the next stage, where they are carried on.")
     rounds = _Entry("rounds.json", "Who trained in which round, in a stage of a federation.")
 
     @property
     def next_model(self) -> Path:
         """The checkpoint from which the following stage starts."""
         return self.trunk if self.trunk.is_dir() else self.model
+
+    @property
+    def next_moments(self) -> Path:
+        """Adam's moments at `next_model`; looks at the disk."""
+        return self.trunk / self.moments.name if self.trunk.is_dir() else self.moments
 
 
 class WorkFolder(StageFolder):
@@ -205,6 +211,7 @@ class RunFolder(_Folder):
     heldouts = _Entry("heldout", "Held-out documents of all domains.")
     memories = _Entry("memory", "Replay memory after each stage.")
     fronts = _Entry("front", "Losses between the old and the new weights of a stage.")
+    search = _Entry("front/search", "Models of `merge --search`, measured.")
     task_scores = _Entry("downstream", "Scores of fine-tuned copies.")
     harness_scores = _Entry("harness", "Results of lm-evaluation-harness.")
 

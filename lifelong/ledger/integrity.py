@@ -110,11 +110,18 @@ def _is_harmless(name: str) -> bool:
     )
 
 
+def replaced_moments(records: Sequence[StageRecord]) -> tuple[str, ...]:
+    """Moments that a later stage has carried on from: they may be gone."""
+    ending = f"/{StageFolder.moments.name}"
+    return tuple(name for record in records for name in record.files if name.endswith(ending))[:-1]
+
+
 def replaced_generations(records: Sequence[StageRecord]) -> tuple[str, ...]:
-    """Folders of the memory that a later stage has replaced: they may be gone."""
+    """What a later stage has replaced and may be gone: folders of the memory, and carried moments."""
     memories = f"{RunFolder('').memories}/"
     generations = {name.split("/")[1] for record in records for name in record.files if name.startswith(memories)}
-    return tuple(f"{memories}{generation}/" for generation in sorted(generations)[:-1])
+    older = tuple(f"{memories}{generation}/" for generation in sorted(generations)[:-1])
+    return (*older, *replaced_moments(records))
 
 
 def files_in_use(records: Sequence[StageRecord]) -> dict[str, str]:

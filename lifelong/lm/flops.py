@@ -53,6 +53,12 @@ def training_flops_per_token(model: PreTrainedModel, sequence_length: int, objec
     return (1 + BACKWARD_FACTOR) * forward_flops_per_token(model, sequence_length, objective)
 
 
+def head_flops_per_token(model: PreTrainedModel) -> float:
+    """FLOPs of projecting one token to the vocabulary."""
+    head = model.get_output_embeddings()
+    return 0.0 if head is None else 2.0 * head.weight.numel()
+
+
 def _active_share(config: Any, name: str) -> float:
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     if not experts or ".experts." not in name:

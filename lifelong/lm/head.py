@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from lifelong.lm.loss import IGNORED, Target, ki_loss_parts, token_nats
+from lifelong.lm.loss import IGNORED, Target, ki_loss_parts, token_nats, token_uncertainty
 from lifelong.lm.objective import objective_of
 from lifelong.lm.packed import packed_inputs, packing_of
 
@@ -30,21 +30,29 @@ BATCH_ONLY = ("domain_ids", "is_replay")
 
 @dataclass(frozen=True)
 class Inheritance:
-    """Distillation inputs of one batch: targets for the labelled rows of the sequences with `alpha_B > 0`, in order."""
+    """Distillation inputs of one batch: targets for the labelled rows of the sequences with `alpha_B > 0`, in order.
+
+    With `by_uncertainty` the rate of a sequence is `alpha_B` times the student's mean uncertainty about its tokens.
+    """
 
     targets: Sequence[Target]
     alpha_B: Tensor
     temperature: float
+    by_uncertainty: bool = False
 
 
 @dataclass
 class LossOutput(ModelOutput):  # type: ignore[misc]
-    """Loss of a batch. `ce` and `kl` (times tau^2) are detached means over its predicted tokens."""
+    """Loss of a batch. `ce`, `kl` (times tau^2) and `rate`, of inheritance, are detached means over predicted tokens.
+
+    `rate` is there only where it follows the student's uncertainty.
+    """
 
     loss: Tensor | None = None
     ce: Tensor | None = None
     kl: Tensor | None = None
     num_tokens: Tensor | None = None
+    rate: Tensor | None = None
 
 
 def head_settings(model: Any) -> dict[str, Any]:
@@ -65,6 +73,13 @@ def predicted_rows(hidden_BTD: Tensor, labels_BT: Tensor, objective: str) -> tup
     hidden_BTD, labels_BT = kind.predicting(hidden_BTD), kind.predicted(labels_BT)
     rows = labels_BT != IGNORED
     return hidden_BTD[rows], labels_BT[rows], rows.nonzero()[:, 0]
+
+
+def sequence_means(value_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
+    """Mean of the rows of each sequence, `[B]`; 0 for one without any."""
+    sums_B = value_N.new_zeros(sequences).index_add_(0, sequence_N, value_N)
+    counts_B = value_N.new_zeros(sequences).index_add_(0, sequence_N, torch.ones_like(value_N))
+    return sums_B / counts_B.clamp(min=1)
 
 
 @contextmanager
@@ -161,11 +176,17 @@ def batch_loss(
     hidden_ND, labels_N, sequence_N = predicted_rows(hidden_BTD, labels_BT, objective)
     total = labels_N.numel()
     items = max(total, 1) if num_items is None else num_items
+    rate = None
     if inheritance is None:
         loss, ce, kl = ki_loss_parts(hidden_ND, weight, labels_N, num_items=items, **settings)
     else:
         alpha_N = inheritance.alpha_B[sequence_N]
         taught = alpha_N > 0
+        if inheritance.by_uncertainty:
+            doubt_N = token_uncertainty(hidden_ND[taught], weight, **settings)
+            doubt_B = sequence_means(doubt_N, sequence_N[taught], len(inheritance.alpha_B))
+            alpha_N = alpha_N * doubt_B[sequence_N]
+            rate = alpha_N.sum() / max(total, 1)
         loss, ce, kl = ki_loss_parts(
             hidden_ND[taught], weight, labels_N[taught], targets=tuple(inheritance.targets), alpha=alpha_N[taught],
             temperature=inheritance.temperature, num_items=items, **settings,
@@ -174,7 +195,7 @@ def batch_loss(
             plain = ki_loss_parts(hidden_ND[~taught], weight, labels_N[~taught], num_items=items, **settings)
             loss, ce = loss + plain[0], ce + plain[1]
     count = torch.tensor(total, device=hidden_BTD.device)
-    return LossOutput(loss=loss, ce=ce / max(total, 1), kl=kl / max(total, 1), num_tokens=count)
+    return LossOutput(loss=loss, ce=ce / max(total, 1), kl=kl / max(total, 1), num_tokens=count, rate=rate)
 
 
 @torch.no_grad()

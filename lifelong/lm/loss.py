@@ -10,6 +10,7 @@ Source: Qin et al. 2022 (arXiv 2105.13880), equation 2: L = (1 - a) CE + a tau^2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -231,6 +232,7 @@ def token_nats(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     chunk_tokens: int | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Negative log-likelihood of every label, `[N]` float32 nats; no `[N, V]` logits are formed."""
     chunk = chunk_tokens or default_chunk_tokens(weight_VD.shape[0], hidden_ND.device)
@@ -239,5 +241,28 @@ def token_nats(
     for start in range(0, labels_N.numel(), chunk):
         rows = slice(start, start + chunk)
         logits_CV = project(hidden_ND[rows], weight_VD, bias_V, softcap, logit_scale)
+        if temperature != 1.0:
+            logits_CV.div_(temperature)
         nats_N[rows] = logits_CV.logsumexp(1) - logits_CV.gather(1, labels_N[rows][:, None]).squeeze(1)
     return nats_N
+
+
+@torch.no_grad()
+def token_uncertainty(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Entropy of every prediction over the largest possible, log V: `[N]` in [0, 1]; no `[N, V]` logits are formed."""
+    chunk = chunk_tokens or default_chunk_tokens(weight_VD.shape[0], hidden_ND.device)
+    weight_VD = _projected_from(weight_VD, hidden_ND)
+    found_N = torch.empty(hidden_ND.shape[0], dtype=torch.float32, device=hidden_ND.device)
+    for start in range(0, hidden_ND.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        log_CV = project(hidden_ND[rows], weight_VD, bias_V, softcap, logit_scale).log_softmax(1)
+        found_N[rows] = -(log_CV.exp() * log_CV).nan_to_num_(0.0).sum(1) / math.log(weight_VD.shape[0])
+    return found_N.clamp_(0.0, 1.0)

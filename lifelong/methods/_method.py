@@ -48,6 +48,7 @@ class StageContext:
         columns: names behind the `domain_ids` of a batch.
         mapping: the growth of this stage; None where the model kept its size.
         sequence_length: tokens of a row.
+        num_steps: optimizer steps of the stage.
         memory: of earlier stages; None where there is none.
         own_batches: (count) -> that many batches of one row each of the stage's own text, always the same ones.
         loss: (model, batch) -> mean CE of the batch in nats per token, differentiable; its rows are counted as cost.
@@ -62,6 +63,7 @@ class StageContext:
     columns: Sequence[str] = ()
     mapping: ExpansionMap | None = None
     sequence_length: int = 0
+    num_steps: int = 0
     memory: MemoryBatches | None = None
     own_batches: Callable[[int], Iterator[Batch]] = lambda _: iter(())
     loss: Callable[[PreTrainedModel, Batch], Tensor] | None = None

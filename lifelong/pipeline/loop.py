@@ -17,6 +17,7 @@ from lifelong import distributed
 from lifelong.errors import InputError
 from lifelong.files import remove_tree
 from lifelong.ledger.folder import RunFolder
+from lifelong.ledger.integrity import replaced_moments
 from lifelong.ledger.ledger import Ledger
 from lifelong.ledger.storage import storage_faults
 from lifelong.lm.checkpoint import load_model
@@ -119,13 +120,13 @@ def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: Stop
     observer.run_started(recipe.name, names, [section.tokens for section in recipe.stages])
     for record in ledger.stages:
         observer.stage_skipped(record)
-    distributed.run_on_main_process(lambda: prune_memory_snapshots(ledger))
+    distributed.run_on_main_process(lambda: prune_replaced(ledger))
     context, model = begin(ledger, recipe, domains, observer, stop)
     for index, domain in enumerate(domains, start=done):
         if model is None:
             model = last_model(ledger, recipe)
         record, model = run_stage(Stage(context, index, recipe.stages[index], domain), model)
-        distributed.run_on_main_process(lambda: prune_memory_snapshots(ledger))
+        distributed.run_on_main_process(lambda: prune_replaced(ledger))
         observer.stage_committed(record)
     result = distributed.run_on_main_process(lambda: _finished(ledger))
     observer.run_finished(result)
@@ -189,12 +190,24 @@ def extend_run(
         return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
+def prune_replaced(ledger: Ledger) -> None:
+    """Remove what newer committed stages have replaced."""
+    prune_memory_snapshots(ledger)
+    prune_moments(ledger)
+
+
 def prune_memory_snapshots(ledger: Ledger) -> None:
     """Remove generations of the memory that the newest committed one has replaced."""
     while (newest := ledger.memory_snapshot(len(ledger.stages))) and (
         older := ledger.memory_snapshot(int(newest.name))
     ):
         remove_tree(older)
+
+
+def prune_moments(ledger: Ledger) -> None:
+    """Remove carried moments that a later committed stage has replaced."""
+    for name in replaced_moments(ledger.records):
+        (ledger.folder.path / name).unlink(missing_ok=True)
 
 
 # --- stopping -----------------------------------------------------------------------------------------------

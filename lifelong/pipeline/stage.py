@@ -17,8 +17,10 @@ from lifelong.files import read_json
 from lifelong.ledger.folder import StageFolder, WorkFolder, stage_name
 from lifelong.ledger.history import read_losses
 from lifelong.lm.objective import pad_id
+from lifelong.methods._grown_entries import GrownEntries
 from lifelong.methods._make import make_methods
 from lifelong.methods._method import Method, StageContext
+from lifelong.methods._running_mean import StageAverage
 from lifelong.pipeline.run import Run
 from lifelong.recipe.recipe import Recipe, StageSection
 from lifelong.records import DomainLoss, StageRecord
@@ -27,6 +29,7 @@ from lifelong.replay.steering import ReplayInputs
 from lifelong.stream.cards.domain import Domain, load_domain
 from lifelong.stream.steps import StagePlan, stage_plan
 from lifelong.train.arguments import blocks_per_step, training_arguments
+from lifelong.train.carried_moments import CarriedMoments
 
 
 @dataclass
@@ -48,6 +51,12 @@ class Stage:
     """Blocks that the stage trains on; there once it is prepared."""
     hooks: StageContext | None = None
     """What the methods may ask for; there once training has begun."""
+    average: StageAverage | None = None
+    """Mean of the last weights, where the released model is one; there while the stage is trained."""
+    grown: GrownEntries | None = None
+    """Rates of old and new entries, where they differ after a growth; there while the stage is trained."""
+    moments: CarriedMoments | None = None
+    """Adam's moments, where they are carried on; those of the newest training phase."""
     result: StageFolder | None = None
     """Folder of the newest training phase: what is evaluated and committed."""
     losses: list[DomainLoss] = field(default_factory=list)

@@ -9,6 +9,7 @@
 | self-generated text | 28 bytes a token with its targets; twice where what every model wrote is kept |
 | held-out text | 4 bytes per token, and the text itself |
 | teacher cache | as it is on disk |
+| carried moments | 8 P; of two stages while the second is committed |
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class DiskPlan:
     memory: int
     heldout: int
     teacher_cache: int
+    carried_moments: int = 0
 
     @property
     def total(self) -> int:
@@ -61,12 +63,13 @@ class DiskPlan:
 
 @dataclass(frozen=True)
 class StageFiles:
-    """Bytes that a stage writes: its model, the trunk beside it, one resumable checkpoint and how many are kept."""
+    """Bytes of a stage's model, the trunk beside it, a resumable checkpoint, how many are kept, and carried moments."""
 
     model: int
     trunk: int
     checkpoint: int
     checkpoints: int
+    moments: int = 0
 
 
 def disk_plan(
@@ -110,6 +113,7 @@ def disk_plan(
         memory=int(memory),
         heldout=int(heldout),
         teacher_cache=sum(folder_bytes(Path(cache)) for cache in caches),
+        carried_moments=sum(sorted(stage.moments for stage in files)[-2:]),
     )
 
 

@@ -14,13 +14,19 @@ from lifelong.expand import model_shape
 from lifelong.inherit.settings import PREVIOUS, InheritSection
 from lifelong.ledger.folder import parse_stage_model
 from lifelong.lm.checkpoint import meta_model
-from lifelong.lm.flops import forward_flops_per_token, num_parameters, training_flops_per_token
+from lifelong.lm.flops import (
+    forward_flops_per_token,
+    head_flops_per_token,
+    num_parameters,
+    training_flops_per_token,
+)
 from lifelong.methods._make import make_methods
 from lifelong.pipeline.phases import PHASES
 from lifelong.pipeline.phases.targets import needs_targets, planned_memory, planned_visits
 from lifelong.plan.advice import warnings_of
 from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
 from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
+from lifelong.plan.regimes import regime_advice
 from lifelong.plan.shapes import Shapes
 from lifelong.plan.speed import Speed
 from lifelong.plan.text import CorpusSample, sample_corpora
@@ -144,11 +150,18 @@ def plan_recipe(
             )
         ]
     files = [
-        StageFiles(stage.checkpoint_bytes, stage.trunk_bytes, stage.resumable_bytes, _checkpoints_kept(recipe, index))
+        StageFiles(
+            stage.checkpoint_bytes,
+            stage.trunk_bytes,
+            stage.resumable_bytes,
+            _checkpoints_kept(recipe, index),
+            2 * FLOAT32 * stage.parameters * bool(recipe.carry_optimizer),
+        )
         for index, stage in enumerate(stages)
     ]
     disk = disk_plan(recipe, files, look.facts, look.vocab_size or int(configs[-1].vocab_size))
-    warnings = [*warnings_of(recipe, stages, shapes), *look.warnings]
+    base = num_parameters(meta_model(first, recipe.objective))
+    warnings = [*warnings_of(recipe, stages, shapes), *regime_advice(recipe, stages, base, look.facts), *look.warnings]
     return RunPlan(
         recipe.name, tuple(stages), tuple(warnings), devices, disk, speed, tuple(_notes(recipe, stages, shapes, look))
     )
@@ -211,7 +224,9 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
             name: forward_flops_per_token(meta_model(teacher, objective), length, objective)
             for name, teacher in teachers
         }
-        teacher_flops = plan.tokens * taught_share(recipe.inherit) * recipe.inherit.teacher.flops_per_token(each)
+        asked = head_flops_per_token(model) if recipe.inherit.schedule == "dynamic" else 0.0
+        taught = plan.tokens * taught_share(recipe.inherit)
+        teacher_flops = taught * (recipe.inherit.teacher.flops_per_token(each) + asked)
     earlier = meta_model(before, objective)
     ahead = [phase.planned_before(recipe, index, before) for phase in PHASES]
     stored = sum(part.targeted for part in ahead) + _visited_online(recipe, index)
@@ -223,6 +238,7 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
     forward = forward_flops_per_token(model, length, objective)
     lr, span = recipe.lr, stage_span([stage.tokens for stage in recipe.stages], index)
     low = any(_train(recipe, index).get(name) for name in ("bf16", "fp16"))
+    averages = lr is not None and lr.average is not None
     return PlannedStage(
         index=index,
         domain=load_domain(section.domain).name,
@@ -245,8 +261,8 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         ),
         training_state_bytes=parameters * BYTES_PER_PARAMETER,
         checkpoint_bytes=parameters * FLOAT32,
-        trunk_bytes=parameters * FLOAT32 if lr is not None and make_policy(lr).keeps_trunk else 0,
-        resumable_bytes=int(parameters * (FLOAT32 + moment_bytes(arguments))),
+        trunk_bytes=parameters * FLOAT32 if lr is not None and make_policy(lr).leaves_trunk else 0,
+        resumable_bytes=int(parameters * (FLOAT32 * (1 + averages) + moment_bytes(arguments))),
         memory=device_memory(
             config,
             stage_arguments(recipe, index, devices.count),
@@ -332,6 +348,8 @@ def _notes(recipe: Recipe, stages: Sequence[PlannedStage], shapes: Shapes, look:
         names = ", ".join(method.name for method in recipe.methods)
         notes.append(f"tensors that methods keep for themselves ({names}) are not in the memory figures")
     notes += _memory_notes(recipe, stages)
+    if recipe.lr is not None and recipe.lr.average is not None:
+        notes.append("lr.average keeps one more float32 copy of the weights on every device, not in the memory figures")
     compiled = any(_train(recipe, index).get("torch_compile") for index in range(len(recipe.stages)))
     if compiled:
         notes.append("torch_compile: activations are counted as without it; a compiled step keeps fewer")

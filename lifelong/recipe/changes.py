@@ -14,7 +14,7 @@ def can_amend(ledger: Ledger, different: Sequence[str]) -> bool:
     done = len(ledger.stages)
     if done and not ledger.folder.was_rejected(done):
         return False
-    sections = {"replay", "budget", "inherit", "recover", "methods", "train", "lr"}
+    sections = {"replay", "budget", "inherit", "recover", "methods", "train", "lr", "carry_optimizer"}
 
     def concerns_the_future(key: str) -> bool:
         stage = re.match(r"stages\[(\d+)\]\.(tokens|train|select)", key)

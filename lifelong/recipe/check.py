@@ -22,7 +22,11 @@ from lifelong.expand.settings import ExpandSection
 from lifelong.inherit.teachers._teacher import Given
 from lifelong.inherit.vocabularies import check_vocabularies
 from lifelong.lm.checkpoint import load_config, meta_model
+from lifelong.lm.flops import num_parameters
 from lifelong.methods._context import check_methods, uses_sharding
+from lifelong.methods._make import make_methods
+from lifelong.methods._method import Method
+from lifelong.methods._settings import MethodSection
 from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import WRITES, Recipe
 from lifelong.replay.generate import start_ids, stream_shape
@@ -31,8 +35,9 @@ from lifelong.replay.steering import check_budget, check_steering
 from lifelong.select.corpus import check_selection
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenizers.check import check_merge
-from lifelong.stream.tokenizers.load import load_tokenizer
+from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
 from lifelong.train.arguments import check_processes, check_train_section
+from lifelong.train.carried_moments import check_carry
 from lifelong.train.policies._policy import make_policy
 from lifelong.train.rehearsal import OF_THE_DEVICE, check_trackers, check_train_values, rehearse_training
 
@@ -69,8 +74,8 @@ class CheckContext:
 
     @property
     def keeps_pre_decay(self) -> bool:
-        """Whether the learning-rate policy keeps weights in the middle of a stage."""
-        return self.recipe.lr is not None and make_policy(self.recipe.lr).keeps_trunk
+        """Whether the next stage starts from weights that are kept beside the released ones."""
+        return self.recipe.lr is not None and make_policy(self.recipe.lr).leaves_trunk
 
 
 def check_recipe(recipe: Recipe, start: int = 0, config: Any = None, *, here: bool = True) -> None:
@@ -162,6 +167,35 @@ def _check_methods(context: CheckContext) -> Iterator[str]:
     return check_methods(recipe.methods, recipe.train, has_memory=has_memory, keeps_pre_decay=context.keeps_pre_decay)
 
 
+def _check_carry(context: CheckContext) -> Iterator[str]:
+    """What moments cannot be carried through: sharding, another optimizer, other parameters, another tokenizer."""
+    recipe = context.recipe
+    if not recipe.carry_optimizer:
+        return
+    sections = {"train": recipe.train}
+    sections |= {f"stages[{index}].train": stage.train for index, stage in enumerate(recipe.stages)}
+    named = [(method.name, made) for method in recipe.methods for made in _made(method)]
+    yield from check_carry(sections, named, sharded=uses_sharding(recipe.train))
+    if recipe.model.checkpoint is None or recipe.tokenizer is None or context.start > 0:
+        return
+    source = recipe.tokenizer.checkpoint
+    own = tokenizer_fingerprint(load_tokenizer(recipe.model.checkpoint))
+    if source is None or tokenizer_fingerprint(load_tokenizer(source)) != own:
+        yield (
+            f"carry_optimizer: the moments of {recipe.model.checkpoint!r} belong to its own tokenizer, and "
+            f"`tokenizer:` names {'another' if source is None else repr(source)}, whose ids are other tokens; leave "
+            "one of the two out"
+        )
+
+
+def _made(method: MethodSection) -> list[Method]:
+    """The method; none where it is wrong, which its own check reports."""
+    try:
+        return make_methods([(method.name, method.settings())])
+    except LifelongError:
+        return []
+
+
 def _check_model_and_growth(context: CheckContext) -> Iterator[str]:
     """Growths, each planned on the configuration of the one before; and every model, built without storage."""
     recipe, start, config = context.recipe, context.start, context.config
@@ -173,6 +207,7 @@ def _check_model_and_growth(context: CheckContext) -> Iterator[str]:
             return
     for index, stage in enumerate(recipe.stages[start:], start):
         if stage.expand is not None:
+            before = config
             try:
                 _refuse_new_tokens(stage.expand, config)
                 config = plan_expansion(config, **stage.expand.options(), **stage.expand.sizes()).target_config
@@ -180,6 +215,7 @@ def _check_model_and_growth(context: CheckContext) -> Iterator[str]:
                 yield f"stages[{index}].expand: {error}"
                 return
             yield from _rehearsed(f"stages[{index}].expand", _rehearse_model, config, recipe.objective)
+            yield from _rehearsed(f"stages[{index}].expand", _refuse_nothing_new, stage.expand, before, config, recipe)
 
 
 def _first_config(recipe: Recipe) -> Any:
@@ -206,6 +242,18 @@ def _refuse_new_tokens(section: ExpandSection, config: Any) -> None:
             "vocab_size: new tokens take probability from the old ones, and the tokenizer of a run stays what it is; "
             "grow the checkpoint before the run (lifelong expand), or leave vocab_size out"
         )
+
+
+def _refuse_nothing_new(section: ExpandSection, before: Any, config: Any, recipe: Recipe) -> None:
+    """A stage that trains new entries alone needs some.
+
+    Raises:
+        ExpansionError: the growth adds none.
+    """
+    if section.train == "new":
+        old, new = (num_parameters(meta_model(copy.deepcopy(one), recipe.objective)) for one in (before, config))
+        if new <= old:
+            raise ExpansionError("`train: new` trains what the growth adds, and it adds nothing; name a larger size")
 
 
 def _rehearse_model(config: Any, objective: str) -> None:
@@ -376,10 +424,18 @@ def _check_sharding(context: CheckContext) -> Iterator[str]:
     if not uses_sharding(recipe.train):
         return
     yield from _check_methods(context)
+    yield from _check_carry(context)
+    for index, stage in enumerate(recipe.stages):
+        if stage.expand is not None and stage.expand.entry_rates is not None:
+            yield (
+                f"stages[{index}].expand: train and rates hold or scale single entries, but this launch shards whole "
+                "parameters (FSDP or ZeRO-3); launch it with plain data parallelism"
+            )
     if recipe.lr is not None and context.keeps_pre_decay:
+        what = "lr.average" if recipe.lr.average is not None else f"lr.policy: {recipe.lr.policy}"
         yield (
-            f"lr.policy: {recipe.lr.policy} keeps whole weights in the middle of a stage, but this launch shards "
-            "them (FSDP); choose another policy, for example wsd, or launch without FSDP"
+            f"{what} keeps whole weights inside a stage, but this launch shards them (FSDP); choose another policy, "
+            "for example wsd without average, or launch without FSDP"
         )
 
 
@@ -387,6 +443,7 @@ def _check_sharding(context: CheckContext) -> Iterator[str]:
 CHECKS: tuple[Check, ...] = (
     _check_train,
     _check_methods,
+    _check_carry,
     _check_model_and_growth,
     _check_select,
     _check_cards,

@@ -143,6 +143,7 @@ class Recipe(Section):
         budget: domain -> how far its perplexity may rise above its best; a stage that exceeds it is not committed.
         train: TrainingArguments of transformers by their own names.
         lr: the learning rate over the whole stream.
+        carry_optimizer: Adam's moments go on to the next stage, through the growth between.
         evaluate: held-out evaluation.
         facts: facts that are put into the text and followed.
         seed: of everything that is random.
@@ -164,6 +165,7 @@ class Recipe(Section):
     budget: dict[str, Annotated[Fraction, Field(gt=0)]] = {}
     train: dict[str, Any] = {}
     lr: LrSection | None = None
+    carry_optimizer: bool | None = None
     evaluate: EvaluateSection = EvaluateSection()
     facts: FactsSection | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

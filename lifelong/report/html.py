@@ -78,6 +78,11 @@ def page(history: RunHistory, matrix: Mapping[str, Any] | None = None) -> str:
         written=generated_samples(history),
         lineage=lineage_chart(history),
         growth=growth_table(history),
+        growth_notes=[
+            f"{record.name}: {note}"
+            for record, report in zip(history.stages, history.expansions, strict=True)
+            for note in (report.notes if report is not None else ())
+        ],
         sources=sources_table(history),
         costs=(cost_table(phase_costs(history), "phase", bars=True), stage_costs(history)),
         facts=facts_view(history),

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lifelong import distributed
 
-SUMS = ("loss", "ce", "kl", "tokens")
+SUMS = ("loss", "ce", "kl", "tokens", "rate")
+OF_TEACHING = ("kl", "rate")
 
 
 class TokenCounter:
@@ -34,7 +35,7 @@ class TokenCounter:
     def count(self, inputs: Mapping[str, Tensor], outputs: Any, *, taught: bool) -> None:
         """A micro-batch: its losses per token, and its replayed tokens by domain."""
         num_tokens = torch.as_tensor(outputs.num_tokens, dtype=torch.float64)
-        for name, value in (("ce", outputs.ce), ("kl", outputs.kl if taught else None)):
+        for name, value in (("ce", outputs.ce), ("kl", outputs.kl if taught else None), ("rate", outputs.rate)):
             if value is not None:
                 self.sums[name] = self.sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
         self.sums["tokens"] = self.sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
@@ -58,16 +59,18 @@ class TokenCounter:
         """Sum over all processes: the first one keeps the totals, the others restart; every process calls."""
         names = self._names_of_domains()
         mine = [float(self.sums.get(name, 0.0)) for name in SUMS]
-        mine += [float("kl" in self.sums), float(self.replay_tokens), *self._inserted]
+        mine += [float(name in self.sums) for name in OF_TEACHING] + [float(self.replay_tokens), *self._inserted]
         mine += [float(self._replayed.get(name, 0)) for name in names]
         totals = distributed.summed(mine).tolist()
         sums = dict(zip(SUMS, totals, strict=False))
-        taught, replay_tokens, *counts = totals[len(SUMS) :]
+        *taught, replay_tokens = totals[len(SUMS) : len(SUMS) + len(OF_TEACHING) + 1]
+        counts = totals[len(SUMS) + len(OF_TEACHING) + 1 :]
         self._inserted, replayed = counts[: len(self._inserted)], counts[len(self._inserted) :]
         self._replayed = {name: int(tokens) for name, tokens in zip(names, replayed, strict=True) if tokens}
         self.clear()
         if distributed.is_main_process() and sums["tokens"]:
-            kept = [name for name in SUMS if name != "kl" or taught]
+            there = dict(zip(OF_TEACHING, taught, strict=True))
+            kept = [name for name in SUMS if there.get(name, 1.0)]
             self.sums = {name: torch.tensor(sums[name], dtype=torch.float64) for name in kept}
             self.replay_tokens = int(replay_tokens)
 

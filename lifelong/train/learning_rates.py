@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lifelong.files import atomic_directory
 from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import save_model
+from lifelong.methods._running_mean import StageAverage
+from lifelong.train.carried_moments import CarriedMoments
 from lifelong.train.phase import PreDecayCheckpoint
 from lifelong.train.policies._policy import StageSpan, make_policy
 from lifelong.train.settings import LrSection
@@ -58,10 +60,20 @@ def warmup_steps(
     return round(make_policy(lr).warmup(span) * num_steps)
 
 
+def stage_average(lr: LrSection | None, num_steps: int) -> StageAverage | None:
+    """Mean of the last weights of a stage, which its released model is; None where that is the end itself."""
+    return None if lr is None or lr.average is None else StageAverage(num_steps=num_steps, share=lr.average)
+
+
 def pre_decay_checkpoint(
-    lr: LrSection | None, num_steps: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: StageFolder
+    lr: LrSection | None,
+    num_steps: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    work: StageFolder,
+    moments: CarriedMoments | None = None,
 ) -> PreDecayCheckpoint | None:
-    """When and how the pre-decay weights are kept; None where the next stage starts from the end."""
+    """When and how the next stage's weights are kept, with the moments there; None where it starts from the end."""
     step = None if lr is None else make_policy(lr).trunk_step(num_steps)
     if step is None:
         return None
@@ -70,11 +82,13 @@ def pre_decay_checkpoint(
         if not work.trunk.exists():
             with atomic_directory(work.trunk) as partial_folder:
                 save_model(model, tokenizer, partial_folder)
+                if moments is not None:
+                    moments.write(model, partial_folder / StageFolder.moments.name)
 
     return PreDecayCheckpoint(step, save)
 
 
 def keep_pre_decay(work: StageFolder, folder: StageFolder) -> None:
-    """Lay the weights before the annealing, where there are any, beside the stage's model."""
+    """Lay the weights that the next stage starts from, where they are not the released ones, beside the model."""
     if work.trunk.exists():
         shutil.copytree(work.trunk, folder.trunk)

@@ -27,6 +27,8 @@ class LrSection(Section):
         floor: factor of the peak at the end.
         constant: factor at which infinite stays, after a cosine over `cooldown` of the first stage.
         cooldown: see `constant`.
+        average: share of a stage whose weights are averaged for the released model, in place of the decay; the next
+            stage starts from the raw weights.
     """
 
     policy: Annotated[str, Field(json_schema_extra=_list_policies)] = "rewarm"
@@ -35,6 +37,7 @@ class LrSection(Section):
     floor: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1), PER_CENT] = 0.0
     constant: Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, le=1), PER_CENT] = 1.0
     cooldown: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1), PER_CENT] = 0.0
+    average: Annotated[float | None, BeforeValidator(parse_fraction), Field(gt=0, le=1), PER_CENT] = None
 
     @field_validator("policy")
     @classmethod
@@ -45,6 +48,7 @@ class LrSection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> LrSection:
-        if conflict := load_plugin(POLICIES, self.policy, kind="policy").Plugin(self).conflict():
+        policy = load_plugin(POLICIES, self.policy, kind="policy").Plugin(self)
+        if conflict := policy.average_conflict() or policy.conflict():
             raise ValueError(conflict)
         return self

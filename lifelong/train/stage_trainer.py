@@ -120,6 +120,8 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
                 logs["kl"] = float(sums["kl"]) / tokens
             if self.phase.distiller is not None:
                 logs["alpha"] = self.phase.distiller.alpha(self.state.global_step / self.state.max_steps)
+                if self.phase.distiller.schedule.is_dynamic:  # as it was, over all predicted tokens
+                    logs["alpha"] = float(sums.get("rate", 0.0)) / tokens
             point = TrainPoint(
                 phase=self.phase.name,
                 step=self.state.global_step,

@@ -144,7 +144,7 @@ def test_the_verb(cards, teachers, tmp_path, monkeypatch, capsys):
     assert run_cli(monkeypatch, *arguments, "--out", tmp_path / "c") == 0  # it is complete: nothing to do
     assert f"{written['tokens']:,} predicted tokens" in capsys.readouterr().out
     for more, message in (
-        (("--temperature", 1), "temperature is 2.0 there, 1.0 here"),
+        (("--temperature", 2), "temperature is 1.0 there, 2.0 here"),
         (("--top-k", 1000), "between 1 and 255, not 1000"),
         (("--top-k", 4, "--tau", 0.1), "name one of --tau, --top-k and --draws"),
         (("--renormalise",), "--renormalise belongs to --top-k"),
@@ -174,7 +174,7 @@ def test_teachers_that_do_not_fit_are_refused_before_anything_is_written(cards, 
     out = tmp_path / "run"
     for inherit, message in (
         ({"teacher": {"cache": str(tmp_path / "none")}}, "is not a cache of targets"),
-        ({"teacher": {"cache": str(cache)}, "temperature": 1.0}, "write it with `lifelong cache --temperature 1.0`"),
+        ({"teacher": {"cache": str(cache)}, "temperature": 2.0}, "write it with `lifelong cache --temperature 2.0`"),
         ({"teacher": {"cache": str(cache)}, "until": "surpassed"}, "needs a model to compare the student with"),
         ({"teacher": {"by_domain": {"sae": "previous"}}}, "did you mean 'sea'"),
         ({"teacher": {"mixture": [{"teacher": "previous", "weight": {"fram": 1}}]}}, "did you mean 'farm'"),

@@ -158,6 +158,8 @@ class Run:
             has_learned=index > 0,
             seed=self.seed,
             section=SimpleNamespace(tokens=STEPS * ROWS * LENGTH),
+            plan=lambda _: SimpleNamespace(num_steps=STEPS),
+            average=None,
             corpus=blocks_of(domain),
             memory=lambda: Memory() if index else None,
             replay=None,

@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 
 from lifelong import distributed
 from lifelong.errors import InexactGrowthError
-from lifelong.expand import grow, model_shape, plan_expansion
+from lifelong.expand import ExpansionMap, grow, model_shape, plan_expansion
 from lifelong.expand.settings import ExpandSection
 from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import load_model, save_model
 from lifelong.lm.flops import num_parameters
+from lifelong.methods._grown_entries import new_entry_counts
 from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
 from lifelong.records import Cost
@@ -59,6 +60,17 @@ def _write_grown(stage: Stage, model: PreTrainedModel) -> None:
             _grow_into(stage, model, stage.section.expand, StageFolder(partial))
 
 
+def _trained_note(expand: ExpandSection, mapping: ExpansionMap) -> Iterator[str]:
+    """What of the grown model the stage trains, where old and new entries differ."""
+    if (rates := expand.entry_rates) is not None:
+        new, every = new_entry_counts(mapping)
+        old = "are held bit for bit" if rates.old == 0 else f"learn at {rates.old:g} times the rate"
+        yield (
+            f"trained: {new:,} of {every:,} entries ({new / every:.1%}) are new and learn at {rates.new:g} times the "
+            f"rate; the others {old}"
+        )
+
+
 def _grow_into(stage: Stage, model: PreTrainedModel, expand: ExpandSection, folder: StageFolder) -> None:
     """Grow, compare with the small model in float64 and on held-out text, and write the grown one.
 
@@ -74,7 +86,8 @@ def _grow_into(stage: Stage, model: PreTrainedModel, expand: ExpandSection, fold
         for which in (model, grown)
     )
     drift = max((abs(a - b) for a, b in zip(after, before, strict=True)), default=0.0)
-    report = replace(report, loss_difference=drift, seconds=monotonic() - started)
+    notes = (*report.notes, *_trained_note(expand, mapping))
+    report = replace(report, loss_difference=drift, seconds=monotonic() - started, notes=notes)
     if plan.is_exact and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
         raise InexactGrowthError(
             f"stage {stage.name}: the grown model does not compute the same function: logits differ by "

@@ -23,7 +23,13 @@ from lifelong.pipeline.stage import Stage
 from lifelong.recipe.recipe import Recipe
 from lifelong.records import Cost, ProbePoint
 from lifelong.replay.steering import Adjustment, ReplaySteering, first_weights, make_steering
-from lifelong.train.learning_rates import keep_pre_decay, pre_decay_checkpoint, stage_lr_factor, stage_span
+from lifelong.train.learning_rates import (
+    keep_pre_decay,
+    pre_decay_checkpoint,
+    stage_average,
+    stage_lr_factor,
+    stage_span,
+)
 from lifelong.train.phase import TrainingInputs
 from lifelong.train.resume import load_methods, save_methods
 
@@ -50,6 +56,7 @@ class Train(TrainingPhase):
             expansion=stage.work.grown.expansion,
             seed=stage.seed,
         )
+        stage.hooks.num_steps = stage.plan(stage.section.tokens).num_steps
         load_methods(stage.methods, stage.context.ledger.folder.stage(stage.previous.name).methods)
         for method in stage.methods:
             method.extra_tokens = 0.0
@@ -65,6 +72,7 @@ class Train(TrainingPhase):
         run, recipe = stage.context, stage.recipe
         steering = None if stage.replay is None else make_steering(stage.replay, dataset, _adjustment(stage))
         facts = stage.facts
+        stage.average = stage_average(recipe.lr, num_steps)
         return {
             "dataset": dataset if facts is None else facts.injected(dataset),
             "distiller": _distiller(stage, model, num_steps),
@@ -73,15 +81,17 @@ class Train(TrainingPhase):
             "lr_factor": stage_lr_factor(
                 recipe.lr, stage_span([section.tokens for section in recipe.stages], stage.index)
             ),
-            "pre_decay": pre_decay_checkpoint(recipe.lr, num_steps, model, run.tokenizer, stage.work),
+            "pre_decay": pre_decay_checkpoint(recipe.lr, num_steps, model, run.tokenizer, stage.work, stage.moments),
             "fact_probe": None if facts is None else facts.probe(model, num_steps),
             "steering": steering,
         }
 
     def finish(self, stage: Stage, trained: TrainingInputs) -> None:
-        """The methods take off what they put around the model: the last first."""
+        """The released model is the mean, where one was taken; then the methods end, the last first."""
         del trained
         assert stage.hooks is not None, "the methods have begun"
+        if stage.average is not None:
+            stage.average.running.put_into(stage.hooks.model)
         for method in reversed(stage.methods):
             method.end_stage(stage.hooks)
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
 from lifelong import distributed
+from lifelong.expand import ExpansionMap
 from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.inherit.build import stage_collator
 from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import full_state_dict, is_sharded, load_model
 from lifelong.lm.flops import forward_flops_per_token, training_flops_per_token
+from lifelong.methods._grown_entries import GrownEntries
 from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
 from lifelong.records import Cost
 from lifelong.replay.dataset import StageDataset
 from lifelong.replay.memory import ReplayMemory
 from lifelong.train.arguments import training_arguments
+from lifelong.train.carried_moments import CarriedMoments, grown_moments, moments_beside, read_moments
 from lifelong.train.phase import PhaseLog, TrainingInputs
 from lifelong.train.stage_trainer import run_training_phase
 
@@ -116,7 +120,12 @@ class TrainingPhase(Phase):
             domain_ids={name: column for column, name in enumerate(stage.columns)},
             domain=stage.domain.name,
         )
+        stage.grown = _grown_entries(stage, model)
+        stage.moments = _carried_moments(stage, model) if stage.recipe.carry_optimizer else None
         fields = {"dataset": dataset, **self.inputs(stage, model, dataset, plan.num_steps)}
+        # entries that are held go back before the mean is taken
+        beside = [method for method in (stage.grown, stage.average, stage.moments) if method is not None]
+        fields["methods"] = [*fields.get("methods", ()), *beside]
         run.observer.phase_started(self.name, plan.num_steps * plan.tokens_per_step)
         inputs = TrainingInputs(
             self.name,
@@ -131,6 +140,8 @@ class TrainingPhase(Phase):
             **fields,
         )
         curve = run_training_phase(model, arguments, inputs)
+        if stage.grown is not None:
+            stage.grown.end(model)
         self.finish(stage, inputs)
         weights = full_state_dict(model)
         distributed.run_on_main_process(lambda: self._write(stage, model, weights, curve, inputs))
@@ -146,10 +157,50 @@ class TrainingPhase(Phase):
             stage.context.save_model(model, folder.model, weights)
             write_json(folder.curve, curve.to_json() | dict.fromkeys(times, 0.0))
             self.write(stage, inputs, folder)
+            if stage.moments is not None and not folder.trunk.exists():
+                stage.moments.write(model, folder.moments)
+
+
+def _growth(stage: Stage) -> ExpansionMap | None:
+    """The map of the stage's growth."""
+    path = stage.work.grown.expansion
+    return ExpansionMap.from_json(read_json(path)["map"]) if path.exists() else None
+
+
+def _grown_entries(stage: Stage, model: PreTrainedModel) -> GrownEntries | None:
+    rates = stage.section.expand.entry_rates if stage.section.expand is not None else None
+    if rates is None or (mapping := _growth(stage)) is None:
+        return None
+    entries = GrownEntries(old=rates.old, new=rates.new)
+    entries.begin(model, mapping)
+    return entries
+
+
+def _carried_moments(stage: Stage, model: PreTrainedModel) -> CarriedMoments:
+    """Moments of the training phase before, of this stage or the last, at the size of the model."""
+    if stage.result is not None:
+        return CarriedMoments(moments=read_moments(stage.result.moments))
+    path = _moments_before(stage)
+    if path is None or not path.is_file():
+        if stage.has_learned:
+            stage.context.observer.noted(f"carry_optimizer: no moments lie beside {path}; the optimizer starts afresh")
+        return CarriedMoments()
+    moments = read_moments(path)
+    if (mapping := _growth(stage)) is not None:
+        moments = grown_moments(moments, mapping, model)
+    return CarriedMoments(moments=moments)
+
+
+def _moments_before(stage: Stage) -> Path | None:
+    """Of the last committed stage; before the first one of the run that the checkpoint is a stage of."""
+    if stage.index > 0:
+        return stage.context.ledger.folder.stage(stage.previous.name).next_moments
+    source = stage.recipe.model.checkpoint
+    return None if source is None else moments_beside(source)
 
 
 def _take_along(earlier: StageFolder | None, folder: StageFolder) -> None:
     """Copy what an earlier training phase left beside its model."""
     for path in sorted(earlier.path.iterdir()) if earlier is not None else ():
-        if earlier is not None and path not in (earlier.model, earlier.curve):
+        if earlier is not None and path not in (earlier.model, earlier.curve, earlier.moments):
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder.path / path.name)

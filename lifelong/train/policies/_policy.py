@@ -31,11 +31,16 @@ class StageSpan:
 
 @dataclass(frozen=True)
 class LrPolicy(ABC):
-    """Base of all policies; `keeps_trunk` says that the next stage starts from before the decay of this one."""
+    """Base of all policies.
+
+    `keeps_trunk` says that the next stage starts from before the decay of this one, `ends_constant` that a stage
+    without its decay stays at one rate, so that its last weights can be averaged instead.
+    """
 
     lr: LrSection
 
     keeps_trunk: ClassVar[bool] = False
+    ends_constant: ClassVar[bool] = False
 
     @abstractmethod
     def shape(self, span: StageSpan, progress: float) -> float:
@@ -55,6 +60,19 @@ class LrPolicy(ABC):
         """Which settings do not fit together; None where all do."""
         return None
 
+    def average_conflict(self) -> str | None:
+        """Why the weights of this policy cannot be averaged as asked for; None where they can be or need not."""
+        if self.lr.average is None:
+            return None
+        if not self.ends_constant:
+            return (
+                f"average: the mean of weights stands for a decay where the rate is constant; {self.lr.policy} has its "
+                "own decay: choose policy infinite or wsd, or leave average out"
+            )
+        if self.lr.decay != type(self.lr).model_fields["decay"].default:
+            return "average and decay: the mean of the last weights takes the place of the decay; leave one of them out"
+        return None
+
     def factor(self, span: StageSpan, progress: float) -> float:
         """Learning rate over the peak at `progress` in [0, 1] of a stage."""
         warmup = self.warmup(span)
@@ -62,18 +80,30 @@ class LrPolicy(ABC):
         return max(0.0, rise * self.shape(span, progress))  # the last fall may round to just below zero
 
     @property
+    def last_part(self) -> float:
+        """Share of a stage that makes the released model: decayed, or averaged."""
+        return self.lr.decay if self.lr.average is None else self.lr.average
+
+    @property
     def decay_start(self) -> float:
         """Progress at which the last `decay` begins."""
         return 1.0 - self.lr.decay
 
+    @property
+    def leaves_trunk(self) -> bool:
+        """Whether the next stage starts from other weights than the released ones."""
+        return self.keeps_trunk or self.lr.average is not None
+
     def trunk_step(self, num_steps: int) -> int | None:
-        """Steps after which the weights are kept for the next stage; None where it starts from the end."""
+        """Steps after which the weights are kept for the next stage; None where it starts from the released ones."""
+        if self.lr.average is not None:
+            return num_steps
         return max(1, round(self.decay_start * num_steps)) if self.keeps_trunk else None
 
     def decayed(self, top: float, progress: float) -> float:
-        """`top`, and over the last `decay` a straight line from there to the floor."""
+        """`top`, and over the last `decay` a straight line to the floor; `top` alone where weights are averaged."""
         done = progress - self.decay_start
-        return top if done <= 0 else top + (self.lr.floor - top) * done / self.lr.decay
+        return top if done <= 0 or self.lr.average is not None else top + (self.lr.floor - top) * done / self.lr.decay
 
     def after_warmup(self, progress: float) -> float:
         """Part of what follows the warm-up that is done."""

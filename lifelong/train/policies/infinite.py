@@ -1,6 +1,7 @@
 """A stage stays at a constant; only the first warms up and cools down to it.
 
-The end of a stage is annealed for its released model; the next stage starts from the weights before that.
+The end of a stage is annealed for its released model; the next stage starts from the weights before that. With
+`average` nothing is annealed: the released model is the mean of the last weights, and no step of the stage is dropped.
 
 Source: Ibrahim et al. 2024 (arXiv 2403.08763), section 7.
 """
@@ -14,6 +15,7 @@ class Plugin(LrPolicy):
     """Infinite schedule."""
 
     keeps_trunk = True
+    ends_constant = True
 
     def shape(self, span: StageSpan, progress: float) -> float:
         """The constant, then a straight line to the floor."""
@@ -31,5 +33,7 @@ class Plugin(LrPolicy):
 
     def conflict(self) -> str | None:
         """Shares that leave no room for each other."""
-        fits = self.lr.warmup + self.lr.cooldown + self.lr.decay <= 1
-        return None if fits else "warmup, cooldown and decay are parts of the first stage: together at most 1"
+        fits, last = self.lr.warmup + self.lr.cooldown + self.last_part <= 1, self.lr.average and "average"
+        return (
+            None if fits else f"warmup, cooldown and {last or 'decay'} are parts of the first stage: together at most 1"
+        )

@@ -11,6 +11,8 @@ from lifelong.train.policies._policy import LrPolicy, StageSpan
 class Plugin(LrPolicy):
     """Warm-up, stable, decay."""
 
+    ends_constant = True
+
     def shape(self, span: StageSpan, progress: float) -> float:
         """The peak, then a straight line to the floor."""
         del span
@@ -18,5 +20,5 @@ class Plugin(LrPolicy):
 
     def conflict(self) -> str | None:
         """Shares that leave no room for each other."""
-        fits = self.lr.warmup + self.lr.decay <= 1
-        return None if fits else "warmup and decay are parts of a stage: together at most 1"
+        fits, last = self.lr.warmup + self.last_part <= 1, self.lr.average and "average"
+        return None if fits else f"warmup and {last or 'decay'} are parts of a stage: together at most 1"
