@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 NATS_PER_BIT = math.log(2.0)
@@ -92,7 +92,7 @@ class LossMatrix:
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `matrix.json` that describe the matrix."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LossMatrix:

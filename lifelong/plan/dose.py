@@ -127,7 +127,7 @@ def probe_dose(recipe: Recipe, observer: RunObserver | None = None) -> Dose:
     piece = _piece_tokens(recipe, index)
     with tempfile.TemporaryDirectory(prefix="lifelong-probe-") as name:
         here = Path(name)
-        if index and recipe.replay is not None:
+        if recipe.replay is not None and (index or _has_memory_at_once(recipe)):
             kind, doses = "replay share", _shares(recipe.replay.share)
             matrices = [_run(recipe, index, piece, here / f"{dose:g}", dose, observer) for dose in doses]
             seen = [_point(dose, matrix, index) for dose, matrix in zip(doses, matrices, strict=True)]
@@ -144,18 +144,25 @@ def probe_dose(recipe: Recipe, observer: RunObserver | None = None) -> Dose:
 
 def _probed_stage(recipe: Recipe) -> int:
     """The first stage with replay; the first at all where a checkpoint is adapted and nothing is replayed."""
-    replayed = recipe.replay is not None and recipe.replay.memory_tokens and len(recipe.stages) > 1
+    later = recipe.replay is not None and recipe.replay.memory_tokens and len(recipe.stages) > 1
+    replayed = later or _has_memory_at_once(recipe)
     if recipe.model.checkpoint is None:
         raise InputError(
             "plan --probe: starts from a checkpoint (`model: {checkpoint: ...}`); a model with random weights has "
             "nothing to forget that a short piece could show"
         )
-    if not replayed and not recipe.watch:
+    if not recipe.watch and not later:
         raise InputError(
             "plan --probe: nothing is measured that could be forgotten; name general text in `watch:`, or replay "
             "earlier stages with `replay:`"
         )
-    return 1 if replayed else 0
+    return 1 if replayed and not _has_memory_at_once(recipe) else 0
+
+
+def _has_memory_at_once(recipe: Recipe) -> bool:
+    """Whether there is text to replay before any stage: of public stand-ins, or written by the base model."""
+    replay = recipe.replay
+    return replay is not None and bool(replay.proxy or replay.generate)
 
 
 def _piece_tokens(recipe: Recipe, index: int) -> int:
@@ -181,6 +188,8 @@ def _run(
         plain.pop(key, None)
     if share is not None:
         plain["replay"] = {**plain["replay"], "share": share, "mix": "uniform"}
+        if generate := plain["replay"].get("generate"):
+            plain["replay"]["generate"] = {**generate, "tokens": min(tokens, generate["tokens"])}
     return run_recipe(parse_recipe(plain), out, observer).matrix
 
 
