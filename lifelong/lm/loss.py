@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from lifelong.errors import InputError
 from lifelong.lm.chunk import Rates, chunk_gradient
-from lifelong.lm.targets import CachedTarget, OnlineTarget, Target, check_target, project, target_rows
+from lifelong.lm.targets import CachedTarget, OnlineTarget, Target, check_target, product, project, target_rows
 
 __all__ = ["IGNORED", "CachedTarget", "OnlineTarget", "Target", "ki_loss", "ki_loss_parts", "token_nats"]
 
@@ -124,9 +124,28 @@ def ki_loss_parts(
         targets = tuple(target_rows(target, keep) for target in targets)
     chunk = chunk_tokens or default_chunk_tokens(vocab, hidden_ND.device)
     items = max(labels_N.numel(), 1) if num_items is None else num_items
+    # autocast would take the student's product for another one than the teacher's (`out=` escapes it) and round logits
+    targets = tuple(
+        replace(target, hidden_NE=autocast_operand(target.hidden_NE)) if isinstance(target, OnlineTarget) else target
+        for target in targets
+    )
+    hidden_ND = autocast_operand(hidden_ND)
     settings = _Settings(labels_N, alpha_N, targets, temperature, items, chunk, softcap, logit_scale, vocab)
-    loss, ce, kl = _ChunkedLoss.apply(hidden_ND, weight_VD, bias_V, settings)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        loss, ce, kl = _ChunkedLoss.apply(hidden_ND, weight_VD, bias_V, settings)
     return loss, ce, kl
+
+
+def autocast_operand(hidden_ND: Tensor) -> Tensor:
+    """Hidden states in the precision of the head's products: bfloat16 under its autocast, else as they are.
+
+    float16 is left alone: gradients of logits are of the size of a probability over the number of tokens, which its
+    range does not reach before the scaler has scaled them.
+    """
+    device = hidden_ND.device.type
+    if hidden_ND.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return hidden_ND
+    return hidden_ND.bfloat16() if torch.get_autocast_dtype(device) == torch.bfloat16 else hidden_ND
 
 
 def _check(alpha: float | Tensor, temperature: float) -> None:
@@ -157,7 +176,6 @@ class _ChunkedLoss(torch.autograd.Function):
         vocab = settings.vocab_size
         head_VD = _projected_from(weight_VD[:vocab], hidden_ND)
         bias = None if bias_V is None else bias_V[:vocab]
-        low_VD = weight_VD[:vocab].to(hidden_ND.dtype)
         teachers = tuple(
             replace_weight(target, _projected_from(target.weight_VE[: target.vocab_size or vocab], target.hidden_NE))
             if isinstance(target, OnlineTarget)
@@ -182,14 +200,14 @@ class _ChunkedLoss(torch.autograd.Function):
                 continue
             if grad_bias is not None:
                 grad_bias[:vocab] += grad_CV.sum(0)
-            low_CV = grad_CV.to(hidden_CD.dtype)  # the only low-precision step: the gradient products
+            low_CV = grad_CV.to(hidden_CD.dtype)  # the only low-precision step: the operands of the gradient products
             if grad_hidden is not None:
-                grad_hidden[rows] = low_CV @ low_VD
+                grad_hidden[rows] = product(low_CV, head_VD)
             if grad_weight is not None:
                 if low_CV.dtype == grad_weight.dtype:
                     grad_weight[:vocab].addmm_(low_CV.T, hidden_CD)
                 else:
-                    grad_weight[:vocab] += low_CV.T @ hidden_CD
+                    grad_weight[:vocab] += product(low_CV.T, hidden_CD)
         ctx.gradients = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight_VD.dtype),
@@ -216,10 +234,14 @@ def replace_weight(target: OnlineTarget, weight_VE: Tensor) -> OnlineTarget:
 
 
 def _projected_from(weight_VD: Tensor, hidden_ND: Tensor) -> Tensor:
-    """The embedding as it enters the projection; on the CPU low precision is raised once and not chunk by chunk."""
-    if hidden_ND.is_cuda and weight_VD.dtype == hidden_ND.dtype:
-        return weight_VD
-    return weight_VD.to(torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32)
+    """The embedding as it enters the projection, of the precision of the hidden states.
+
+    On the CPU low precision is raised once and not chunk by chunk: most have no units for its products.
+    """
+    low_VD = weight_VD.to(hidden_ND.dtype)
+    if hidden_ND.is_cuda or hidden_ND.dtype in (torch.float32, torch.float64):
+        return low_VD
+    return low_VD.float()
 
 
 @torch.no_grad()
@@ -235,6 +257,7 @@ def token_nats(
     temperature: float = 1.0,
 ) -> Tensor:
     """Negative log-likelihood of every label, `[N]` float32 nats; no `[N, V]` logits are formed."""
+    hidden_ND = autocast_operand(hidden_ND)
     chunk = chunk_tokens or default_chunk_tokens(weight_VD.shape[0], hidden_ND.device)
     weight_VD = _projected_from(weight_VD, hidden_ND)
     nats_N = torch.empty(labels_N.shape, dtype=torch.float32, device=hidden_ND.device)
@@ -258,6 +281,7 @@ def token_uncertainty(
     chunk_tokens: int | None = None,
 ) -> Tensor:
     """Entropy of every prediction over the largest possible, log V: `[N]` in [0, 1]; no `[N, V]` logits are formed."""
+    hidden_ND = autocast_operand(hidden_ND)
     chunk = chunk_tokens or default_chunk_tokens(weight_VD.shape[0], hidden_ND.device)
     weight_VD = _projected_from(weight_VD, hidden_ND)
     found_N = torch.empty(hidden_ND.shape[0], dtype=torch.float32, device=hidden_ND.device)

@@ -154,6 +154,14 @@ def _check_map(student_ids_V: Tensor, tokens: int, rows: int, vocab_size: int) -
         )
 
 
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """Matrix product with a float32 result whatever the precision of the operands (float64 stays float64)."""
+    if left.dtype == right.dtype and left.is_cuda and left.dtype not in (torch.float32, torch.float64):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    exact = torch.float64 if left.dtype == torch.float64 else torch.float32
+    return torch.mm(left.to(exact), right.to(exact), out=out)
+
+
 def project(
     hidden_CD: Tensor,
     weight_VD: Tensor,
@@ -163,14 +171,7 @@ def project(
     out_CV: Tensor | None = None,
 ) -> Tensor:
     """Float32 logits of a chunk, accumulated in float32 also from bfloat16 (float64 stays float64)."""
-    if hidden_CD.is_cuda and hidden_CD.dtype not in (torch.float32, torch.float64):
-        if weight_VD.dtype == hidden_CD.dtype:
-            logits_CV = torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32)
-        else:
-            logits_CV = hidden_CD.float() @ weight_VD.float().T
-    else:
-        exact = torch.float64 if hidden_CD.dtype == torch.float64 else torch.float32
-        logits_CV = torch.mm(hidden_CD.to(exact), weight_VD.to(exact).T, out=out_CV)
+    logits_CV = product(hidden_CD, weight_VD.T, out_CV)
     if bias_V is not None:
         logits_CV = logits_CV.add_(bias_V)
     if logit_scale != 1.0:

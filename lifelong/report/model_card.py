@@ -20,6 +20,10 @@ HUB_LICENCES = {
     "apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-sa-4.0", "cc-by-sa-3.0",
     "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "odc-by", "odbl", "gpl-3.0", "lgpl-3.0", "unlicense",
 }  # fmt: skip
+TASKS_AND_CLASSES = {
+    "clm": ("text-generation", "AutoModelForCausalLM"),
+    "mlm": ("fill-mask", "AutoModelForMaskedLM"),
+}
 
 
 def model_card(history: RunHistory, stage: int) -> str:
@@ -46,7 +50,7 @@ def _metadata(history: RunHistory, record: StageRecord) -> dict[str, Any]:
     base = history.recipe.get("model", {}).get("checkpoint")
     return {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation" if history.recipe.get("objective", "clm") == "clm" else "fill-mask",
+        "pipeline_tag": _task_and_class(history)[0],
         "tags": ["lifelong", "continual-pre-training"],
         "base_model": base if base and _is_hub_id(str(base)) else None,
         "datasets": [
@@ -57,6 +61,11 @@ def _metadata(history: RunHistory, record: StageRecord) -> dict[str, Any]:
     }
 
 
+def _task_and_class(history: RunHistory) -> tuple[str, str]:
+    """The hub's task and transformers' class for an objective."""
+    return TASKS_AND_CLASSES[str(history.recipe.get("objective", "clm"))]
+
+
 def _is_hub_id(name: str) -> bool:
     return not name.startswith(("/", ".", "~", "$")) and name.count("/") <= 1 and not Path(name).exists()
 
@@ -65,7 +74,7 @@ def _results(history: RunHistory, stage: int) -> Iterator[Any]:
     """Held-out losses of the stage as results that the hub shows, those of watched domains too."""
     from huggingface_hub import EvalResult
 
-    task = "text-generation" if history.recipe.get("objective", "clm") == "clm" else "fill-mask"
+    task = _task_and_class(history)[0]
     for matrix in (history.matrix, history.matrix.watched_matrix):
         rows = matrix.nats_per_token
         for name, value in zip(matrix.domains, rows[stage] if stage < len(rows) else (), strict=False):
@@ -146,7 +155,7 @@ def _text(history: RunHistory, stage: int) -> Iterator[str]:
 
 
 def _use(history: RunHistory, record: StageRecord) -> Iterator[str]:
-    kind = "AutoModelForCausalLM" if history.recipe.get("objective", "clm") == "clm" else "AutoModelForMaskedLM"
+    kind = _task_and_class(history)[1]
     yield ""
     yield "## Use it"
     yield ""

@@ -4,6 +4,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from lifelong.errors import InputError
 from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss
+from lifelong.lm.loss import ki_loss_parts
 
 N, D, E, V = 23, 7, 5, 31
 
@@ -127,6 +128,37 @@ def test_bfloat16_gradient_is_close_when_teacher_and_student_are_close():
 
     exact, low = gradient(torch.float32), gradient(torch.bfloat16)
     assert float((low - exact).norm() / exact.norm()) < 0.005
+
+
+def test_under_autocast_student_and_teacher_are_projected_alike():
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(256, 64), torch.randn(512, 64) / 4, torch.randint(0, 512, (256,))
+    found = {}
+    for low in (False, True):
+        ours, embedding = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            _, ce, kl = ki_loss_parts(ours, embedding, labels, targets=OnlineTarget(hidden, weight), alpha=0.5)
+            loss = ki_loss(ours, embedding, labels, targets=OnlineTarget(hidden.flip(0), weight), alpha=0.5)
+        loss.backward()
+        assert float(kl) == 0.0
+        assert ours.grad.dtype == embedding.grad.dtype == loss.dtype == torch.float32
+        found[low] = float(ce), ours.grad, embedding.grad
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-3)
+    for exact, rounded in zip(found[False][1:], found[True][1:], strict=True):
+        assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.006
+
+
+def test_float16_autocast_loses_no_small_gradient():
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(64, 16), torch.randn(128, 16) / 4, torch.randint(0, 128, (64,))
+
+    def gradient(low):
+        ours = hidden.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=low):
+            ki_loss(ours, weight, labels, num_items=10**9).backward()
+        return ours.grad
+
+    assert torch.equal(gradient(True), gradient(False))
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lifelong.inherit.settings import PREVIOUS, InheritSection, TeacherSection
 from lifelong.inherit.teachers._teacher import Batch, Given, Teacher, TeacherCost, TeacherInputs
+from lifelong.lm.objective import objective_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,7 @@ class Plugin(TeacherSection):
             yield f"{WHERE}: nothing is replayed; add replay: {{memory_tokens: 200k}}, or replay: {{generate: ...}}"
         if given.on == "new":
             yield f"{WHERE}: knows targets of replayed text alone, but `on: new` teaches the other; name `on: replay`"
-        if given.objective != "clm":
+        if not objective_of(given.objective).is_causal:
             yield (
                 f"{WHERE}: a masked model predicts other tokens at every visit, and stored targets would know few of "
                 "them; take `teacher: previous`"
