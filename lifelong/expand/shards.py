@@ -190,7 +190,7 @@ class CheckpointReader:
         return self._bytes(entry, entry.offset + start * entry.row_bytes, value)
 
     def _bytes(self, entry: FileEntry, place: int, value: Tensor) -> Tensor:
-        view = memoryview(value.view(torch.uint8).numpy().reshape(-1)) if value.numel() else memoryview(b"")
+        view = value.view(torch.uint8).numpy().reshape(-1).data if value.numel() else memoryview(b"")
         done = 0
         try:
             while done < len(view):
@@ -292,7 +292,7 @@ class ShardWriter:
         assert tuple(value.shape[1:]) == slot.shape[1:], f"{slot.key}: {tuple(value.shape)} is not of {slot.shape}"
         data = value.to(slot.dtype).contiguous()
         row = math.prod(slot.shape[1:]) * slot.dtype.itemsize
-        view = memoryview(data.reshape(-1).view(torch.uint8).numpy())
+        view = data.reshape(-1).view(torch.uint8).numpy().data
         place = self._start + self._places[slot.key] + first * row
         while view:
             written = os.pwrite(self._file.fileno(), view, place)
