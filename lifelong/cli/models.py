@@ -17,7 +17,7 @@ from lifelong.errors import InexactGrowthError, InputError
 
 
 def expand(
-    source: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+    source: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or run folder: its newest model.")],
     out: Annotated[Path, typer.Argument(help="New folder for the grown model.")],
     layers: Annotated[int | None, typer.Option()] = None,
     hidden_size: Annotated[int | None, typer.Option()] = None,

@@ -39,6 +39,7 @@ from lifelong.expand.verify import Level, ModelUnderTest, from_weights
 from lifelong.expand.verify import verify as compare
 from lifelong.expand.width import Strategy
 from lifelong.files import atomic_directory, remove_tree, write_json
+from lifelong.ledger.folder import RunFolder
 from lifelong.lm.checkpoint import SAFE, load_config
 from lifelong.lm.foreign import loading
 from lifelong.records import ExpansionReport
@@ -158,6 +159,8 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
     old = _open_source(folder, plan.family, config)
     notes = _vocabulary_notes(folder, plan)
     mapping = expansion_map(plan, old.model_class)
+    if source != str(folder) and Path(source).is_dir():
+        notes = (f"{source} is a run: the model of its newest stage, {folder.parent.name}, was grown", *notes)
     tell = progress or (lambda _text, _fraction: None)
     report = None
     partial = out.with_name(f".{out.name}.partial")
@@ -230,6 +233,7 @@ def _vocabulary_notes(folder: Path, plan: ExpansionPlan) -> tuple[str, ...]:
 
 def _config(source: str) -> Any:
     """The configuration of a checkpoint, of a supported family."""
+    source = _newest_model(source)
     file = Path(source) / "config.json"
     if (Path(source) / "adapter_config.json").is_file() and not file.is_file():
         raise InputError(
@@ -250,7 +254,22 @@ def _config(source: str) -> Any:
     return config
 
 
+def _newest_model(source: str) -> str:
+    """The model of the newest stage where `source` is a run folder.
+
+    Raises:
+        InputError: the run has no stage yet.
+    """
+    run = RunFolder.locate(source)
+    if run is None:
+        return source
+    if not run.require().stages:
+        raise InputError(f"{source!r} is a run folder without a committed stage: there is no model to grow yet")
+    return str(run.stages[-1].model)
+
+
 def _folder(source: str) -> Path:
+    source = _newest_model(source)
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download

@@ -347,6 +347,8 @@ class _Builder:
         out = self._fused(tuple(rows), parameter)
         if parameter.role == "writer" and parameter.into is not None:
             into = "ffn.out" if parameter.into == "ffn" else parameter.into
+            if loud and self.family.placement in ("sandwich", "post"):
+                into = self._loud_columns(into)  # the gain behind is silent: a second zero would cost a step
         elif parameter.role == "mlm_dense":
             into = "stream.read"
         else:
@@ -379,6 +381,12 @@ class _Builder:
             return row
         axis, name = self.axes[row], f"{row}.loud"
         self.axes[name] = replace(axis, fresh=torch.ones_like(axis.fresh), constant=torch.ones_like(axis.constant))
+        return name
+
+    def _loud_columns(self, columns: str) -> str:
+        """The axis that an output projection reads, with random entries for what is new."""
+        axis, name = self.axes[columns], f"{columns}.loud"
+        self.axes[name] = replace(axis, fresh=torch.ones_like(axis.fresh))
         return name
 
     def _fused(self, rows: tuple[str, ...], parameter: Parameter) -> str:

@@ -190,7 +190,7 @@ class CheckpointReader:
         return self._bytes(entry, entry.offset + start * entry.row_bytes, value)
 
     def _bytes(self, entry: FileEntry, place: int, value: Tensor) -> Tensor:
-        view = memoryview(value.view(torch.uint8).numpy().reshape(-1).data) if value.numel() else memoryview(b"")
+        view = value.view(torch.uint8).numpy().reshape(-1).data if value.numel() else memoryview(b"")
         done = 0
         try:
             while done < len(view):

@@ -184,6 +184,8 @@ def _has_own_rows(mapping: TensorMap, axes: Sequence[AxisMap]) -> bool:
     """Whether every row of the grown parameter follows from rows of one old parameter, by itself."""
     if len(mapping.sources) != 1 or len(axes) < 2 or mapping.value is not None:
         return False
+    if len(axes) > 2 and axes[0].size == 1:  # a dense layer that becomes the first expert has a dimension less
+        return False
     means = any(bool(((axis.source == MEAN) & (axis.fresh > 0)).any()) for axis in axes)
     noise = mapping.copy_noise or (mapping.share_noise and not axes[0].is_identity)
     first = bool((axes[0].source == MEAN).any()) or axes[0].pair is not None

@@ -9,14 +9,19 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifelong.expand import expand_checkpoint, expand_model, grow, plan_expansion
+from lifelong.expand import expand_checkpoint, expand_model, plan_expansion
 from lifelong.expand.family import Family, load_family
 from lifelong.expand.lazy import parameter_names
 from lifelong.plugins import load_plugin, plugin_names
-from tests.expand.models import batch, shapes, tiny, wider
+from tests.expand.models import batch, drawn, shapes, tiny, twin, wider
 
 FAMILIES = plugin_names("lifelong.expand.families")
-CASES = [pytest.param(family, shape, id=f"{family}-{shape}") for family in FAMILIES for shape in shapes(family)]
+STRATEGIES = ("pad", "clone", "pairs")
+
+
+def one_of(test, many):
+    """A family's name as the only value: one family in `many` in the default run."""
+    return drawn(test, {family: [(family,)] for family in FAMILIES}, of=many)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,7 +40,11 @@ def test_every_parameter_is_matched_by_exactly_one_entry(family):
     assert all(load_family(family.replace("-", "_")).match(name) for name in names)
 
 
-@pytest.mark.parametrize(("family", "shape"), CASES)
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    # all axes at once for every family, and one axis alone
+    drawn("growth", {family: [(family, shape) for shape in shapes(family)] for family in FAMILIES}, keep=[-1]),
+)
 def test_growth_keeps_the_function(family, shape):
     _, report = expand_model(tiny(family), **shape)
     assert report.passed
@@ -46,14 +55,16 @@ def test_growth_keeps_the_function(family, shape):
         assert report.top1_agreement == 1.0
 
 
-@pytest.mark.parametrize("strategy", ["clone", "pairs"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "strategy"),
+    drawn("strategies", {family: [(family, name) for name in STRATEGIES[1:]] for family in FAMILIES}),
+)
 def test_every_strategy_is_exact(family, strategy):
     _, report = expand_model(tiny(family), strategy=strategy, **shapes(family)[-1])
     assert report.max_logit_difference_float64 < 1e-12
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", one_of("checkpoints", 3))
 def test_a_grown_checkpoint_loads_without_this_package(family, tmp_path):
     model = tiny(family)
     model.save_pretrained(tmp_path / "small")
@@ -71,19 +82,25 @@ def test_a_grown_checkpoint_loads_without_this_package(family, tmp_path):
         assert torch.equal(grown.generate(ids[:1], **again), model.generate(ids[:1], **again))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", one_of("same shape", 4))
 def test_the_same_shape_is_the_same_model(family):
     model = tiny(family)
     grown, _ = expand_model(model, layers=2)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), grown.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_new_entry_is_alive_after_two_steps(family):
+@pytest.mark.parametrize(
+    ("family", "strategy", "placement"),
+    drawn("alive", {
+        family: [(family, name, place) for name in STRATEGIES for place in ("interleaved", "last")]
+        for family in FAMILIES
+    }),
+)  # fmt: skip
+def test_every_new_entry_is_alive_after_two_steps(family, strategy, placement):
     """New entries must move under the optimizer: zero gradients for ever would be dead weight."""
     shape = {axis: size for axis, size in shapes(family)[-1].items() if axis not in ("vocab_size", "experts")}
     model = tiny(family).double()
-    grown, mapping, _ = grow(model, plan_expansion(model.config, **shape))
+    grown, mapping = twin(model, plan_expansion(model.config, strategy=strategy, placement=placement, **shape))
     parameters = dict(grown.named_parameters())
     pending = {name: is_new for name, is_new in mapping.masks() if name in parameters}
     occurred = {name: torch.zeros(len(is_new), dtype=torch.bool) for name, is_new in pending.items()}
@@ -129,9 +146,7 @@ def test_random_feasible_shapes(data):
     assert report.max_logit_difference_float64 < 1e-12, shape
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[pytest.mark.slow] * bool(place % 3)) for place, name in enumerate(FAMILIES)]
-)
+@pytest.mark.parametrize("family", one_of("twice", 5))
 def test_growing_twice_is_growing_once(family):
     """The same function again, and the same old entries: the maps compose."""
     model = tiny(family)

@@ -1,5 +1,8 @@
 """Small models of any family, built from its table: large epsilon, random gains and biases."""
 
+import zlib
+
+import pytest
 import torch
 
 from lifelong.expand import expansion_map, new_config, true_float64
@@ -8,6 +11,32 @@ from lifelong.expand.family import load_family
 from lifelong.expand.lazy import model_class_of
 
 VOCAB = 61
+
+
+def drawn(test, cases, *, of=1, keep=()):
+    """Cases of a test in the default run: one in `of` of every family's, or of the families where each has one.
+
+    The draw goes by the names of test and family, so that it is the same in every run and every test draws others; the
+    rest is `slow`. Cases whose place among those of their family is in `keep` (-1: the last) are always in.
+
+    Args:
+        test: name of the test.
+        cases: by family, each the values of one case.
+        of: families of which one is drawn, where a family has one case.
+        keep: places of cases that the default run has anyway.
+    """
+    found = []
+    for number, (family, own) in enumerate(sorted(cases.items())):
+        chosen = {zlib.crc32(f"{test} {family}".encode()) % len(own)} | {place % len(own) for place in keep}
+        if len(own) == 1 and (number + zlib.crc32(test.encode())) % of:
+            chosen = set()
+        found += [
+            pytest.param(*values, id="-".join(map(str, values)), marks=[] if place in chosen else [pytest.mark.slow])
+            for place, values in enumerate(own)
+        ]
+    return found
+
+
 EPSILON_KEYS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 EXTRA = {
     "smollm3": {"no_rope_layers": [1, 0]},

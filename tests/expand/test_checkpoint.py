@@ -13,8 +13,15 @@ from typer.testing import CliRunner
 
 from lifelong.cli import app
 from lifelong.errors import ExpansionError, InputError, UnknownNameError
-from lifelong.expand import ExpansionMap, checkpoint, expand_checkpoint, explain_expansion
-from tests.expand.models import batch, tiny
+from lifelong.expand import (
+    ExpansionMap,
+    checkpoint,
+    expand_checkpoint,
+    expansion_map,
+    explain_expansion,
+    plan_expansion,
+)
+from tests.expand.models import batch, shapes, tiny
 
 TARGETS = {"hidden_size": 40, "layers": 3}
 
@@ -145,6 +152,36 @@ def test_a_quantised_checkpoint_is_refused(folder, kind):
     with pytest.raises(ExpansionError, match=r"quantised.*full-precision"):
         expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
     assert nothing_left(folder.parent / "grown")
+
+
+def test_a_run_folder_means_the_model_of_its_newest_stage(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "ledger.jsonl").write_text("")
+    with pytest.raises(InputError, match="without a committed stage"):
+        expand_checkpoint(tmp_path / "run", tmp_path / "grown", targets={"layers": 3})
+    for name in ("09-old", "10-new"):
+        tiny("llama", layers=int(name[:2]) - 8).save_pretrained(tmp_path / "run" / "stages" / name / "model")
+    report = expand_checkpoint(tmp_path / "run", tmp_path / "grown", targets={"layers": 3}, verify="quick")
+    assert report.source["layers"] == 2
+    assert any("newest stage, 10-new, was grown" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mixtral", "gpt2"])
+def test_a_parameter_by_rows_is_the_parameter(family, dtype):
+    model = tiny(family).to(dtype)
+    mapping = expansion_map(plan_expansion(model.config, **{**shapes(family)[-1], "hidden_size": 48}), type(model))
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    cut = 0
+    for name, each in mapping.tensors.items():
+        blocks = each.sources and mapping.weight_rows(
+            name, lambda old, start, stop: weights[old].detach()[start:stop], dtype, most_bytes=700
+        )
+        if blocks:
+            parts = list(blocks)
+            cut += len(parts) > 1
+            assert torch.equal(torch.cat(parts), mapping.weight(name, weights)), name
+    assert cut > 5
 
 
 def test_an_unknown_architecture_is_told_how_to_add_one(folder):
