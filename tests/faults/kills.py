@@ -65,10 +65,14 @@ def comparable(out: Path) -> dict[str, bytes]:
 
 @dataclass
 class Stream:
-    """Corpora, a recipe that grows, recovers, inherits and replays, and a domain to extend the run by."""
+    """Corpora, a recipe that grows, recovers, inherits and replays, and a domain to extend the run by.
+
+    `generates`: the models write a part of what is replayed, and targets are stored.
+    """
 
     folder: Path
     short: bool = False
+    generates: bool = False
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +88,11 @@ class Stream:
         if self.short:
             del data["stages"][1:]
             data["tokenizer"] = {"train": {"kind": "bpe", "vocab_size": 300}}
+        if self.generates:
+            data["inherit"] = {"teacher": "memory", "alpha": 0.5, "until": 1.0, "temperature": 1.0}
+            data["replay"] = {"memory_tokens": 400, "share": 0.5, "generate": {"tokens": 192, "batch_size": 2}}
         return {**data, "recover": {"tokens": 600}, "evaluate": {"tokens": 200, "samples": 1, "probes": 2, "probe_tokens": 100},
                 "methods": [{"name": "l2", "strength": 0.01}],
-                "inherit": {"teacher": "memory", "alpha": 0.5, "until": 1.0, "temperature": 1.0},
-                "replay": {"memory_tokens": 400, "share": 0.5, "generate": {"tokens": 192, "length": 64, "batch_size": 2}},
                 "train": {**data["train"], "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}}  # fmt: skip
 
     def run(self, out: Path, observer: Any = None) -> None:
