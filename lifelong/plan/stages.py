@@ -52,8 +52,8 @@ class PlannedStage:
 
     `flops` include those of teacher and methods; `evaluation_flops` and `generation_flops` (of the `generated_tokens`
     that the model before writes) come on top. `training_state_bytes` are weights, gradients and moments on one device,
-    `memory` what one of the planned devices holds at its fullest.
-    `learning_rates` are taken in the middle of equal parts of the stage. `seconds` is None where no speed is known.
+    `memory` what one of the planned devices holds at its fullest. `learning_rates` are taken in the middle of equal
+    parts of the stage. `seconds` is None where no speed is known.
     """
 
     index: int

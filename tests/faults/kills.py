@@ -13,7 +13,7 @@ and SIGINT, which the run must answer with exit code 130.
 
     python -m tests.faults.kills --kills 200 [--rich]
 
-`--rich`: three streams in turns (`RICH`) with what is heavy beside training: selection, importances, budgets that steer,
+`--rich`: four streams in turns (`RICH`) with what is heavy beside training: selection, importances, budgets that steer,
 probes, facts, learning rates over the stream, a teacher that leaves when it is surpassed, watched domains.
 """
 
@@ -41,7 +41,7 @@ from tests.support import recipe_data, write_domain
 
 PHASES = ("preparing", "tokenising", "selecting", "caching", "generating", "targeting", "evaluating", "training", "saving",
           "committing", "importances", "growing", "recovering", "reporting")  # fmt: skip
-RICH_ONLY, NOT_RICH = {"selecting", "importances"}, {"generating", "targeting"}
+RICH_ONLY, GENERATED_ONLY = {"selecting", "importances"}, {"generating", "targeting"}
 KINDS = {"SIGKILL": signal.SIGKILL, "power cut": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 OF_OBSERVER = {"prepare": "preparing", "grow": "growing", "recover": "recovering", "train": "training",
                "evaluate": "evaluating", "commit": "committing", "generate": "generating", "targets": "targeting",
@@ -59,6 +59,9 @@ RICH: dict[str, dict[str, Any]] = {
                 "facts": {"stage": 1, "at": ["50%"], "repeats": 1, "probes": 2}},
     "watched": {"replay": {"memory_tokens": 2000, "share": 0.25, "policy": "diverse"},
                 "methods": [{"name": "mas", "samples": 8}], "inherit": {"alpha": 0.5, "until": 0.5, "on": "new"}},
+    "generated": {"replay": {"memory_tokens": 400, "share": 0.5, "generate": {"tokens": 192, "batch_size": 2}},
+                  "inherit": {"teacher": "memory", "alpha": 0.5, "until": 1.0, "temperature": 1.0},
+                  "methods": [{"name": "ewc", "samples": 8}]},
 }  # fmt: skip
 
 
@@ -81,7 +84,10 @@ def comparable(out: Path) -> dict[str, bytes]:
 
 @dataclass
 class Stream:
-    """Corpora, a recipe that grows, recovers, inherits and replays, and a domain to extend the run by."""
+    """Corpora, a recipe that grows, recovers, inherits and replays, and a domain to extend the run by.
+
+    `rich`: one of `RICH`; in `generated` the models write a part of what is replayed, and targets are stored.
+    """
 
     folder: Path
     short: bool = False
@@ -97,7 +103,7 @@ class Stream:
     @property
     def phases(self) -> set[str]:
         """What an undisturbed run meets."""
-        return set(PHASES) - (NOT_RICH if self.rich else RICH_ONLY)
+        return set(PHASES) - (set() if self.rich else RICH_ONLY) - (set() if self.rich == "generated" else GENERATED_ONLY)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -110,8 +116,6 @@ class Stream:
             data["tokenizer"] = {"train": {"kind": "bpe", "vocab_size": 300}}
         data |= {"recover": {"tokens": 600}, "methods": [{"name": "l2", "strength": 0.01}],
                  "evaluate": {"tokens": 200, "samples": 1, "probes": 2, "probe_tokens": 100},
-                 "inherit": {"teacher": "memory", "alpha": 0.5, "until": 1.0, "temperature": 1.0},
-                 "replay": {"memory_tokens": 400, "share": 0.5, "generate": {"tokens": 192, "length": 64, "batch_size": 2}},
                  "train": {**data["train"], "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}}  # fmt: skip
         if self.rich:
             data["stages"][1]["select"] = SELECT
