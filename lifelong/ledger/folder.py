@@ -26,8 +26,8 @@ COMMITTED_FOLDERS = (INITIAL, "stages", "heldout", "memory")
 SHARED_FOLDERS = ("heldout", "memory")
 # everything else that we put into a run folder; none of it is committed
 OTHERS = (
-    "ledger.jsonl", "metrics.jsonl", "recipe.yaml", "environment.json", ".lock", ".work", ".cache", "report", "rejected",
-    "trackers", "front", "downstream", "harness",
+    "ledger.jsonl", "metrics.jsonl", "recipe.yaml", "environment.json", ".lock", ".work", ".cache", "report",
+    "rejected", "trackers", "front", "downstream", "harness",
 )  # fmt: skip
 _STAGE = re.compile(r"[0-9]+-")
 _MODEL_OF_STAGE = re.compile(r"(?:.*/)?(?P<run>[^/]+)/stages/(?P<index>\d+)-[^/]+/(?:model|trunk)/?")

@@ -1,8 +1,8 @@
 """What a run does, as it does it, in `RUN/metrics.jsonl`, and its evaluations in every tracker.
 
-One JSON object a line: `time` (seconds since 1970), `stage`, `phase`, `step`, `tokens` (trained on since the stream began:
-the x of every chart) and figures. It is no part of what is committed: a run that was killed writes the steps after its
-last checkpoint again, and the last line of a step counts.
+One JSON object a line: `time` (seconds since 1970), `stage`, `phase`, `step`, `tokens` (trained on since the stream
+began: the x of every chart) and figures. It is no part of what is committed: a run that was killed writes the steps
+after its last checkpoint again, and the last line of a step counts.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, RepoCard
@@ -29,12 +30,10 @@ class Hub:
         return f"https://hub.test/{repository}"
 
     def upload_folder(self, *, repo_id, folder_path, commit_message):
-        from pathlib import Path
-
         self.files |= {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
 
     def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id):
-        content = path_or_fileobj if isinstance(path_or_fileobj, bytes) else open(path_or_fileobj, "rb").read()
+        content = path_or_fileobj if isinstance(path_or_fileobj, bytes) else Path(path_or_fileobj).read_bytes()
         self.files[path_in_repo] = content
 
 
