@@ -29,7 +29,7 @@ class Verb(TyperCommand):
             if parameter.metavar is None and not getattr(parameter, "is_flag", False):
                 parameter.metavar = (parameter.name or "").upper()
             if hasattr(parameter, "display_type_rich"):  # newer releases of typer add the type of an argument
-                parameter.display_type_rich = _no_type  # type: ignore[method-assign]
+                parameter.display_type_rich = _no_type
 
 
 class Verbs(TyperGroup):

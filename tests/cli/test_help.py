@@ -130,3 +130,18 @@ def test_seeds_are_runs_of_their_own_then_a_comparison_and_a_promise_that_is_not
     assert "expected ap = 1 ± 1%, it is " in capsys.readouterr().err
     assert run_cli(monkeypatch, "report", tmp_path / "runs/seed-0", "--latex") == 0
     assert capsys.readouterr().out.count(r"\begin{tabular}") == 2
+
+
+def test_a_local_hub_folder_and_its_splits_are_taken_from_where_one_stands(monkeypatch, capsys, tmp_path):
+    data = tmp_path / "text"
+    data.mkdir()
+    for split in ("train", "validation"):
+        lines = [json.dumps({"text": f"the {split} of {number} has a wave and a ship in it"}) for number in range(30)]
+        (data / f"{split}.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, "domain", "add", "waves", "--hub", "text", "--valid", "validation", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["documents"]["valid"] == 30
+    card = yaml.safe_load((tmp_path / "domains/waves.yaml").read_text())
+    assert card["source"]["valid"] == "validation"
+    assert run_cli(monkeypatch, "domain", "add", "x", "--hub", "text", "--valid", "a", "--valid", "b") == 2
+    assert "the name of one split" in capsys.readouterr().err
