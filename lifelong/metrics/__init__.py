@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
-from lifelong.plugins import load_plugin, plugin_names
+from lifelong.plugins import load_plugin, plugin_names, remembered
 from lifelong.records import LossMatrix, RunHistory
 
 PACKAGE = "lifelong.metrics"
@@ -67,6 +67,7 @@ def compute_all(matrix: LossMatrix) -> dict[str, float | None]:
     return {name: _module(name).compute(matrix) for name in metric_names() if not metric_info(name).needs_history}
 
 
+@remembered
 def compute_run(history: RunHistory) -> dict[str, float | None]:
     """Every metric of a run: of its matrix, its probes during training and its cost."""
     return {

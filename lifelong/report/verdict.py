@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lifelong.metrics import MetricInfo, compute_run, metric_info
+from lifelong.plugins import remembered
 from lifelong.records import NOT_TRAINED, ComputeLedger, Cost, LossMatrix, RunHistory
 from lifelong.report import units
 
@@ -47,6 +48,7 @@ def format_perplexity(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:#.4g}"
 
 
+@remembered
 def cells(matrix: LossMatrix) -> list[list[Cell]]:
     """Rows -1, 0, 1, ... of the matrix with what each domain lost against its own best, the initial model's included.
 
