@@ -32,7 +32,8 @@ GROUPS = {
 """Package of plugins -> the group of entry points that joins it, and what a module from there must define."""
 
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def remembered(call: Callable[[T], R]) -> Callable[[T], R]:
