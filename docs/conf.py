@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the pages of this checkout, whatever is installed
+sys.path.insert(0, str(Path(__file__).parent))
 
 from lifelong import __version__
 
@@ -32,4 +33,7 @@ def code_in_docstrings(_app: Any, _what: str, _name: str, _object: Any, _options
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    from key_reference import write_reference
+
+    write_reference(Path(__file__).parent / "reference")
     app.connect("autodoc-process-docstring", code_in_docstrings)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lifelong.errors import InputError, UnknownNameError
 
@@ -30,6 +30,23 @@ GROUPS = {
     "lifelong.expand.families": ("lifelong.families", ("FAMILY",)),
 }
 """Package of plugins -> the group of entry points that joins it, and what a module from there must define."""
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def remembered(call: Callable[[T], R]) -> Callable[[T], R]:
+    """Keep the result for the object that was given last, by identity: a run of thousands of stages is slow to hash."""
+    last: list[tuple[T, R]] = []
+
+    @wraps(call)
+    def known(item: T) -> R:
+        if not last or last[0][0] is not item:
+            last[:] = [(item, call(item))]
+        return last[0][1]
+
+    return known
 
 
 def plugin_names(package: str) -> list[str]:

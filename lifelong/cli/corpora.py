@@ -24,9 +24,9 @@ def domain_add(
     name: Annotated[str, typer.Argument(help="Name of the domain.")],
     files: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Training files; may be repeated.")] = None,
     valid: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Held-out files; default: split by hash.")
+        list[str] | None, typer.Option(metavar="GLOB", help="Held-out files, or the split of --hub; default: by hash.")
     ] = None,
-    test: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Test files.")] = None,
+    test: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Test files, or the split of --hub.")] = None,
     hub: Annotated[str | None, typer.Option(metavar="ID", help="Data set on the Hugging Face hub.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the hub data set.")] = None,

@@ -36,6 +36,7 @@ def recipe_copy(
     """Write a recipe with its base files resolved to a file of your own."""
     from lifelong.files import write_text
     from lifelong.recipe.files import load_recipe, resolved_yaml
+    from lifelong.recipe.schema import recipe_schema
 
     name = f"{size}/{recipe}" if size else recipe
     loaded = load_recipe(name, overrides or ())
@@ -43,6 +44,8 @@ def recipe_copy(
     if path.exists():
         raise InputError(f"{str(path)!r} already exists; choose a new file")
     write_text(path, resolved_yaml(name, overrides or ()))
+    if not (schema := path.with_name("recipe.schema.json")).exists():  # which the first line of the recipe names
+        write_text(schema, json.dumps(recipe_schema(), indent=1) + "\n")
     say(f"recipe: {path}")
 
 

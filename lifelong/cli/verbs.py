@@ -16,6 +16,10 @@ HELP = {"help_option_names": ["-h", "--help"]}
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")]
 
 
+def _no_type(*_: Any, **__: Any) -> str:
+    return ""
+
+
 class Verb(TyperCommand):
     """A command whose values are all named in capitals."""
 
@@ -24,6 +28,8 @@ class Verb(TyperCommand):
         for parameter in self.params:
             if parameter.metavar is None and not getattr(parameter, "is_flag", False):
                 parameter.metavar = (parameter.name or "").upper()
+            if hasattr(parameter, "display_type_rich"):  # newer releases of typer add the type of an argument
+                parameter.display_type_rich = _no_type
 
 
 class Verbs(TyperGroup):

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
-from lifelong.metrics._remembered import remembered
-from lifelong.plugins import load_plugin, plugin_names
+from lifelong.plugins import load_plugin, plugin_names, remembered
 from lifelong.records import LossMatrix, RunHistory
 
 PACKAGE = "lifelong.metrics"

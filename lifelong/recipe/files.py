@@ -145,7 +145,7 @@ def read_recipe_file(out: Path) -> Recipe:
     return parse_recipe(read_yaml(path).data, where=str(path))
 
 
-SCHEMA_LINE = "# yaml-language-server: $schema=https://lifelong.readthedocs.io/en/latest/recipe.schema.json\n"
+SCHEMA_LINE = "# yaml-language-server: $schema=recipe.schema.json\n"
 
 
 def resolved_yaml(recipe: str | Path, overrides: Sequence[str] = ()) -> str:

@@ -16,10 +16,9 @@ FILE_KEYS: dict[str, Any] = {
 
 
 def recipe_schema() -> dict[str, Any]:
-    """A whole recipe; or, where it names a `base`, changes of one: any part, `null` drops a key, entries by number."""
+    """A whole recipe; or, where it names a `base`, changes of one: any part, `null` for none, entries by number."""
     whole = Recipe.model_json_schema()
     sections = whole.pop("$defs")
-    whole["properties"]["name"]["description"] = whole["properties"]["name"].get("description", "")
     whole["required"] = [key for key in whole["required"] if key != "name"]  # the file names it
     changes = _changed(whole)
     changes["properties"] |= FILE_KEYS
@@ -28,6 +27,8 @@ def recipe_schema() -> dict[str, Any]:
     return {
         "$schema": DIALECT,
         "title": "lifelong recipe",
+        "type": "object",
+        "properties": {key: {"description": value["description"]} for key, value in whole["properties"].items()},
         "if": {"required": ["base"]},
         "then": changes,
         "else": whole,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lifelong.metrics import MetricInfo, compute_run, metric_info
-from lifelong.metrics._remembered import remembered
+from lifelong.plugins import remembered
 from lifelong.records import NOT_TRAINED, ComputeLedger, Cost, LossMatrix, RunHistory
 from lifelong.report import units
 

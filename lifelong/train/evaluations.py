@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lifelong import distributed
+from lifelong.errors import InputError
 from lifelong.ledger.folder import RunFolder
 
 
@@ -32,10 +33,14 @@ class EvaluationTrackers:
         known = {name: float(value) for name, value in figures.items() if value is not None}
         if not self.names or not known or not distributed.is_main_process():
             return
-        callbacks, arguments, state, control = self._open = self._open or self._opened()
-        state.global_step = tokens
-        for callback in callbacks:
-            callback.on_log(arguments, state, control, model=None, logs=dict(known))
+        try:
+            callbacks, arguments, state, control = self._open = self._open or self._opened()
+            state.global_step = tokens
+            for callback in callbacks:
+                callback.on_log(arguments, state, control, model=None, logs=dict(known))
+        except Exception as error:  # of a tracker: no key, no network, a project that is not there
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise InputError(f"train.report_to: {', '.join(self.names)} cannot be used: {reason}") from error
 
     def close(self) -> None:
         """Have every tracker write what it holds."""

@@ -116,6 +116,8 @@ def test_a_page_is_whole_legible_and_runs_no_script_of_others(browser, pages, na
     assert page.evaluate("window.broken") is None
     (worst, *_), *_ = contrasts = page.evaluate(CONTRASTS)
     assert worst >= SMALLEST_CONTRAST, contrasts
+    narrow = "cells => cells.filter(c => c.offsetWidth && c.offsetWidth < 56 && c.textContent.length > 8).length"
+    assert page.locator("td:first-child").evaluate_all(narrow) == 0, "names are not broken letter by letter"
     if width < 600:
         assert page.locator(".scroll.more").count() > 0, "what scrolls says so"
         assert page.get_by_text("swipe for more").count() == 0  # it is written by the style sheet, not into the text

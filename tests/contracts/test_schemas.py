@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jsonschema
 import pytest
 import yaml
@@ -9,11 +11,11 @@ import yaml
 from lifelong.errors import InputError
 from lifelong.plugins import shipped_folder
 from lifelong.recipe import parse_recipe
-from lifelong.recipe.files import SCHEMA_LINE
 from lifelong.recipe.schema import recipe_schema
 from lifelong.schema import Yaml, read_yaml
 from lifelong.stream.cards.domain import domain_schema, read_card
 
+SCHEMA = shipped_folder("recipes") / "recipe.schema.json"
 RECIPES = sorted(shipped_folder("recipes").rglob("*.yaml"))
 CARDS = sorted(shipped_folder("domains").glob("*.yaml"))
 RECIPE, CARD = recipe_schema(), domain_schema()
@@ -23,6 +25,11 @@ def faults(schema, data):
     return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(data)]
 
 
+def test_the_shipped_schema_is_of_this_version():
+    """`lifelong schema recipe > recipes/recipe.schema.json` makes it again."""
+    assert json.loads(SCHEMA.read_text()) == RECIPE
+
+
 def test_the_schemas_are_schemas():
     for schema in (RECIPE, CARD):
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -30,8 +37,8 @@ def test_the_schemas_are_schemas():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_shipped_recipe_fits_and_names_its_schema(path):
-    text = path.read_text()
-    assert SCHEMA_LINE.strip() in text.splitlines()
+    named = [line.partition("$schema=")[2] for line in path.read_text().splitlines() if "yaml-language-server" in line]
+    assert [(path.parent / name).resolve() for name in named] == [SCHEMA.resolve()]
     assert faults(RECIPE, _text_keys(read_yaml(path, Yaml).data)) == []
 
 

@@ -30,8 +30,6 @@ class Hub:
         return f"https://hub.test/{repository}"
 
     def upload_folder(self, *, repo_id, folder_path, commit_message):
-        from pathlib import Path
-
         self.files |= {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
 
     def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id):

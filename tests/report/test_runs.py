@@ -79,7 +79,12 @@ def test_curves_meet_the_full_evaluations_at_both_ends_of_a_stage(run):
 def test_trackers_get_every_domain_as_a_series_and_survive_the_run(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert {path.name for path in (run / "trackers").iterdir()} == {"00-sea-train", "01-farm-train", "02-law-train"}
+    assert {path.name for path in (run / "trackers").iterdir()} == {
+        "00-sea-train",
+        "01-farm-train",
+        "02-law-train",
+        "evaluation",
+    }
     events = EventAccumulator(str(run / "trackers/02-law-train"))
     events.Reload()
     tags = set(events.Tags()["scalars"])

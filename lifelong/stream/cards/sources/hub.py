@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +40,25 @@ class HubSource(Source):
     def outside(self, card: CardFile) -> Iterator[str]:
         """A local folder by its full path."""
         return outside_names(card, {"hub": [self.hub]})
+
+    @classmethod
+    def portable(cls, given: Mapping[str, Any], out: Path) -> dict[str, Any]:
+        """Splits are given as lists of one name, a local folder relative to the working folder.
+
+        Raises:
+            InputError: several names of one split.
+        """
+        found = dict(given)
+        for key in ("valid", "test"):
+            if isinstance(names := found.get(key), list):
+                if len(names) != 1:
+                    raise InputError(f"--{key}: is the name of one split of the hub data set, not {', '.join(names)}")
+                found[key] = names[0]
+        folder = Path(found["hub"])
+        if folder.is_dir() and not folder.is_absolute():
+            whole, home = folder.resolve(), out.resolve()
+            found["hub"] = whole.relative_to(home).as_posix() if whole.is_relative_to(home) else str(whole)
+        return found
 
     def read(self, card: CardFile, split: str, reading: Reading) -> Iterator[RawDocument]:
         """(place, text or Bad) of every row of a split.
