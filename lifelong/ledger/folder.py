@@ -118,7 +118,6 @@ class StageFolder(_Folder):
         """The checkpoint from which the following stage starts."""
         return self.trunk if self.trunk.is_dir() else self.model
 
-    @property
     def next_moments(self) -> Path:
         """Adam's moments at `next_model`; looks at the disk."""
         return self.trunk / self.moments.name if self.trunk.is_dir() else self.moments

@@ -103,7 +103,9 @@ class Stream:
     @property
     def phases(self) -> set[str]:
         """What an undisturbed run meets."""
-        return set(PHASES) - (set() if self.rich else RICH_ONLY) - (set() if self.rich == "generated" else GENERATED_ONLY)
+        return (
+            set(PHASES) - (set() if self.rich else RICH_ONLY) - (set() if self.rich == "generated" else GENERATED_ONLY)
+        )
 
     @property
     def recipe(self) -> dict[str, Any]:

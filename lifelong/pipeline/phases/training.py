@@ -194,7 +194,7 @@ def _carried_moments(stage: Stage, model: PreTrainedModel) -> CarriedMoments:
 def _moments_before(stage: Stage) -> Path | None:
     """Of the last committed stage; before the first one of the run that the checkpoint is a stage of."""
     if stage.index > 0:
-        return stage.context.ledger.folder.stage(stage.previous.name).next_moments
+        return stage.context.ledger.folder.stage(stage.previous.name).next_moments()
     source = stage.recipe.model.checkpoint
     return None if source is None else moments_beside(source)
 
