@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from lifelong.adapters import avalanche as library
 from lifelong.errors import InputError
 from lifelong.methods._avalanche import BROKEN, AvalancheMethod
 from lifelong.methods._make import make_methods
@@ -32,6 +31,14 @@ def _quick_collections():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def library():
+    """Half a minute to import: not when tests are collected, in every process."""
+    from lifelong.adapters import avalanche
+
+    return avalanche
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +126,7 @@ def test_state_that_can_only_be_pickled_is_refused():
 # --- bugs of Avalanche 0.6.0 that we go around: when one of these fails, it has been mended ------------------
 
 
-def test_synaptic_intelligence_is_still_a_silent_no_op_on_a_cpu():
+def test_synaptic_intelligence_is_still_a_silent_no_op_on_a_cpu(library):
     plugin = library.plugin_classes()["SynapticIntelligencePlugin"](si_lambda=1.0)
     model = nn.Linear(3, 2)
     strategy = type("Strategy", (), {"model": model, "device": torch.device("cpu")})()
@@ -133,6 +140,6 @@ def test_synaptic_intelligence_is_still_a_silent_no_op_on_a_cpu():
     assert all(not way.data.any() for way in plugin.syn_data["trajectory"].values())
 
 
-def test_mas_still_refuses_a_loss_of_zero():
+def test_mas_still_refuses_a_loss_of_zero(library):
     source = inspect.getsource(library.plugin_classes()["MASPlugin"].before_backward)
     assert "if not strategy.loss" in source
