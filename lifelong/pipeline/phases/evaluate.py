@@ -109,6 +109,7 @@ def _cure(stage: Stage) -> str:
         return "raise replay.share, max_share or memory_tokens, or lower train.learning_rate or tokens"
     teacher = "" if stage.recipe.inherit or not stage.has_learned else "inherit={teacher: previous}, "
     return (
-        f"there was no memory to replay: try {teacher}a lower train.learning_rate or fewer tokens; a stage before this "
-        "one, on text like that which was forgotten, would be remembered and replayed"
+        "there was no memory to replay: try replay={generate: {tokens: 100k}} (the model before writes what it knows), "
+        f"replay={{proxy: {{CARD: 100k}}}} (text like that which was forgotten), {teacher}a lower train.learning_rate or "
+        "fewer tokens"
     )
