@@ -110,7 +110,7 @@ class StageFolder(_Folder):
     selection = _Entry("selection.json", "What `select:` chose of the corpus.")
     mix = _Entry("mix.json", "Replay mixes and the steps from which they held.")
     methods = _Entry("methods.safetensors", "State of the methods.")
-    moments = _Entry("moments.safetensors", "Adam's moments for the next stage, where they are carried on.")
+    moments = _Entry("optimizer.safetensors", "Adam's moments for the next stage, where they are carried on.")
     rounds = _Entry("rounds.json", "Who trained in which round, in a stage of a federation.")
 
     @property

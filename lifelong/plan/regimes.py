@@ -70,9 +70,9 @@ def _repetition(recipe: Recipe, stages: Sequence[Any], texts: Mapping[str, Corpu
             yield (
                 f"stage {stage.index}: reads the {stats.tokens:,.0f} tokens of {stage.domain} {passes:.1f} times "
                 "without a teacher; from about four times on one pays, also beside replay: 3.139 against 3.202 nats at "
-                "four, 3.196 against 3.536 at eight (pilot of 2026-11-24, docs/log.md). Try inherit: "
-                "{teacher: previous, on: new, alpha: 0.3, schedule: constant}; or fewer tokens, or train.weight_decay "
-                "at about 30 times the usual (arXiv 2509.14786)"
+                "four, 3.196 against 3.536 at eight (pilot of 2026-11-24, docs/log.md). Try inherit: {teacher: "
+                "previous, on: new, alpha: 0.3, schedule: constant}; fewer tokens, or train.weight_decay at about 30 "
+                "times the usual (arXiv 2509.14786)"
             )
 
 

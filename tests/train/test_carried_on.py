@@ -105,11 +105,11 @@ def test_old_entries_stay_bit_for_bit_and_new_ones_learn(finished):
 
 def test_only_the_newest_moments_are_kept_and_a_later_stage_begins_with_them(finished):
     out, kept = finished
-    assert not (out / "stages/00-sea/trunk/moments.safetensors").exists()
+    assert not (out / "stages/00-sea/trunk/optimizer.safetensors").exists()
     assert check_run(out) == []
     before, after = (
-        read_moments(path) for path in (kept / "00-sea/moments.safetensors",
-                                        out / "stages/01-farm/trunk/moments.safetensors")
+        read_moments(path) for path in (kept / "00-sea/optimizer.safetensors",
+                                        out / "stages/01-farm/trunk/optimizer.safetensors")
     )  # fmt: skip
     steps = {float(entry["step"]) for entry in before.values()}
     assert steps == {10.0}
