@@ -110,6 +110,6 @@ def _cure(stage: Stage) -> str:
     teacher = "" if stage.recipe.inherit or not stage.has_learned else "inherit={teacher: previous}, "
     return (
         "there was no memory to replay: try replay={generate: {tokens: 100k}} (the model before writes what it knows), "
-        f"replay={{proxy: {{CARD: 100k}}}} (text like that which was forgotten), {teacher}a lower train.learning_rate or "
-        "fewer tokens"
+        f"replay={{proxy: {{CARD: 100k}}}} (text like that which was forgotten), {teacher}a lower train.learning_rate "
+        "or fewer tokens"
     )
