@@ -91,13 +91,13 @@ def add_ons(install):
     )
 
 
-@pytest.mark.parametrize(("what", "name"), [("methods", "half-steps"), ("metrics", "best-loss"), ("families", "lama")])
+@pytest.mark.parametrize(("what", "name"), [("methods", "half-steps"), ("metrics", "best_loss"), ("families", "lama")])
 def test_plugins_of_other_distributions_are_listed(add_ons, monkeypatch, capsys, what, name):
-    monkeypatch.setattr(sys, "argv", ["lifelong", "list", what])
+    monkeypatch.setattr(sys, "argv", ["lifelong", "list", what, "--json"])
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
-    listed = capsys.readouterr().out.split()
+    listed = [entry["name"] for entry in json.loads(capsys.readouterr().out)]
     assert name in listed
     assert listed == sorted(listed)
     assert "their_method" not in sys.modules

@@ -209,6 +209,7 @@ class RunFolder(_Folder):
     pending_recipe = _Entry(".work/recipe.yaml", "The recipe of an extension that is not finished.")
     heldouts = _Entry("heldout", "Held-out documents of all domains.")
     memories = _Entry("memory", "Replay memory after each stage.")
+    evaluations = _Entry("trackers/evaluation", "The experiment trackers' files of what is measured between phases.")
     fronts = _Entry("front", "Losses between the old and the new weights of a stage.")
     search = _Entry("front/search", "Models of `merge --search`, measured.")
     task_scores = _Entry("downstream", "Scores of fine-tuned copies.")

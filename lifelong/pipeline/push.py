@@ -79,6 +79,7 @@ def _send(
     private: bool,
 ) -> str:
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import REPOCARD_NAME
     from huggingface_hub.errors import HfHubHTTPError
 
     api = api or HfApi()
@@ -86,10 +87,10 @@ def _send(
         address = str(api.create_repo(repository, private=private, exist_ok=True))
         tell(f"{address}: sending {folder.name}/")
         api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"model of {folder.parent.name}")
-        for path, name in ((run.report.page, "report/index.html"), (run.report.matrix, "report/matrix.json")):
+        for path, name in ((path, run.name_of(path)) for path in (run.report.page, run.report.matrix)):
             if path.is_file():
                 api.upload_file(path_or_fileobj=str(path), path_in_repo=name, repo_id=repository)
-        api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repository)
+        api.upload_file(path_or_fileobj=card.encode(), path_in_repo=REPOCARD_NAME, repo_id=repository)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"push --to {repository}: the hub refused: {' '.join(str(error).split())[:300]}") from None
     return address

@@ -25,7 +25,7 @@ class EvaluationTrackers:
     def __init__(self, run: RunFolder, train: Mapping[str, Any]) -> None:
         named = train.get("report_to")
         self.names = [name for name in (named if isinstance(named, list) else [named]) if name not in (None, "none")]
-        self.folder, self.train = run.path / "trackers" / "evaluation", train
+        self.folder, self.train = run.evaluations, train
         self._open: tuple[list[Any], Any, Any, Any] | None = None
 
     def log(self, figures: Mapping[str, float | None], tokens: int) -> None:

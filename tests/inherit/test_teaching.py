@@ -208,7 +208,7 @@ def test_errors_of_the_section_are_one_line_each(cards):
     assert "inherit.until: must be a share of the stage in (0, 1], or `surpassed`, not 2" in message
     assert "inherit.alpha" in message
     with pytest.raises(
-        InputError, match=r"inherit.teacher: is one of model, cache, by_domain and mixture, here: model, cache"
+        InputError, match=r"inherit.teacher: is one of model, cache, by_domain, mixture and memory, here: model, cache"
     ):
         parse_recipe(tiny(cards, inherit={"teacher": {"cache": "x", "model": "y"}}))
     with pytest.raises(InputError, match="`of` says which model"):

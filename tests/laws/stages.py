@@ -161,6 +161,7 @@ class Run:
             plan=lambda _: SimpleNamespace(num_steps=STEPS),
             average=None,
             corpus=blocks_of(domain),
+            columns=DOMAINS,
             memory=lambda: Memory() if index else None,
             replay=None,
             methods=self.made,

@@ -26,7 +26,7 @@ def finished(cards, tmp_path_factory):
 
 def comparable(out):
     """What two runs must have in common: everything but clock times, the machine and what can be made again."""
-    left_out = {".lock", ".cache", "report", "environment.json", "measured.json"}
+    left_out = {".lock", ".cache", "report", "metrics.jsonl", "environment.json", "measured.json"}
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob("*"))

@@ -97,12 +97,10 @@ class Plugin(TeacherSection):
 
     def build(self, inputs: TeacherInputs, domains: Sequence[str]) -> Teacher | None:
         """What is stored, and the previous model for the rest; None where nothing is in the memory yet."""
-        from lifelong.inherit.teachers.model import Plugin as ModelSection
-
         parts: list[tuple[Teacher, list[str]]] = []
         if inputs.stored:
             parts.append((_stored(inputs), [name for name in domains if name not in inputs.unstored]))
-        online = ModelSection(model=PREVIOUS).build(inputs, domains) if inputs.unstored else None
+        online = TeacherSection.model_validate(PREVIOUS).build(inputs, domains) if inputs.unstored else None
         if online is not None:
             parts.append((online, list(inputs.unstored)))
         if len(parts) < 2:
