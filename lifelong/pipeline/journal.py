@@ -100,6 +100,10 @@ class Journal(RunObserver):
         self.done = point.tokens
         self.inner.stepped(point)
 
+    def advanced(self, phase: str, tokens: int, total: int) -> None:
+        """Nothing to write: how far a phase without steps has come."""
+        self.inner.advanced(phase, tokens, total)
+
     def probed(self, point: ProbePoint) -> None:
         """A small evaluation."""
         self.write(
@@ -174,7 +178,7 @@ class Journal(RunObserver):
         )
         initial, *rows = [tuple(known.get(name) for name in names) for known in self.rows]
         columns = tuple(names.index(name) for name in self.domains if name in names)
-        if len(columns) != len(rows):
-            return {}
+        if not rows or len(columns) != len(rows):
+            return {}  # no metric is of the initial model alone
         stages = tuple(stage_name(index, name) for index, name in enumerate(self.domains))
         return compute_all(LossMatrix(names, stages, columns, initial, tuple(rows)))

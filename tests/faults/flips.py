@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lifelong.ledger.ledger import check_run
 
-NOT_COMMITTED = {".lock", ".cache", ".work", "report", "metrics.jsonl"}
+NOT_COMMITTED = {".lock", ".cache", ".work", "report", "metrics.jsonl", "README.md"}
 
 
 def committed_files(out: Path) -> list[Path]:

@@ -12,8 +12,10 @@ from huggingface_hub import ModelCard, RepoCard
 from lifelong.errors import InputError
 from lifelong.ledger.history import read_history
 from lifelong.pipeline import run_recipe
+from lifelong.pipeline.journal import Journal
 from lifelong.pipeline.push import push_stage
 from lifelong.recipe import parse_recipe
+from lifelong.records import RunObserver
 from lifelong.report.model_card import model_card
 from lifelong.report.sources import forbids_sharing
 from tests.support import recipe_data, run_cli
@@ -190,3 +192,8 @@ def test_status_of_a_finished_run_and_of_one_that_goes_on(run, tmp_path, monkeyp
     with hold(copy / ".lock"):
         assert run_cli(monkeypatch, "status", copy, "--json") == 0
     assert json.loads(capsys.readouterr().out)["running"] is True
+
+
+def test_the_journal_passes_on_everything_that_it_is_told():
+    told = {name for name in vars(RunObserver) if not name.startswith("_")}
+    assert told <= vars(Journal).keys()
