@@ -8,6 +8,7 @@ interrupted resumes with the next chunk.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lifelong.errors import InputError
 from lifelong.evaluate.scores import DocumentScorer
-from lifelong.files import write_json
+from lifelong.files import write_bytes, write_json
 from lifelong.ledger.folder import StageFolder
 from lifelong.lm.checkpoint import load_config, load_model, to_accelerator
 from lifelong.lm.flops import forward_flops_per_token
@@ -238,11 +239,10 @@ def scored(scorer: DocumentScorer, documents: Sequence[Document], score: Score) 
 
 
 def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    """Whole arrays or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp.npz")
-    np.savez(temporary, allow_pickle=False, **arrays)
-    temporary.replace(path)
+    """Whole arrays or nothing, durable before they are named: a power cut must not leave a name without its content."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    write_bytes(path, content.getvalue())
 
 
 def check_selection(section: SelectSection, where: str, *, has_learned: bool) -> Iterator[str]:
