@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # the lowest and the newest Python that the package supports
-LOWEST ?= 3.10
+LOWEST ?= 3.11
 NEWEST ?= 3.13
 # contiguous shares of the tests: what a module prepares once is prepared by one process
 PYTEST := python -m pytest -n auto --maxprocesses 4 --dist worksteal

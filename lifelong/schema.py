@@ -341,6 +341,6 @@ def _known_keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if get_origin(annotation) is None:  # on Python 3.10 a tuple[X, ...] is a type too
+    if get_origin(annotation) is None:
         return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     return next((found for argument in get_args(annotation) if (found := _section_of(argument)) is not None), None)

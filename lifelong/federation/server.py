@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,7 @@ class ServerRun:
             versions=package_versions(),
             files={},
             notes=tuple(self._absences()),
-            committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return self.ledger.commit(folder.path, record, computed_with=computed_with())
 

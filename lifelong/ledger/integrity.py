@@ -53,7 +53,7 @@ def damaged_companions(out: Path, records: Sequence[StageRecord]) -> Iterator[st
     for path in [*(run.stage(record.name).measured for record in records), run.environment]:
         try:
             read_sealed(path)
-        except CorruptionError as error:  # noqa: PERF203 - one finding a file
+        except CorruptionError as error:
             yield f"{run.name_of(path)}: {str(error).partition(': ')[2]}"
 
 

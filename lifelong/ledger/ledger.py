@@ -16,7 +16,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +247,7 @@ class Ledger:
 def measurements(record: StageRecord, computed_with: Mapping[str, Any]) -> dict[str, Any]:
     """Measured times and machine of a stage; written beside the ledger."""
     return {
-        "committed_at": record.committed_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "committed_at": record.committed_at or datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": {phase: float(cost["seconds"]) for phase, cost in record.cost.items()},
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
         "computed_with": dict(computed_with),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,7 @@ def initial_record(recipe: Recipe, model: PreTrainedModel, tokenizer: str, losse
         seeds={"model": recipe.seed},
         versions=package_versions(),
         files={},
-        committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

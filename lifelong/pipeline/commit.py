@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
         expansion=_expansion(folder),
         replay=replay_counts(curves),
         notes=unmapped_notes(curves),
-        committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
         sources={domain.name: domain.provenance for domain in stage.domains},
     )
     memory = memory_folder(stage)

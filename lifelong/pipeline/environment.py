@@ -8,7 +8,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -106,5 +106,5 @@ def environment() -> dict[str, Any]:
         "device": _device(),
         "packages": package_versions(),
         "newer_than_tested": newer_than_tested(),
-        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -257,7 +257,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(short, finished_short, tmp_
     class Backwards(datetime):
         @classmethod
         def now(cls, tz=None):
-            return datetime.fromtimestamp(back(), tz or timezone.utc)
+            return datetime.fromtimestamp(back(), tz or UTC)
 
     class Older(RunObserver):
         def stepped(self, point):
