@@ -133,10 +133,12 @@ class Stream:
         from lifelong.ledger.ledger import read_records
         from lifelong.pipeline import extend_run, run_recipe
         from lifelong.recipe import parse_recipe
+        from lifelong.recipe.files import read_recipe_file
 
-        extended = (out / "recipe.yaml").is_file() and "law" in (out / "recipe.yaml").read_text()
-        if not extended:
-            run_recipe(parse_recipe(self.recipe), out, observer)
+        recipe = parse_recipe(self.recipe)
+        bound = (out / "recipe.yaml").is_file()
+        if not bound or len(read_recipe_file(out).stages) == len(recipe.stages):
+            run_recipe(recipe, out, observer)
         if not self.short and (len(read_records(out)) < 4 or (out / ".work").exists()):
             extend_run(out, str(self.folder / "law.yaml"), overrides=["stages.2.expand.layers=4"], observer=observer)
 
