@@ -44,11 +44,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def finite(value: Any) -> Any:
     """JSON knows neither infinity nor nan: both become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -63,7 +65,7 @@ def read_json(path: Path) -> Any:
         CorruptionError: missing, unreadable, or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         raise CorruptionError(f"{path}: the file is missing") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -529,8 +529,10 @@ class RunResult:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, str | float | int | None):
+        return value
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence):
         return [_plain(item) for item in value]
     return value

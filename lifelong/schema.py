@@ -28,15 +28,21 @@ LARGEST_NUMBER = 2**63
 SCALAR_FAULTS = (ValueError, KeyError, AttributeError, OverflowError)
 
 
-class PlainYaml(yaml.SafeLoader):
+# nodes are composed in Python, where aliases are seen; events come from the parser in C where PyYAML was built with it
+Bases = (yaml.composer.Composer, yaml.CSafeLoader) if yaml.__with_libyaml__ else (yaml.SafeLoader,)
+
+
+class PlainYaml(*Bases):  # type: ignore[misc]
     """YAML as the standard has it, in files that strangers may have written: bounded, without aliases.
 
     A value that an alias repeats is one object here, and a tree of exponential size to whoever walks over it.
     """
 
+    depth = 0
+
     def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.depth = 0
+        Bases[-1].__init__(self, stream)
+        self.anchors: dict[str, yaml.Node] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """A node of the document.
@@ -136,10 +142,14 @@ def parse_yaml(text: str, where: str, loader: type[PlainYaml] = PlainYaml) -> Ya
         made = loader(text)
         node = made.get_single_node()
         return YamlFile(None if node is None else made.construct_document(node), _lines_of_keys(node))
+    except UnicodeEncodeError as error:  # of the command line, where what is no UTF-8 comes as surrogates
+        raise InputError(f"{where}: is not UTF-8 ({error.reason} at character {error.start})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from None
+        # the reader in C finds what is missing at the end on the line after the last
+        line = f":{min(mark.line + 1, len(text.rstrip().splitlines()) or 1)}" if mark else ""
+        raise InputError(f"{where}{line}: not valid YAML: {problem}") from None
 
 
 def _lines_of_keys(node: Any, prefix: Location = ()) -> dict[Location, int]:

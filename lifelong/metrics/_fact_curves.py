@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lifelong.plugins import remembered
 from lifelong.records import FactPoint, RunHistory
 
 JUMP_WINDOW = 0.1  # of the stage, behind an injection
@@ -47,6 +48,7 @@ class PowerLaw:
         return self.scale * math.exp(-self.decay * math.log(tokens))
 
 
+@remembered
 def fact_life(history: RunHistory) -> FactLife | None:
     """The mean curve of a run's facts; None without facts or before they were put in."""
     facts = history.facts

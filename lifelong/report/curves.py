@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from lifelong.plugins import remembered
 from lifelong.records import ProbePoint, RunHistory
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ def stage_spans(history: RunHistory) -> list[Span]:
     return spans
 
 
+@remembered
 def life_curves(history: RunHistory) -> dict[str, LifeCurve]:
     """One curve per domain, in the order of the matrix, then of the watched domains.
 

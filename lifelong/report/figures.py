@@ -23,6 +23,7 @@ LEGEND_LINES = len(OKABE_ITO) * len(DASHES)
 TICK_LABELS = 26
 WRITTEN_ENTRIES = 12
 LINE_POINTS = 1_200  # of a longer life every n-th point is drawn
+PNG_DPI = 150
 GAP = TrainPoint("train", 0, 0, math.nan, alpha=math.nan)
 
 
@@ -60,10 +61,13 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Save a figure as PNG for slides and as SVG for print."""
     import matplotlib as mpl
 
+    figure.set_dpi(PNG_DPI)
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine(None)  # with one, every file would be drawn twice
     with mpl.rc_context({"svg.hashsalt": "lifelong", "svg.fonttype": "none"}):
-        figure.savefig(path.with_suffix(".png"), dpi=150)
-        figure.set_layout_engine("none")  # placed by the first drawing
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"), dpi=PNG_DPI)
+        figure.savefig(path.with_suffix(".svg"), dpi=100, metadata={"Date": None})
 
 
 def line_style(index: int) -> dict[str, Any]:

@@ -20,8 +20,7 @@ KEPT, BROKEN = "kept", "BROKEN"
 HEADLINE_METRICS = ("ap", "ap_plus", "forgetting", "bwt", "fwt")
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """One entry of the matrix. `rise` is now minus the best so far, in nats; None before the domain was learned."""
 
     nats: float | None
@@ -126,7 +125,7 @@ def learned_by_stage(matrix: LossMatrix) -> list[tuple[str, float, float]]:
 def final_rises(matrix: LossMatrix) -> dict[str, float]:
     """Rise over their best, in nats, of watched domains and of those that an earlier stage learned."""
     rises: dict[str, float] = {}
-    for block in (matrix.watched_matrix, matrix):
+    for block in (matrix.watched_matrix, matrix) if matrix.watched else (matrix,):
         last = cells(block)[-1]
         rises |= {
             name: cell.rise
