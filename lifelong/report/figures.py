@@ -155,7 +155,7 @@ def matrix_figure(history: RunHistory) -> Figure | None:
     ).reshape(len(matrix.stages), len(matrix.domains))
     finite = np.abs(rises[np.isfinite(rises)])
     limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
-    side = max(4.2, min(12.0, 0.45 * max(len(matrix.domains), len(matrix.stages))))
+    side = max(4.2, min(8.0, 0.45 * max(len(matrix.domains), len(matrix.stages))))
     figure = new_figure(1.3 * side + 1.6, side)
     axes = figure.subplots()
     colours = mpl.colormaps["PuOr_r"].with_extremes(bad="#f2f2f2")

@@ -35,6 +35,7 @@ from lifelong.report.verdict import (
 )
 from lifelong.report.view import Cell, Table, render, table
 
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 NAMED_STAGES = 8
 MOST_EMBEDDED = 300_000  # characters of matrix.json that travel inside the page
 SAMPLED_DOMAINS = 12
@@ -96,7 +97,7 @@ def page(history: RunHistory, matrix: Mapping[str, Any] | None = None) -> str:
         samples=samples(history),
         ledger=ledger_table(history),
         environment=environment(history),
-        recipe=yaml.safe_dump(dict(history.recipe), sort_keys=False, allow_unicode=True),
+        recipe=yaml.dump(dict(history.recipe), Dumper=DUMPER, sort_keys=False, allow_unicode=True),
         command=f"lifelong run recipe.yaml --out runs/{history.name}",
         embedded=embedded if len(embedded) <= MOST_EMBEDDED else "",
     )
