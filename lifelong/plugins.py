@@ -8,7 +8,6 @@ same form. Names are listed without importing any plugin.
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
@@ -101,15 +100,8 @@ def entry_points_of(package: str) -> Mapping[str, EntryPoint]:
 
 
 def _own_names(package: str) -> list[str]:
-    folders = list(importlib.import_module(package).__path__)
-    return list(_names_in(tuple((folder, os.stat(folder).st_mtime_ns) for folder in folders)))  # noqa: PTH116 - asked for every card
-
-
-@cache
-def _names_in(folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
-    """Modules of folders as they were when last changed: thousands of cards ask for the kinds of sources."""
-    modules = pkgutil.iter_modules([folder for folder, _ in folders])
-    return tuple(module.name.replace("_", "-") for module in modules if not module.name.startswith("_"))
+    modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    return [module.name.replace("_", "-") for module in modules if not module.name.startswith("_")]
 
 
 def _origin(entry: EntryPoint) -> str:

@@ -115,8 +115,7 @@ def read_yaml(path: Path, loader: type[PlainYaml] = PlainYaml) -> YamlFile:
         InputError: it cannot be read, is too long or not YAML; with file and line.
     """
     try:
-        with path.open("rb") as stream:
-            content = stream.read(YAML_BYTES + 1)
+        content = _at_most(path)
     except OSError as error:
         raise InputError(f"{shortened(str(path), 200)}: cannot be read ({error.strerror})") from None
     if len(content) > YAML_BYTES:
@@ -125,6 +124,27 @@ def read_yaml(path: Path, loader: type[PlainYaml] = PlainYaml) -> YamlFile:
         return parse_yaml(content.decode("utf-8"), str(path), loader)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _at_most(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(YAML_BYTES + 1)
+
+
+def glance(path: Path) -> dict[str, Any]:
+    """A YAML mapping in half the time of `read_yaml`, for thousands of files: composed in C, repeats by alias shared.
+
+    Raises:
+        OSError, ValueError, RecursionError, yaml.YAMLError: it is none; `read_yaml` says where.
+    """
+    content = _at_most(path)
+    data = yaml.load(content.decode("utf-8"), Bases[-1])  # noqa: S506 - a safe loader
+    if len(content) > YAML_BYTES or not isinstance(data, dict):
+        raise ValueError(path)
+    return data
+
+
+GLANCE_FAULTS = (OSError, RecursionError, yaml.YAMLError, *SCALAR_FAULTS)
 
 
 def parse_yaml(text: str, where: str, loader: type[PlainYaml] = PlainYaml) -> YamlFile:

@@ -69,7 +69,7 @@ def domain_list(as_json: JsonOption = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from lifelong.stream.cards.summary import list_domains
+    from lifelong.stream.cards.domain import list_domains
 
     if as_json:
         typer.echo(json.dumps(list_domains(), indent=1))

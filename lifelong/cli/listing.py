@@ -48,14 +48,12 @@ def _summary(path: Path) -> str:
 
 def _described(path: Path) -> str:
     """The description of a card or a recipe; of a card without one, its licence."""
-    import yaml
+    from lifelong.schema import GLANCE_FAULTS, glance
 
-    # the reader in C is ten times faster; what is wrong with a card says whatever reads it to use it
-    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), safe)  # noqa: S506 - either is a safe loader
-    except (yaml.YAMLError, OSError, ValueError, RecursionError):
-        return "broken: is not valid YAML"
-    if not isinstance(data, dict):
-        return "broken: is not a mapping"
-    return " ".join(str(data.get("description") or data.get("licence") or "").split())
+        data = glance(path)
+    except GLANCE_FAULTS:
+        return "broken: is not a YAML mapping"
+    text = data.get("description") or data.get("licence") or ""
+    # written out, a list of lists by aliases may be longer than the memory
+    return " ".join(text.split()) if isinstance(text, str) else "broken: its description is not a text"

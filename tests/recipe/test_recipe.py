@@ -88,6 +88,11 @@ def test_files_that_are_not_recipes_are_refused(tmp_path):
         load_recipe("quickstrat")
 
 
+def test_what_is_no_utf8_on_the_command_line_is_no_value():
+    with pytest.raises(InputError, match=r"--set 'name=\\udcff': .* is not a valid YAML value"):
+        load_recipe("quickstart", ["name=\udcff"])
+
+
 @pytest.mark.parametrize("name", known_recipes())
 def test_shipped_recipes_are_valid(name, monkeypatch):
     """Every shipped recipe, its cards and its growth; hub checkpoints cannot be planned without a network."""

@@ -1,13 +1,15 @@
 """Thousands of cards: the fast listing says what reading each card would say, and near names are found."""
 
 import difflib
+import os
 import time
+from pathlib import Path
 
 import pytest
 
 from lifelong.errors import InputError, did_you_mean, nearest, refusals
-from lifelong.stream.cards.domain import known_domains, load_domain
-from lifelong.stream.cards.summary import list_domains
+from lifelong.schema import YAML_BYTES
+from lifelong.stream.cards.domain import known_domains, list_domains, load_domain
 from tests.support import run_cli
 
 CARDS = {
@@ -49,6 +51,21 @@ def test_a_long_list_is_plain_lines(domains, tmp_path, monkeypatch, capsys):
         (tmp_path / "domains" / f"c{number}.yaml").write_text("source: {files: x}\n")
     assert run_cli(monkeypatch, "domain", "list") == 0
     assert "c599  not stated  files" in capsys.readouterr().out.splitlines()
+
+
+def test_a_card_that_is_huge_when_written_out_or_no_file_at_all_holds_no_listing_up(domains, monkeypatch, capsys):
+    levels = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 4))
+    Path("domains/nested.yaml").write_text(f"a0: &a0 x\n{levels}description: *a3\n")
+    Path("domains/long.yaml").write_text(f"source: {{files: x}}\ndescription: {'x' * YAML_BYTES}\n")
+    os.mkfifo("domains/pipe.yaml")
+    listed = {entry["name"]: entry for entry in list_domains()}
+    assert "aliases" in listed["nested"]["fault"]
+    assert "larger than" in listed["long"]["fault"]
+    assert "pipe" not in listed
+    assert run_cli(monkeypatch, "list", "domains") == 0
+    assert {"nested  broken: its description is not a text", "long  broken: is not a YAML mapping"} <= {
+        "  ".join(line.split(maxsplit=1)) for line in capsys.readouterr().out.splitlines()
+    }
 
 
 def test_the_nearest_of_ten_thousand_names_is_found_at_once():

@@ -12,8 +12,8 @@ from rich.console import Console
 from lifelong.errors import InputError
 from lifelong.report.domain_table import summary_table
 from lifelong.stream.cards.documents import read_documents
-from lifelong.stream.cards.domain import Domain, load_domain
-from lifelong.stream.cards.summary import add_domain, describe_domain, list_domains
+from lifelong.stream.cards.domain import Domain, list_domains, load_domain
+from lifelong.stream.cards.summary import add_domain, describe_domain
 
 from .conftest import sentences
 

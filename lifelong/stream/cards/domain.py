@@ -12,13 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from lifelong.allowed import remember_allowed
-from lifelong.errors import InputError, did_you_mean
+from lifelong.errors import InputError, LifelongError, did_you_mean
 from lifelong.plugins import shipped_folder
 from lifelong.records import NAME_PATTERN
-from lifelong.schema import CARD, Location, Written, parse_fraction, read_yaml, shortened, validation_lines
+from lifelong.schema import (
+    CARD,
+    GLANCE_FAULTS,
+    Location,
+    Written,
+    glance,
+    parse_fraction,
+    read_yaml,
+    shortened,
+    validation_lines,
+)
 from lifelong.stream.cards.paths import CardFile, require_own
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
@@ -141,14 +151,34 @@ def known_domains() -> list[str]:
 def known_cards() -> dict[str, Path]:
     """The card of every name, as `load_domain` finds it."""
     cards: dict[str, Path] = {}
-    for folder in (folder for folder in domain_folders() if folder.is_dir()):
+    for folder in (folder.absolute() for folder in domain_folders() if folder.is_dir()):
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
+            names = [entry.name for entry in entries if entry.is_file()]
         for suffix in SUFFIXES:
             for name in names:
                 if name.endswith(suffix):
                     cards.setdefault(name.removesuffix(suffix), folder / name)
     return cards
+
+
+def list_domains() -> list[dict[str, Any]]:
+    """Name, kind of source, licence, card and description of every domain that can be found; or its fault."""
+    return [_listed(name, path) for name, path in sorted(known_cards().items())]
+
+
+def _listed(name: str, path: Path) -> dict[str, Any]:
+    try:
+        data = glance(path)
+        domain = Domain.model_validate({"name": name, **data})
+        if domain.name != name or "path" in data:
+            raise ValueError
+    except (*GLANCE_FAULTS, ValidationError, TypeError):  # what is wrong says the reader that knows its lines
+        try:
+            domain = load_domain(name)
+        except LifelongError as error:
+            return {"name": name, "fault": str(error)}
+    facts = {"source": domain.source.kind, "licence": domain.licence, "card": str(path)}
+    return {"name": name, **facts, "description": domain.description}
 
 
 def domain_folders() -> list[Path]:
@@ -163,8 +193,6 @@ def read_card(path: Path) -> Domain:
     Raises:
         InputError: with one line per fault: file, line, dotted path, value, what is allowed.
     """
-    from pydantic import ValidationError
-
     file = read_yaml(path)
     data, lines = file.data, file.lines
     if not isinstance(data, dict):

@@ -18,8 +18,6 @@ from lifelong.stream.cards.domain import (
     SPLITS,
     Domain,
     allow_card,
-    domain_folders,
-    known_cards,
     known_domains,
     load_domain,
     read_card,
@@ -266,31 +264,3 @@ def _read_draft(draft: Path, card: Path) -> Domain:
         return read_card(draft)
     except InputError as error:
         raise InputError(str(error).replace(str(draft), f"{card} (not written)")) from None
-
-
-def list_domains() -> list[dict[str, Any]]:
-    """Name, kind of source, licence, card and description of every domain that can be found; or its fault."""
-    return [_listed(name, path) for name, path in sorted(known_cards().items())]
-
-
-def _listed(name: str, path: Path) -> dict[str, Any]:
-    import yaml
-    from pydantic import ValidationError
-
-    try:
-        # the reader in C is ten times faster; what is wrong with a card is left to the one that knows its lines
-        safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        data = yaml.load(path.read_text(encoding="utf-8"), safe)  # noqa: S506 - either is a safe loader
-        domain = Domain.model_validate({"name": name, **data})
-        if domain.name != name or "path" in data:
-            raise ValueError
-    except (yaml.YAMLError, ValidationError, ValueError, TypeError, OSError, RecursionError):
-        try:
-            domain = load_domain(name)
-        except LifelongError as error:
-            return {"name": name, "fault": str(error)}
-    facts = {"source": domain.source.kind, "licence": domain.licence, "card": str(path.absolute())}
-    return {"name": name, **facts, "description": domain.description}
-
-
-__all__ = ["DomainSummary", "Overlap", "add_domain", "describe_domain", "domain_folders", "list_domains"]

@@ -8,6 +8,7 @@ imported whenever a card is read, so heavy libraries are imported inside functio
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Union
 
@@ -88,9 +89,15 @@ def source_kinds() -> dict[str, type[Source]]:
     }
 
 
+@cache
+def _kinds() -> tuple[str, ...]:
+    """The names that a card is read with; asked twice for each of thousands of cards."""
+    return tuple(source_kinds())
+
+
 def _kind_of(value: Any) -> str | None:
     keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
-    named = [kind for name in plugin_names(PACKAGE) if (kind := name.replace("-", "_")) in keys]
+    named = [kind for kind in _kinds() if kind in keys]
     return named[0] if len(named) == 1 else None
 
 
