@@ -4,7 +4,7 @@
 
 Run and cards are generated: a whole run folder with ledger, losses, curves and facts, without weights. Every verb is a
 process of its own; its processor seconds and its peak of resident memory are those of the operating system, with the
-libraries that it imports.
+libraries that it imports, whose bytecode an earlier process has written, as an installation does.
 
 `--stream D,T` trains instead: T stages of one step each in which D domains are measured, and the resident memory after
 each stage; what grows with both would show here.
@@ -97,7 +97,9 @@ def measured(verb: Sequence[str], where: Path) -> dict[str, float]:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
         path = str(Path(__file__).resolve().parents[1])
-        os.execve(sys.executable, [sys.executable, "-m", "lifelong", *verb], {**os.environ, "PYTHONPATH": path})
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONPYCACHEPREFIX": str(where / "bytecode")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.execve(sys.executable, [sys.executable, "-m", "lifelong", *verb], environment)
     _, status, usage = os.wait4(pid, 0)
     return {
         "exit_code": os.waitstatus_to_exitcode(status),
@@ -122,8 +124,10 @@ def resident_after_stages(here: Path, domains: int, stages: int) -> list[float]:
             json.dumps({"text": " ".join("".join(draw.choices(ascii_lowercase, k=5)) for _ in range(60))})
             for _ in range(12)
         ]
-        (here / f"d{number}.jsonl").write_text("\n".join(lines))
-        (here / f"d{number}.yaml").write_text(f"name: d{number}\nsource: {{files: d{number}.jsonl}}\nheld_out: 0.3\n")
+        for split, part in (("train", lines[:8]), ("valid", lines[8:10]), ("test", lines[10:])):
+            (here / f"d{number}.{split}.jsonl").write_text("\n".join(part))
+        splits = f"files: d{number}.train.jsonl, valid: d{number}.valid.jsonl, test: d{number}.test.jsonl"
+        (here / f"d{number}.yaml").write_text(f"name: d{number}\nsource: {{{splits}}}\n")
     cards = [str(here / f"d{number}.yaml") for number in range(domains)]
     recipe = parse_recipe({
         "name": "long", "sequence_length": 32,
@@ -160,6 +164,8 @@ def main() -> None:
         here = Path(name)
         write_run(here / "run", arguments.domains, arguments.stages)
         write_cards(here / "domains", arguments.cards)
+        write_run(here / "small", 2, 2)
+        measured(["report", "small"], here)
         figures: dict[str, Any] = {
             " ".join(verb): measured(verb, here)
             for verb in (

@@ -50,7 +50,7 @@ class PlainYaml(*Bases):  # type: ignore[misc]
         Raises:
             yaml.YAMLError: an alias, or more than `YAML_DEPTH` levels.
         """
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed; write the value out", mark)
         if self.depth >= YAML_DEPTH:
