@@ -109,8 +109,8 @@ def measured(verb: Sequence[str], where: Path) -> dict[str, float]:
     }
 
 
-def resident_after_stages(here: Path, domains: int, stages: int) -> list[float]:
-    """Resident megabytes after every stage of a real run in which many domains are watched."""
+def print_resident(here: Path, domains: int, stages: int) -> None:
+    """Print resident megabytes after every stage of a real run in which many domains are watched."""
     import torch
 
     from lifelong.pipeline import run_recipe
@@ -136,15 +136,15 @@ def resident_after_stages(here: Path, domains: int, stages: int) -> list[float]:
         "stages": [{"domain": cards[index % 2], "tokens": 128} for index in range(stages)], "watch": cards[2:],
         "train": {"per_device_train_batch_size": 4, "use_cpu": True}, "evaluate": {"tokens": 100, "samples": 0},
     })  # fmt: skip
-    sizes: list[float] = []
 
     class Weighing(RunObserver):
         def stage_committed(self, _: StageRecord) -> None:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+            print(f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**20:.0f}", end=" ", flush=True)
 
+    print("resident MB after each stage:", end=" ")
     run_recipe(recipe, here / "run", Weighing())
-    return sizes
+    print()
 
 
 def main() -> None:
@@ -157,8 +157,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.stream:
         with tempfile.TemporaryDirectory() as name:
-            weights = resident_after_stages(Path(name), *map(int, arguments.stream.split(",")))
-        print("resident MB after each stage: " + " ".join(f"{size:.0f}" for size in weights))
+            print_resident(Path(name), *map(int, arguments.stream.split(",")))
         return
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)

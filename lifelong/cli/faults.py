@@ -12,7 +12,10 @@ from pathlib import Path
 
 from lifelong.schema import shortened
 
-MEMORY = ("can't allocate memory", "can't start new thread", "out of memory", "Cannot allocate memory")
+MEMORY = (
+    "can't allocate memory", "can't start new thread", "out of memory", "Cannot allocate memory",
+    "failed to map segment from shared object",
+)  # fmt: skip
 RESUMES = "what is committed is whole, and the same command goes on from there"
 
 
@@ -38,7 +41,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY)
+        isinstance(error, RuntimeError | ImportError) and any(text in str(error) for text in MEMORY)
     )
 
 

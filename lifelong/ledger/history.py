@@ -288,8 +288,12 @@ def write_losses(path: Path, losses: Sequence[DomainLoss]) -> None:
 
 
 def read_losses(path: Path) -> tuple[DomainLoss, ...]:
-    """Inverse of `write_losses`."""
-    return tuple(
+    """Inverse of `write_losses`.
+
+    Raises:
+        CorruptionError: missing, unreadable, or sums of some documents without their tokens.
+    """
+    losses = tuple(
         DomainLoss(
             **{
                 **item,
@@ -299,3 +303,8 @@ def read_losses(path: Path) -> tuple[DomainLoss, ...]:
         )
         for item in read_json(path)
     )
+    for loss in losses:
+        losses_of, tokens_of = len(loss.document_nats), len(loss.document_tokens)
+        if losses_of != tokens_of:
+            raise CorruptionError(f"{path}: {loss.domain}: losses of {losses_of} documents, tokens of {tokens_of}")
+    return losses

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lifelong.errors import InputError
 from lifelong.lm.objective import objective_of
 from lifelong.methods._method import Batch, Method, StageContext, stock_parameters
 
@@ -105,12 +104,7 @@ def mean_over_rows(
         context: of the stage, which has just been trained.
         samples: rows to look at.
         per_row: batch of one row -> (what to differentiate, what to make of each gradient).
-
-    Raises:
-        InputError: `samples` is below 1.
     """
-    if samples < 1:
-        raise InputError(f"samples: at least one row is needed to measure importances, not {samples}")
     model = context.model
     names, parameters = zip(*((n, p) for n, p in stock_parameters(model).items() if p.requires_grad), strict=True)
     sums = [torch.zeros_like(parameter) for parameter in parameters]

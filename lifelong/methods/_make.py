@@ -50,6 +50,8 @@ def _make_method(name: str, settings: Mapping[str, Any]) -> Method:
     made: Method = plugin(**settings)
     if not made.strength >= 0:
         raise InputError(f"methods.{name}.strength: must be at least 0, not {made.strength!r}")
+    if getattr(made, "samples", 1) < 1:
+        raise InputError(f"methods.{name}.samples: must be at least 1, not {settings['samples']!r}")
     return made
 
 

@@ -28,6 +28,7 @@ SAID = [
     (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
     (MemoryError(), "there is not enough memory (MemoryError)"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "there is not enough memory"),
+    (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "there is not enough memory"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "there is not enough memory"),
     (RuntimeError("can't start new thread"), "there is not enough memory"),
     (RuntimeError("I/O error: (os error 28)"), "the disk is full"),

@@ -116,6 +116,12 @@ def test_wrong_settings_are_refused_before_anything_runs(name):
         make_methods([(name, {"strength": -1.0})])
 
 
+@pytest.mark.parametrize("name", ["a-gem", "ewc", "gem", "mas"])
+def test_rows_to_measure_on_are_counted_before_anything_runs(name):
+    with pytest.raises(InputError, match=rf"methods\.{name}\.samples: must be at least 1, not -1"):
+        make_methods([(name, {"samples": -1})])
+
+
 def small_recipe(folder, name, **changes):
     data = recipe_data(folder, methods=[{"name": name}], replay={"memory_tokens": 2000, "share": 0}, **changes)
     return parse_recipe({key: value for key, value in data.items() if value is not None})
