@@ -21,7 +21,7 @@ from lifelong.errors import InputError, did_you_mean
 Location = tuple[int | str, ...]
 
 
-YAML_BYTES = 1 << 20
+YAML_BYTES, YAML_PIECE = 1 << 20, 1 << 14
 YAML_DEPTH = 50
 LARGEST_NUMBER = 2**63
 # what constructors of PyYAML raise on `2020-13-45`, `!!int abc`, `!!bool abc`, `!!timestamp abc` or 5,000 digits
@@ -128,7 +128,8 @@ def read_yaml(path: Path, loader: type[PlainYaml] = PlainYaml) -> YamlFile:
 
 def _at_most(path: Path) -> bytes:
     with path.open("rb") as stream:
-        return stream.read(YAML_BYTES + 1)
+        content = stream.read(YAML_PIECE)  # room for all that may be read is made before it is
+        return content if len(content) < YAML_PIECE else content + stream.read(YAML_BYTES + 1 - YAML_PIECE)
 
 
 def glance(path: Path) -> dict[str, Any]:
