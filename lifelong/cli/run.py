@@ -51,7 +51,7 @@ def run(
     if seeds is None:
         with display(as_json) as observer:
             result = run_recipe(recipes[0], folder, observer)
-        _finish(Path(result.out), as_json)
+        finish(Path(result.out), as_json)
         return
     for loaded in recipes:
         with display(as_json) as observer:
@@ -82,7 +82,7 @@ def extend(
         result = extend_run(
             run_folder, domain, tokens=tokens, overrides=overrides or (), allow_paths=allow_paths, observer=observer
         )
-    _finish(Path(result.out), as_json)
+    finish(Path(result.out), as_json)
 
 
 def plan(
@@ -171,7 +171,7 @@ def init(
     typer.echo(f"recipe: {out}")
 
 
-def _finish(out: Path, as_json: bool, report_folder: Path | None = None, history: RunHistory | None = None) -> None:
+def finish(out: Path, as_json: bool, report_folder: Path | None = None, history: RunHistory | None = None) -> None:
     """Show the matrix and the metrics of a run, and whether it met its recipe's expectations."""
     if not distributed.is_main_process():
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ VERBS = [
     *([verb] for verb in ["init", "run", "status", "extend", "plan", "report", "evaluate", "merge", "expand", "cache", "push", "check", "list", "schema"]),
     *(["recipe", verb] for verb in ("show", "copy")),
     *(["domain", verb] for verb in ("add", "list", "show", "check")),
+    *(["federate", verb] for verb in ("simulate", "serve", "join")),
 ]  # fmt: skip
 
 
@@ -33,6 +35,8 @@ def test_help_of_a_verb_fits_80_columns_and_ends_with_an_example(verb):
     assert "..." not in text.split("Options:")[0].split("\n\n")[1], "the summary is whole"
     assert "-v, --verbose" in text
     assert f"Example: lifelong {' '.join(verb)}" in text
+    if "--out" in text:
+        assert re.search(r"--out [A-Z]+ ", text), "the value of an option is named"
     assert not [line for line in text.splitlines() if "<str>" in line or "<path>" in line or "<int>" in line]
 
 
