@@ -75,6 +75,8 @@ def extend(
     as_json: JsonOption = False,
 ) -> None:
     """Train on one more domain, from the run folder alone; earlier corpora are not needed."""
+    if not as_json and distributed.launched_rank() == 0:
+        say(f"{run_folder}: one more stage on {domain}")
     quiet_libraries()
     from lifelong.pipeline.loop import extend_run
 

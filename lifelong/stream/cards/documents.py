@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lifelong.stream.cards.domain import SPLITS, Domain
 from lifelong.stream.cards.overlap import DuplicateFilter
 
 _REASONS_KEPT = 5
+TELL_EVERY = 1_000_000  # bytes
 
 
 @dataclass
@@ -64,6 +65,17 @@ def read_documents(domain: Domain, split: str, tally: Tally | None = None) -> It
             break
     if not tally.documents:
         raise InputError(_empty_message(domain, split, tally))
+
+
+def with_progress(documents: Iterable[Document], read: Callable[[int], None]) -> Iterator[Document]:
+    """Pass documents on and tell, about once a megabyte, how many bytes of text have been passed on."""
+    total = told = 0
+    for document in documents:
+        total += document.num_bytes
+        if total - told >= TELL_EVERY:
+            told = total
+            read(total)
+        yield document
 
 
 def source_fingerprint(domain: Domain, split: str, memo_dir: Path | None = None) -> str:
