@@ -85,6 +85,11 @@ def train_tokenizer(
             f"tokenizer.train.vocab_size: {vocab_size} is too small; 256 bytes and "
             f"{len(SPECIAL_TOKENS)} special tokens need at least {_SMALLEST_VOCABULARY}"
         )
+    if conversations := [domain.name for domain in domains if domain.messages_field is not None]:
+        raise InputError(
+            f"tokenizer.train: domain {conversations[0]!r} holds messages, which need a chat template, and a new "
+            "tokenizer has none; set tokenizer.checkpoint to that of a chat model"
+        )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -188,6 +193,8 @@ def _tokenized(
         "tokenizer": encoder.fingerprint,
         "sequence_length": sequence_length,
     }
+    if domain.messages_field is not None:
+        settings["template"] = encoder.template_fingerprint
     if chosen is not None:
         settings["chosen"] = hashlib.sha256(chosen.tobytes()).hexdigest()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.stream.cards.document import Bad, Document, Reading
+from lifelong.stream.cards.document import Bad, Document
 from lifelong.stream.cards.domain import SPLITS, Domain
 from lifelong.stream.cards.overlap import DuplicateFilter
 
@@ -114,7 +114,7 @@ def _of_split(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
 
 
 def _from_source(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
-    for place, text in domain.source.read(domain, split, Reading(domain.text_field, domain.max_document_bytes)):
+    for place, text in domain.source.read(domain, split, domain.reading):
         problem = text.reason if isinstance(text, Bad) else _problem(domain, place, text)
         if problem is None and isinstance(text, str):
             if text.strip():
