@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,7 +60,9 @@ def run(
     if distributed.is_main_process():
         from lifelong.cli.inspect import report
 
-        report([folder / f"seed-{loaded.seed}" for loaded in recipes], folder / "comparison", as_json=as_json)
+        folders = [folder / f"seed-{loaded.seed}" for loaded in recipes]
+        report(folders, folder / "comparison", as_json=as_json)
+        _require_promises(folders)
 
 
 def extend(
@@ -192,4 +195,13 @@ def finish(out: Path, as_json: bool, report_folder: Path | None = None, history:
         report = ReportFolder(report_folder) if report_folder else RunFolder(out).report
         say(f"report: {report.page}")
     if broken := broken_promises(history):
+        raise VerificationError("; ".join(broken))
+
+
+def _require_promises(folders: Sequence[Path]) -> None:
+    """What runs of several seeds were expected to reach, after all of them are there to be looked at."""
+    from lifelong.ledger.history import read_history
+    from lifelong.report.verdict import broken_promises
+
+    if broken := [f"{folder.name}: {line}" for folder in folders for line in broken_promises(read_history(folder))]:
         raise VerificationError("; ".join(broken))
