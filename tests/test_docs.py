@@ -70,6 +70,18 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert len(blocks) == 1
 
 
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    notebook, names = json.loads((DOCS / "tour.ipynb").read_text()), {}
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"tour.ipynb, cell {number}", "exec"), names)
+    assert len(cells) == 5
+    assert names["report"].max_logit_difference_float64 < 1e-10
+    assert names["result"].metrics["forgetting"] is not None
+    assert not any(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+
+
 def test_every_public_name_is_in_the_reference():
     text = (DOCS / "api/index.md").read_text()
     documented = re.findall(r"^\.\. auto\w+:: (?:lifelong\.evaluate\.)?(\w+)", text, re.MULTILINE)
