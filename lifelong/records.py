@@ -499,6 +499,9 @@ class RunObserver:
     def advanced(self, phase: str, tokens: int, total: int) -> None:
         """A phase without optimizer steps has done this much of its tokens."""
 
+    def text_read(self, domain: str, num_bytes: int) -> None:
+        """So many UTF-8 bytes of a corpus have been read and tokenised; told about once a megabyte."""
+
     def probed(self, point: ProbePoint) -> None:
         """A small evaluation during a stage."""
 

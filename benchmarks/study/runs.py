@@ -145,6 +145,7 @@ def prepare(out: Path, *, teachers: bool, vocab_size: int = 2048) -> None:
     from lifelong.pipeline import run_recipe
     from lifelong.pipeline.begin import make_tokenizer
     from lifelong.recipe import load_recipe
+    from lifelong.records import RunObserver
     from lifelong.stream.cards.domain import load_domain
 
     os.environ["STUDY"] = str(out.resolve())
@@ -155,7 +156,7 @@ def prepare(out: Path, *, teachers: bool, vocab_size: int = 2048) -> None:
         recipe = load_recipe(RECIPES / "teacher.yaml", [training])
         domains = [load_domain(name) for name in ("wiki", *TEACHERS)]
         partial = out / "tokenizer.partial"
-        make_tokenizer(recipe, domains).save_pretrained(partial)
+        make_tokenizer(recipe, domains, RunObserver()).save_pretrained(partial)
         partial.replace(out / "tokenizer")
     for name in TEACHERS if teachers else ():
         run_recipe(load_recipe(RECIPES / "teacher.yaml", [f"stages.1.domain={name}"]), out / "teachers" / name)

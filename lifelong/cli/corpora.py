@@ -34,6 +34,9 @@ def domain_add(
     split: Annotated[str | None, typer.Option(help="Training split of the hub data set.")] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read the hub data set as it arrives.")] = False,
     text_field: Annotated[str | None, typer.Option(help="Field that holds the text.")] = None,
+    messages_field: Annotated[
+        str | None, typer.Option(help="Field of messages, lists of {role, content}, instead of text.")
+    ] = None,
     held_out: Annotated[float | None, typer.Option(help="Share held out for each split not given.")] = None,
     dedup: Annotated[str | None, typer.Option(help="Drop repeated documents: none, exact or near.")] = None,
     on_bad_document: Annotated[str | None, typer.Option(help="error or skip.")] = None,
@@ -54,7 +57,7 @@ def domain_add(
         "files": files, "valid": valid, "test": test,
         "hub": hub, "config": config, "revision": revision, "split": split, "streaming": streaming or None,
         "python_text": python_text,
-        "text_field": text_field, "held_out": held_out, "dedup": dedup,
+        "text_field": text_field, "messages_field": messages_field, "held_out": held_out, "dedup": dedup,
         "on_bad_document": on_bad_document, "licence": licence,
     }  # fmt: skip
     keys = {**options, **_keys(settings or ())}

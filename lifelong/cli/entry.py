@@ -16,6 +16,7 @@ import typer
 
 from lifelong import distributed
 from lifelong.cli.corpora import domain_app
+from lifelong.cli.federate import federate_app
 from lifelong.cli.inspect import check, list_names, report, schema, status
 from lifelong.cli.models import cache, evaluate, expand, merge
 from lifelong.cli.push import push
@@ -53,6 +54,7 @@ for verb, example in (
     add(app, verb, example, "list" if verb is list_names else None)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(domain_app, name="domain")
+app.add_typer(federate_app, name="federate")
 
 SEVERAL_PROCESSES = ("run", "extend")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lifelong.cli.run import _finish
+from lifelong.cli.run import finish
 from lifelong.cli.terminal import JsonOption, say, show
 from lifelong.errors import InputError
 
@@ -69,7 +69,7 @@ def report(
         if latex:
             say(latex_of(history), nl=False)
             return
-        _finish(runs[0], as_json, out, history)
+        finish(runs[0], as_json, out, history)
         return
     from lifelong.report.compare import compare_runs
     from lifelong.report.compare_page import (

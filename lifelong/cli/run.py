@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +52,7 @@ def run(
     if seeds is None:
         with display(as_json) as observer:
             result = run_recipe(recipes[0], folder, observer)
-        _finish(Path(result.out), as_json)
+        finish(Path(result.out), as_json)
         return
     for loaded in recipes:
         with display(as_json) as observer:
@@ -59,7 +60,9 @@ def run(
     if distributed.is_main_process():
         from lifelong.cli.inspect import report
 
-        report([folder / f"seed-{loaded.seed}" for loaded in recipes], folder / "comparison", as_json=as_json)
+        folders = [folder / f"seed-{loaded.seed}" for loaded in recipes]
+        report(folders, folder / "comparison", as_json=as_json)
+        _require_promises(folders)
 
 
 def extend(
@@ -75,6 +78,8 @@ def extend(
     as_json: JsonOption = False,
 ) -> None:
     """Train on one more domain, from the run folder alone; earlier corpora are not needed."""
+    if not as_json and distributed.launched_rank() == 0:
+        say(f"{run_folder}: one more stage on {domain}")
     quiet_libraries()
     from lifelong.pipeline.loop import extend_run
 
@@ -82,7 +87,7 @@ def extend(
         result = extend_run(
             run_folder, domain, tokens=tokens, overrides=overrides or (), allow_paths=allow_paths, observer=observer
         )
-    _finish(Path(result.out), as_json)
+    finish(Path(result.out), as_json)
 
 
 def plan(
@@ -171,7 +176,7 @@ def init(
     typer.echo(f"recipe: {out}")
 
 
-def _finish(out: Path, as_json: bool, report_folder: Path | None = None, history: RunHistory | None = None) -> None:
+def finish(out: Path, as_json: bool, report_folder: Path | None = None, history: RunHistory | None = None) -> None:
     """Show the matrix and the metrics of a run, and whether it met its recipe's expectations."""
     if not distributed.is_main_process():
         return
@@ -190,4 +195,13 @@ def _finish(out: Path, as_json: bool, report_folder: Path | None = None, history
         report = ReportFolder(report_folder) if report_folder else RunFolder(out).report
         say(f"report: {report.page}")
     if broken := broken_promises(history):
+        raise VerificationError("; ".join(broken))
+
+
+def _require_promises(folders: Sequence[Path]) -> None:
+    """What runs of several seeds were expected to reach, after all of them are there to be looked at."""
+    from lifelong.ledger.history import read_history
+    from lifelong.report.verdict import broken_promises
+
+    if broken := [f"{folder.name}: {line}" for folder in folders for line in broken_promises(read_history(folder))]:
         raise VerificationError("; ".join(broken))

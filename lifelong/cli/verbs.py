@@ -28,7 +28,8 @@ class Verb(TyperCommand):
         for parameter in self.params:
             if parameter.metavar is None and not getattr(parameter, "is_flag", False):
                 parameter.metavar = (parameter.name or "").upper()
-            if hasattr(parameter, "display_type_rich"):  # newer releases of typer add the type of an argument
+            # newer releases of typer write the type of an argument after its name
+            if parameter.param_type_name == "argument" and hasattr(parameter, "display_type_rich"):
                 parameter.display_type_rich = _no_type
 
 

@@ -356,7 +356,7 @@ def server_app() -> Any:
         plan = FederationPlan(
             local_steps=int(config["local-steps"]),
             strategy=str(config["strategy"]),
-            options=_numbers(str(config["strategy-options"])),
+            options=numbers(str(config["strategy-options"])),
             min_silos=int(config["min-silos"]),
             timeout=float(config["timeout"]),
             moments=str(config["moments"]),
@@ -398,7 +398,7 @@ def _overrides(config: Mapping[str, Any]) -> list[str]:
     return [part.strip() for part in str(config.get("set") or "").split(";") if part.strip()]
 
 
-def _numbers(text: str) -> dict[str, float]:
+def numbers(text: str) -> dict[str, float]:
     """`server_momentum=0.9;server_learning_rate=0.7`."""
     numbers = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):

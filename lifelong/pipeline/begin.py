@@ -230,7 +230,7 @@ def prepare_tokenizer(
                 merged.save(partial)
                 observer.noted(merged.summary())
             else:
-                make_tokenizer(recipe, domains).save_pretrained(partial)
+                make_tokenizer(recipe, domains, observer).save_pretrained(partial)
 
     distributed.run_on_main_process(prepare)
     return load_tokenizer(folder)
@@ -241,7 +241,7 @@ def tokenizer_folder(ledger: Ledger) -> Path:
     return (ledger.folder.initial if ledger.records else ledger.work(INITIAL)).tokenizer
 
 
-def make_tokenizer(recipe: Recipe, domains: Sequence[Domain]) -> PreTrainedTokenizerBase:
+def make_tokenizer(recipe: Recipe, domains: Sequence[Domain], observer: RunObserver) -> PreTrainedTokenizerBase:
     """A tokenizer as the recipe says."""
     section = recipe.tokenizer
     if section is not None and section.train is not None:
@@ -251,6 +251,7 @@ def make_tokenizer(recipe: Recipe, domains: Sequence[Domain]) -> PreTrainedToken
             vocab_size=section.train.vocab_size,
             max_bytes=section.train.max_bytes,
             seed=recipe.seed,
+            read=observer.text_read,
         )
     source = section.checkpoint if section is not None else recipe.model.checkpoint
     return load_tokenizer(str(source))

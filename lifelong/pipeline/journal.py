@@ -104,6 +104,10 @@ class Journal(RunObserver):
         """Nothing to write: how far a phase without steps has come."""
         self.inner.advanced(phase, tokens, total)
 
+    def text_read(self, domain: str, num_bytes: int) -> None:
+        """Nothing to write: how much of a corpus was read."""
+        self.inner.text_read(domain, num_bytes)
+
     def probed(self, point: ProbePoint) -> None:
         """A small evaluation."""
         self.write(

@@ -140,7 +140,7 @@ def _facts(domain: Domain, train: Sequence[Document], held: Sequence[Document], 
         whole = min(whole, domain.take_bytes)
     bytes_per_token = tokens_per_word = None
     if encoder is not None:
-        texts = _texts(train, ENCODED_BYTES)
+        texts = [encoder.rendered(text) for text in _texts(train, ENCODED_BYTES)]
         tokens = sum(len(ids) for ids in encoder.encode_batch(texts))
         bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, tokens)
         tokens_per_word = tokens / max(1, sum(len(text.split()) for text in texts))

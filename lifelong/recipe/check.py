@@ -39,7 +39,13 @@ from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprin
 from lifelong.train.arguments import check_processes, check_train_section
 from lifelong.train.carried_moments import check_carry
 from lifelong.train.policies._policy import make_policy
-from lifelong.train.rehearsal import OF_THE_DEVICE, check_trackers, check_train_values, rehearse_training
+from lifelong.train.rehearsal import (
+    OF_THE_DEVICE,
+    check_precision,
+    check_trackers,
+    check_train_values,
+    rehearse_training,
+)
 
 REHEARSED_LAYERS = 4
 LARGEST_MODEL = 1e13  # parameters; 40 TB
@@ -143,7 +149,7 @@ def _check_train(context: CheckContext) -> Iterator[str]:
     sections = {"train": recipe.train}
     sections |= {f"stages[{index}].train": stage.train for index, stage in enumerate(recipe.stages)}
     for where, section in sections.items():
-        checks = [check_train_section, check_train_values, *([check_trackers] if context.here else [])]
+        checks = [check_train_section, check_train_values, *([check_trackers, check_precision] if context.here else [])]
         for line in (line for check in checks for line in check(section, where)):
             found = True
             yield line

@@ -181,7 +181,7 @@ def start_ids(tokenizer: Any, section: GenerateSection, domain: Domain | None, s
         )
     found = []
     for document in read_documents(domain, "train"):
-        (ids,) = encoder.encode_batch([document.text[: 40 * section.start_tokens]])
+        (ids,) = encoder.encode_batch([encoder.rendered(document.text)[: 40 * section.start_tokens]])
         if len(ids) >= section.start_tokens:
             found.append(np.concatenate([first, ids[: section.start_tokens]]))
         if len(found) == START_DOCUMENTS:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from lifelong.errors import printable
 from lifelong.records import DomainLoss, ExpansionReport, RunObserver, RunResult, StageRecord, TrainPoint
-from lifelong.report.units import rate
+from lifelong.report.units import column, rate
 from lifelong.report.verdict import perplexity_of
 
 PLAIN_SECONDS = 10.0
@@ -113,14 +113,27 @@ class RichObserver(RunObserver):
     def advanced(self, phase: str, tokens: int, total: int) -> None:
         """Move the bar of a phase; without a terminal say something now and then."""
         now = time.monotonic()
-        rate = max(tokens, 1) / max(now - self.phase_started_at, 1e-9)
-        detail = f"{rate / 1e3:.2f}k tok/s"
+        speed = max(tokens, 1) / max(now - self.phase_started_at, 1e-9)
+        detail = rate(speed)
         if self.console.is_terminal and self.phase_task is not None:
-            left = clock((total - tokens) / rate)
+            left = clock((total - tokens) / speed)
             self.progress.update(self.phase_task, completed=tokens, total=total, detail=f"{detail} eta {left}")
         elif now - self.last_line > PLAIN_SECONDS:
             self.last_line = now
             self.say(f"  {phase} {tokens:>9,} of {total:,} tokens  {detail}")
+
+    def text_read(self, domain: str, num_bytes: int) -> None:
+        """Say how much of a corpus is prepared, and how fast; how much there is nobody knows before its end."""
+        now = time.monotonic()
+        seconds = max(now - self.phase_started_at, 1e-9)
+        (size,), unit = column([num_bytes], "B")
+        (speed,), per = column([num_bytes / seconds], "B")
+        detail = f"{domain}: {size} {unit} of text, {speed} {per}/s"
+        if self.console.is_terminal and self.phase_task is not None:
+            self.progress.update(self.phase_task, detail=detail)
+        elif now - self.last_line > PLAIN_SECONDS:
+            self.last_line = now
+            self.say(f"  prepare {detail}")
 
     def expanded(self, report: ExpansionReport) -> None:
         """Say how far the function moved."""

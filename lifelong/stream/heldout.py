@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def write_heldout(
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             pending: list[tuple[Document, NDArray[np.int32]]] = []
             reached = 0
-            for document in read_documents(domain, split):
+            for document in (_as_read(document, encoder) for document in read_documents(domain, split)):
                 pending.append((document, encoder.encode_for_scoring(document.text)))
                 reached += len(pending[-1][1]) - 1
                 if len(pending) == _DOCUMENTS_PER_BATCH:
@@ -144,6 +145,12 @@ def write_heldout(
     finally:
         temporary.unlink(missing_ok=True)
     return Heldout(path)
+
+
+def _as_read(document: Document, encoder: Encoder) -> Document:
+    """The document as the model sees it, which its bytes are counted of; its key stays."""
+    text = encoder.rendered(document.text)
+    return document if text is document.text else replace(document, text=text, num_bytes=len(text.encode()))
 
 
 def _batch(rows: list[tuple[Document, NDArray[np.int32]]], schema: Any) -> Any:

@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from lifelong import distributed
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
 from lifelong.files import file_hash, read_sealed, remove_tree, sync_folder, write_sealed
 from lifelong.stream.blocks import BlockStore, BlockWriter
-from lifelong.stream.cards.documents import Tally, read_documents, source_fingerprint
+from lifelong.stream.cards.document import Document
+from lifelong.stream.cards.documents import Tally, read_documents, source_fingerprint, with_progress
 from lifelong.stream.cards.domain import Domain
 from lifelong.stream.ordering import key_of
 from lifelong.stream.packing import Packer
@@ -56,6 +57,7 @@ def train_tokenizer(
     vocab_size: int = 8192,
     seed: int = 0,
     max_bytes: int = 20_000_000,
+    read: Callable[[str, int], None] | None = None,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of the training splits, with end-of-text, padding and mask tokens.
 
@@ -68,6 +70,7 @@ def train_tokenizer(
         vocab_size: with the special tokens; at least 259.
         seed: of the sample.
         max_bytes: of text, over all domains.
+        read: is told how many bytes of which domain have been read.
 
     Raises:
         InputError: the size cannot be, or the text is too small for it.
@@ -82,6 +85,11 @@ def train_tokenizer(
             f"tokenizer.train.vocab_size: {vocab_size} is too small; 256 bytes and "
             f"{len(SPECIAL_TOKENS)} special tokens need at least {_SMALLEST_VOCABULARY}"
         )
+    if conversations := [domain.name for domain in domains if domain.messages_field is not None]:
+        raise InputError(
+            f"tokenizer.train: domain {conversations[0]!r} holds messages, which need a chat template, and a new "
+            "tokenizer has none; set tokenizer.checkpoint to that of a chat model"
+        )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -92,7 +100,7 @@ def train_tokenizer(
         show_progress=False,
     )
     share = max(1, max_bytes // max(1, len(domains)))
-    texts = (text for domain in domains for text in _sample(domain, share, seed))
+    texts = (text for domain in domains for text in _sample(domain, share, seed, read))
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() < vocab_size:
         names = ", ".join(domain.name for domain in domains)
@@ -110,10 +118,10 @@ def train_tokenizer(
     )
 
 
-def _sample(domain: Domain, max_bytes: int, seed: int) -> Iterator[str]:
+def _sample(domain: Domain, max_bytes: int, seed: int, read: Callable[[str, int], None] | None) -> Iterator[str]:
     kept: list[tuple[int, int, str]] = []
     held = seen = 0
-    for number, document in enumerate(read_documents(domain, "train")):
+    for number, document in enumerate(_told(read_documents(domain, "train"), domain, read)):
         heapq.heappush(kept, (-key_of(seed, "tokenizer", document.key), number, document.text))
         held += document.num_bytes
         seen += document.num_bytes
@@ -134,6 +142,7 @@ def tokenize_domain(
     num_proc: int | None = None,
     chosen: NDArray[np.bool_] | None = None,
     tell: Callable[[str], None] = warnings.warn,
+    read: Callable[[str, int], None] | None = None,
 ) -> BlockStore:
     """The blocks of a split; tokenised once, then opened from the cache.
 
@@ -153,13 +162,14 @@ def tokenize_domain(
             about 16 cores on, where one process can no longer read fast enough.
         chosen: whether each document of the split is taken, in the order of `read_documents`; all if absent.
         tell: is told where the cache was damaged.
+        read: is told how many bytes of which domain have been tokenised.
 
     Raises:
         InputError: see `read_documents`.
     """
     cache = cache_dir if cache_dir is not None else default_cache_dir()
     folder = distributed.run_on_main_process(
-        lambda: _tokenized(domain, split, tokenizer, sequence_length, cache, num_proc, chosen, tell)
+        lambda: _tokenized(domain, split, tokenizer, sequence_length, cache, num_proc, chosen, tell, read)
     )
     return BlockStore(folder / "blocks.arrow")
 
@@ -173,6 +183,7 @@ def _tokenized(
     num_proc: int | None,
     chosen: NDArray[np.bool_] | None,
     tell: Callable[[str], None],
+    read: Callable[[str, int], None] | None,
 ) -> Path:
     """Folder of the cache that holds the blocks, filled where it is not there."""
     encoder = Encoder(tokenizer)
@@ -182,6 +193,8 @@ def _tokenized(
         "tokenizer": encoder.fingerprint,
         "sequence_length": sequence_length,
     }
+    if domain.messages_field is not None:
+        settings["template"] = encoder.template_fingerprint
     if chosen is not None:
         settings["chosen"] = hashlib.sha256(chosen.tobytes()).hexdigest()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -190,8 +203,12 @@ def _tokenized(
         tell(f"{folder}: is damaged, or was written before such folders had a hash: {domain.name} is tokenised again")
         remove_tree(folder)
     if not folder.exists():
-        _tokenize_to(folder, domain, split, encoder, settings, num_proc, chosen)
+        _tokenize_to(folder, domain, split, encoder, settings, num_proc, chosen, read)
     return folder
+
+
+def _told(documents: Iterable[Document], domain: Domain, read: Callable[[str, int], None] | None) -> Iterable[Document]:
+    return documents if read is None else with_progress(documents, lambda total: read(domain.name, total))
 
 
 def _is_as_written(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -223,6 +240,7 @@ def _tokenize_to(
     settings: dict[str, Any],
     num_proc: int | None,
     chosen: NDArray[np.bool_] | None,
+    read: Callable[[str, int], None] | None,
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -231,7 +249,7 @@ def _tokenize_to(
         with BlockWriter(temporary / "blocks.arrow", encoder.vocab_size) as writer:
             packer = Packer(settings["sequence_length"], writer.append)
             documents = read_documents(domain, split, tally)
-            taken = documents if chosen is None else itertools.compress(documents, chosen)
+            taken = _told(documents if chosen is None else itertools.compress(documents, chosen), domain, read)
             for ids in encoder.encode_all((document.text for document in taken), num_proc=num_proc):
                 packer.add(ids)
             packer.finish()

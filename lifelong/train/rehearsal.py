@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import platform
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import transformers
 
-from lifelong.errors import UnknownNameError
+from lifelong.errors import UnknownNameError, did_you_mean
 from lifelong.methods._context import uses_sharding
 from lifelong.schema import shortened
 from lifelong.train.arguments import training_arguments
@@ -86,6 +88,10 @@ def check_train_values(section: Mapping[str, Any], where: str = "train") -> Iter
 def _unfit(key: str, value: Any, hint: Any) -> str | None:
     """Why a value is not one of TrainingArguments' plain types, or is outside of what can work."""
     kinds = {get_origin(kind) or kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)}
+    named = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)]
+    names = [str(member.value) for kind in named for member in kind]
+    if named and isinstance(value, str) and value not in names:
+        return f"there is no {value!r}{did_you_mean(value, names)}"
     wanted = _wanted(key, value, kinds) if kinds <= {bool, int, float} else ""
     if kinds == {dict, str} and not isinstance(value, dict | str):  # a number would be opened, and closed, as a file
         wanted = "a mapping or the name of a file"
@@ -117,6 +123,28 @@ def check_trackers(section: Mapping[str, Any], where: str = "train") -> Iterator
             yield f"{where}.report_to: {name} is not installed here: pip install {package}"
         elif module is None and name not in ("none", "all", "tensorboard", "kubeflow"):
             yield str(UnknownNameError("tracker", name, [*TRACKERS, "tensorboard"], f"{where}.report_to"))
+
+
+def check_precision(section: Mapping[str, Any], where: str = "train") -> Iterator[str]:
+    """One line for bfloat16 on a device without the units for it, which computes it many times slower than float32."""
+    asked = [key for key in ("bf16", "bf16_full_eval") if section.get(key) is True]
+    if asked and (missing := without_bfloat16_units(use_cpu=section.get("use_cpu") is True)):
+        yield f"{where}.{asked[0]}: {missing}; set {where}.{asked[0]}=false on this machine"
+
+
+def without_bfloat16_units(*, use_cpu: bool) -> str:
+    """Why bfloat16 would be emulated on the device of a run; empty where it is not."""
+    import torch
+
+    if torch.accelerator.is_available() and not use_cpu:
+        device = torch.accelerator.current_accelerator()
+        if device is None or device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+            return ""
+        return f"{torch.cuda.get_device_name()} has no bfloat16 units (fp16 is what it has)"
+    arm = platform.machine() in ("arm64", "aarch64")
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported() if arm else torch.cpu._is_avx512_bf16_supported():
+        return ""
+    return "there is no GPU, and this processor has no bfloat16 units"
 
 
 def rehearse_training(section: Mapping[str, Any]) -> None:

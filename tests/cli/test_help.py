@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ VERBS = [
     *([verb] for verb in ["init", "run", "status", "extend", "plan", "report", "evaluate", "merge", "expand", "cache", "push", "check", "list", "schema"]),
     *(["recipe", verb] for verb in ("show", "copy")),
     *(["domain", verb] for verb in ("add", "list", "show", "check")),
+    *(["federate", verb] for verb in ("simulate", "serve", "join")),
 ]  # fmt: skip
 
 
@@ -33,6 +35,8 @@ def test_help_of_a_verb_fits_80_columns_and_ends_with_an_example(verb):
     assert "..." not in text.split("Options:")[0].split("\n\n")[1], "the summary is whole"
     assert "-v, --verbose" in text
     assert f"Example: lifelong {' '.join(verb)}" in text
+    if "--out" in text:
+        assert re.search(r"--out [A-Z]+ ", text), "the value of an option is named"
     assert not [line for line in text.splitlines() if "<str>" in line or "<path>" in line or "<int>" in line]
 
 
@@ -98,12 +102,16 @@ def test_what_is_wrong_with_set_points_at_set(monkeypatch, capsys, change, messa
 
 @pytest.mark.parametrize(("change", "reason"), [
     ("train.report_to=dagshub", "train.report_to: dagshub is not installed here"),
-    ("train.optim=adamm", "train"),
+    ("train.optim=adamm", "train.optim: there is no 'adamm'; did you mean '"),
     ("train.use_liger_kernel=true", "train.use_liger_kernel: cannot be used here"),
+    ("train.bf16=true", "train.bf16: there is no GPU, and this processor has no bfloat16 units"),
     ("train.push_to_hub=true", "train.push_to_hub: cannot be used here"),
     ("train.eval_on_start=true", "train.eval_on_start: cannot be used here"),
 ])  # fmt: skip
 def test_train_options_that_cannot_work_are_one_message(monkeypatch, capsys, tmp_path, change, reason):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert run_cli(monkeypatch, "run", "tiny/replay", "--set", change, "--out", tmp_path / "run") == 2
     error = capsys.readouterr().err
     assert reason in error
@@ -120,8 +128,10 @@ def test_seeds_are_runs_of_their_own_then_a_comparison_and_a_promise_that_is_not
     data |= {"replay": None, "inherit": None}
     data["tokenizer"]["train"]["vocab_size"] = 300
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(data))
-    assert run_cli(monkeypatch, "run", tmp_path / "r.yaml", "--out", tmp_path / "runs", "--seeds", "2") == 0
-    out = capsys.readouterr().out
+    assert run_cli(monkeypatch, "run", tmp_path / "r.yaml", "--out", tmp_path / "runs", "--seeds", "2") == 3
+    out, error = capsys.readouterr()
+    assert "seed-0: expected ap = 1 ± 1%, it is " in error
+    assert "seed-1: expected" in error
     assert out.startswith("tiny: 1 stages, 1,000 tokens, into ")
     assert "comparison: " in out
     assert (tmp_path / "runs/comparison/index.html").is_file()

@@ -45,7 +45,7 @@ from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenize import tokenize_domain, train_tokenizer
 from lifelong.stream.tokenizers.load import tokenizer_fingerprint
 from lifelong.train.arguments import training_arguments
-from tests.support import write_domain
+from tests.support import run_cli, write_domain
 
 NAMES = ("sea", "farm", "law")
 needs_flower = pytest.mark.skipif(
@@ -456,3 +456,50 @@ def test_the_app_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     config, *_ = load_and_validate(tmp_path / "app/pyproject.toml")
     assert config["tool"]["flwr"]["app"]["components"]["clientapp"] == "lifelong_federation:client"
+
+
+@needs_flower
+def test_simulate_and_report_from_the_command_line(corpora, tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "federated.yaml"
+    recipe.write_text(
+        corpora.recipe(*map(str, (corpora.cards[name] for name in NAMES[:2])), tokens=2 * 2 * 4 * 32).to_yaml()
+    )
+    arguments = ("federate", "simulate", recipe, "--local-steps", 2, "--out", tmp_path / "out")
+    assert run_cli(monkeypatch, *arguments, "--strategy", "fedavgm", "--strategy-option", "server_momentum=0.5") == 0
+    assert "report: " in capsys.readouterr().out
+    assert read_history(tmp_path / "out/server").stages[0].name == "00-sea"
+    assert run_cli(monkeypatch, *arguments, "--strategy-option", "server_momentum") == 2
+    assert "strategy-options" in capsys.readouterr().err
+
+
+@needs_flower
+@pytest.mark.parametrize(("changes", "message"), [
+    ({}, "there is no file 'sea.pub'"),
+    ({"sea.pub": "ssh-rsa AAAA"}, "is not a public ECDSA key"),
+    ({"sea.pub": "ecdsa-sha2-nistp384 AAAA"}, "the recipe has 2 domains (sea, farm), and 1 keys were given"),
+])  # fmt: skip
+def test_serve_lets_nobody_in_before_all_files_are_right(corpora, tmp_path, monkeypatch, capsys, changes, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(corpora.recipe("sea", "farm", tokens=100).to_yaml())
+    for name, text in {"ca.crt": "", "server.pem": "", "server.key": "", **changes}.items():
+        (tmp_path / name).write_text(text)
+    files = ("--authority", "ca.crt", "--certificate", "server.pem", "--private-key", "server.key", "--silo", "sea.pub")
+    assert run_cli(monkeypatch, "federate", "serve", "r.yaml", *files) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("serve", "r.yaml"), "needs --authority, --certificate, --private-key, --silo: TLS"),
+    (("serve", "r.yaml", "--insecure", "--silo", "a.pub"), "--silo and --insecure exclude each other"),
+    (("join", "r.yaml", "--server", "here:1", "--domain", "sea", "--key", "sea"), "needs --authority"),
+])  # fmt: skip
+def test_without_tls_and_keys_is_an_exception_that_has_to_be_named(monkeypatch, capsys, arguments, message):
+    assert run_cli(monkeypatch, "federate", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_flower_there_is_one_line_that_installs_it(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run_cli(monkeypatch, "federate", "simulate", "r.yaml") == 2
+    assert "pip install 'lifelong[federated]'" in capsys.readouterr().err

@@ -103,6 +103,13 @@ def wait_for(what: Callable[[], Any], seconds: float, otherwise: Callable[[], st
         time.sleep(0.5)
 
 
+def is_open(link: str) -> bool:
+    host, _, port = link.partition(":")
+    with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+        return True
+    return False
+
+
 def check_no_text(folder: Path, server: Path) -> None:
     """No sentence of any corpus lies on the server, in Flower's folders or in a log."""
     openings = [
@@ -155,31 +162,31 @@ def test_over_tls_only_invited_silos_take_part(tmp_path: Path) -> None:
     with machines(tmp_path) as all_:
 
         def silo(name: str, key: str, out: str, *security: str) -> None:
-            node = f'recipe="{recipe}" domain="{cards[name]}" out="{tmp_path / out}"'
             all_.start(
-                out, "flower-supernode", *security, "--auth-supernode-private-key", key, "--superlink", link,
-                "--port", str(free_port()), "--node-config", node,
+                out, "lifelong", "federate", "join", str(recipe), "--server", link, "--domain", str(cards[name]),
+                "--out", str(tmp_path / out), *security, *(("--key", key) if key else ()),
             )  # fmt: skip
 
         all_.start(
-            "link", "flower-superlink", "--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.pem", "--ssl-keyfile",
-            "server.key", "--enable-supernode-auth", "--disable-runtime-dependency-installation", "--port", link.split(":")[1],
+            "server", "lifelong", "federate", "serve", str(recipe), "--out", str(server), "--port", link.split(":")[1],
+            "--authority", "ca.crt", "--certificate", "server.pem", "--private-key", "server.key", "--local-steps", str(LOCAL_STEPS),
+            *(part for name in NAMES for part in ("--silo", f"{name}.pub")),
         )  # fmt: skip
-        wait_for(lambda: "Uvicorn running" in all_.log("link"), 120, lambda: all_.log("link"))
-        for name in NAMES:
-            all_.start(f"register-{name}", "flwr", "supernode", "register", f"{name}.pub", "here").wait(120)
-        tls = ("--root-certificates", "ca.crt")
+        wait_for(lambda: is_open(link), 180, lambda: all_.log("server"))
+        for what in (("supernode", "register", "stranger.pub", "here"), ("run", str(tmp_path / "app"), "here")):
+            assert all_.start(f"stranger-{what[0]}", "flwr", *what).wait(120), all_.log(f"stranger-{what[0]}")
+        tls = ("--authority", "ca.crt")
         silo("law", "stranger", "uninvited", *tls)
-        silo("law", "law", "unencrypted", "--insecure")
+        silo("law", "", "unencrypted", "--insecure")
         for name in NAMES:
             silo(name, name, f"silo-{name}", *tls)
-        settings = f'recipe="{recipe}" out="{server}" local-steps={LOCAL_STEPS} timeout=600.0'
-        all_.start("run", "flwr", "run", str(tmp_path / "app"), "here", "--stream", "--run-config", settings)
 
         def logs() -> str:
             return "\n".join(f"== {name}\n{all_.log(name)[-2000:]}" for name in all_.running)
 
-        wait_for((server / "stages/00-sea/record.json").is_file, 900, logs)
+        wait_for(lambda: all_.running["server"].poll() is not None, 900, logs)
+        assert all_.running["server"].returncode == 0, logs()
+        assert "forgetting" in all_.log("server")
     rounds = json.loads((server / "stages/00-sea/rounds.json").read_text())["rounds"]
     assert all(set(done["trained"]) == set(NAMES) for done in rounds)
     assert (tmp_path / "silo-law").exists()

@@ -10,6 +10,8 @@ from lifelong.report.progress import RichObserver, clock
 def drive(observer):
     observer.run_started("r", ["wiki", "news"], [1000, 1000])
     observer.phase_started("prepare", 0)
+    observer.phase_started("generate", 1000)
+    observer.advanced("generate", 5, 1000)
     observer.expanded(ExpansionReport("llama", "exact", {"layers": 2}, {"layers": 3}, 1, 2, 1e-14))
     observer.stage_started(1, {"layers": 3, "hidden_size": 8, "heads": 2}, 1_234_567)
     observer.phase_started("train", 1000)
@@ -29,6 +31,17 @@ def test_the_live_display_fits_80_columns():
     assert re.search(r"train .* loss 4.321 kl 0.123 alpha 0.45 eta \d", bar)
     assert any("stage 2/2 eta" in line for line in lines)
     assert "layers 2 > 3; logits differ by 1.0e-14" in text
+
+
+def test_bytes_are_counted_while_a_corpus_is_prepared():
+    out = io.StringIO()
+    observer = RichObserver(Console(file=out, force_terminal=True, width=80))
+    observer.run_started("r", ["wiki"], [1000])
+    observer.phase_started("prepare", 0)
+    observer.text_read("wiki", 12_345_678)
+    observer.progress.refresh()
+    observer.close()
+    assert re.search(r"wiki: 11\.8 MiB of text, \d\S* \w*B/s", out.getvalue())
 
 
 def test_without_a_terminal_there_are_plain_lines():

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from lifelong.errors import CorruptionError, InputError, UnknownNameError
 from lifelong.files import file_hash
 from lifelong.stream import tokenize
+from lifelong.stream.cards import documents
 from lifelong.stream.cards.documents import read_documents
 from lifelong.stream.cards.domain import Domain
 from lifelong.stream.heldout import Heldout, write_heldout
@@ -90,6 +91,25 @@ def test_tokenised_once(
         ):
             with pytest.raises(AssertionError, match="tokenised again"):
                 changed()
+
+
+def test_what_is_read_is_told_about_once_a_megabyte(
+    tokenizer: Any, write_card: Callable[..., Domain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "TELL_EVERY", 10_000)
+    domain, told = write_card("sea", sentences(3, 900)), []
+    store = tokenize_domain(
+        domain, "train", tokenizer, sequence_length=32, cache_dir=tmp_path, read=lambda *of: told.append(of)
+    )
+    total = manifest_of(store)["bytes"]
+    assert len(told) == total // 10_000 > 1
+    assert all(0 < 10_000 * number <= size < total + 10_000 for number, (_, size) in enumerate(told, 1))
+    assert {name for name, _ in told} == {"sea"}
+    told.clear()
+    tokenize_domain(
+        domain, "train", tokenizer, sequence_length=32, cache_dir=tmp_path, read=lambda *of: told.append(of)
+    )
+    assert told == [], "the cache is not read as text"
 
 
 def test_failure_leaves_no_cache(tokenizer: Any, write_card: Callable[..., Domain], tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def tokenized(stage: Stage, domain: Domain) -> BlockStore:
         sequence_length=stage.recipe.sequence_length,
         cache_dir=stage.context.ledger.folder.cache,
         tell=stage.context.observer.noted,
+        read=stage.context.observer.text_read,
     )
 
 

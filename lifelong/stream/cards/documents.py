@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.stream.cards.document import Bad, Document, Reading
+from lifelong.stream.cards.document import Bad, Document
 from lifelong.stream.cards.domain import SPLITS, Domain
 from lifelong.stream.cards.overlap import DuplicateFilter
 
 _REASONS_KEPT = 5
+TELL_EVERY = 1_000_000  # bytes
 
 
 @dataclass
@@ -66,6 +67,17 @@ def read_documents(domain: Domain, split: str, tally: Tally | None = None) -> It
         raise InputError(_empty_message(domain, split, tally))
 
 
+def with_progress(documents: Iterable[Document], read: Callable[[int], None]) -> Iterator[Document]:
+    """Pass documents on and tell, about once a megabyte, how many bytes of text have been passed on."""
+    total = told = 0
+    for document in documents:
+        total += document.num_bytes
+        if total - told >= TELL_EVERY:
+            told = total
+            read(total)
+        yield document
+
+
 def source_fingerprint(domain: Domain, split: str, memo_dir: Path | None = None) -> str:
     """SHA-256 over the content of the source and the settings that decide what is read from it.
 
@@ -102,7 +114,7 @@ def _of_split(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
 
 
 def _from_source(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
-    for place, text in domain.source.read(domain, split, Reading(domain.text_field, domain.max_document_bytes)):
+    for place, text in domain.source.read(domain, split, domain.reading):
         problem = text.reason if isinstance(text, Bad) else _problem(domain, place, text)
         if problem is None and isinstance(text, str):
             if text.strip():

@@ -29,6 +29,7 @@ from lifelong.schema import (
     shortened,
     validation_lines,
 )
+from lifelong.stream.cards.document import Reading
 from lifelong.stream.cards.paths import CardFile, require_own
 from lifelong.stream.cards.sources import AnySource, source_kinds
 
@@ -61,6 +62,10 @@ class Domain(CardFile):
     name: str = Field(description="letters, digits, '.', '_' and '-'; at most 64")
     source: AnySource
     text_field: str = Field("text", min_length=1, description="the field or column that holds the text")
+    messages_field: str | None = Field(
+        None,
+        description="a column of messages, lists of {role, content}, instead of text: rendered by the chat template",
+    )
     licence: str | None = None
     citation: str | None = None
     description: str | None = None
@@ -87,7 +92,14 @@ class Domain(CardFile):
     def options(self) -> dict[str, Any]:
         """The settings that decide which documents are read, in plain values (part of the fingerprint)."""
         names = ("text_field", "dedup", "held_out", "on_bad_document", "max_document_bytes", "take_bytes")
-        return {name: getattr(self, name) for name in names}
+        messages = {"messages_field": self.messages_field} if self.messages_field else {}
+        return {**{name: getattr(self, name) for name in names}, **messages}
+
+    @property
+    def reading(self) -> Reading:
+        """How its rows are read."""
+        field = self.messages_field or self.text_field
+        return Reading(field, self.max_document_bytes, messages=self.messages_field is not None)
 
     @property
     def provenance(self) -> dict[str, str]:

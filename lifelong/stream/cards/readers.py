@@ -127,25 +127,24 @@ def _read_jsonl(path: Path, reading: Reading) -> Iterator[RawDocument]:
         if isinstance(line, Bad):
             yield place, line
         elif line.strip():
-            yield place, _field_of_json(line, reading.text_field, place)
+            yield place, _field_of_json(line, reading, place)
 
 
-def _field_of_json(line: str, field: str, place: str) -> str | Bad:
+def _field_of_json(line: str, reading: Reading, place: str) -> str | Bad:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         hint = "; an array of documents is not JSON lines: write one object per line" if line[0] == "[" else ""
         return Bad(f"{place}: not valid JSON ({error}){hint}")
     if not isinstance(row, dict):
-        return Bad(f"{place}: a line must be an object with the field {field!r}, this is {_kind(row)}")
-    return _field_of_row(row, field, place)
+        return Bad(f"{place}: a line must be an object with the field {reading.text_field!r}, this is {_kind(row)}")
+    return _field_of_row(row, reading, place)
 
 
-def _field_of_row(row: dict[Any, Any], field: str, place: str) -> str | Bad:
-    if field not in row:
+def _field_of_row(row: dict[Any, Any], reading: Reading, place: str) -> str | Bad:
+    if (field := reading.text_field) not in row:
         return Bad(f"{place}: there is no field {field!r}{did_you_mean(field, map(str, row))}")
-    value = row[field]
-    return value if isinstance(value, str) else Bad(f"{place}: {field}: a text is needed, this is {_kind(value)}")
+    return reading.text(row[field], place)
 
 
 def _kind(value: Any) -> str:
@@ -182,7 +181,7 @@ def _read_csv(path: Path, reading: Reading, delimiter: str = ",") -> Iterator[Ra
             elif len(cells) != len(header):
                 yield place, Bad(f"{place}: {len(cells)} cells in a table of {len(header)} columns")
             else:
-                yield place, cells[header.index(reading.text_field)]
+                yield place, reading.text(cells[header.index(reading.text_field)], place)
         yield from ((str(path), fault) for fault in faults)
     except csv.Error as error:
         yield f"{path}:{rows.line_num}", Bad(f"{path}:{rows.line_num}: not a valid table ({error})")
@@ -210,7 +209,7 @@ def _read_parquet(path: Path, reading: Reading) -> Iterator[RawDocument]:
                 for value in batch.column(0).to_pylist():
                     number += 1
                     place = f"{path} row {number}"
-                    yield place, _field_of_row({reading.text_field: value}, reading.text_field, place)
+                    yield place, reading.text(value, place)
         except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
             place = f"{path} row {number + 1}"
             yield place, Bad(f"{place}: the file is damaged ({str(error).splitlines()[0]})")

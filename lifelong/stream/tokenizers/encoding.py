@@ -7,6 +7,7 @@ the interpreter, while the next one is read and the last one is packed; or by wo
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifelong.errors import InputError
+from lifelong.stream.cards.document import Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,9 +66,37 @@ class Encoder:
             content = f"{type(self._tokenizer).__name__} {self._tokenizer.init_kwargs!r} {vocabulary!r}"
         return hashlib.sha256(f"{content}|{self.first_id}|{self.last_id}".encode()).hexdigest()
 
+    @property
+    def template_fingerprint(self) -> str:
+        """SHA-256 of what decides how messages are rendered."""
+        return hashlib.sha256(str(self._tokenizer.chat_template).encode()).hexdigest()
+
+    def rendered(self, text: str) -> str:
+        """The text that is encoded: messages by the chat template, without the tokens around a document.
+
+        Raises:
+            InputError: the tokenizer has no chat template, or it does not render these messages.
+        """
+        if not isinstance(text, Conversation):
+            return text
+        tokenizer = self._tokenizer
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"tokenizer {tokenizer.name_or_path!r}: has no chat template, which the messages of a card's "
+                "messages_field are rendered with; take the tokenizer of a chat model, or a card with text_field"
+            )
+        try:
+            shown = str(tokenizer.apply_chat_template(json.loads(text), tokenize=False))
+        except Exception as error:  # whatever a program in a template may raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"chat template of {tokenizer.name_or_path!r}: does not render ({reason})") from None
+        if tokenizer.bos_token:  # every document gets the tokens around it here, conversations too
+            shown = shown.removeprefix(tokenizer.bos_token)
+        return shown.removesuffix(tokenizer.eos_token) if tokenizer.eos_token else shown
+
     def encode_batch(self, texts: list[str]) -> list[IntArray]:
         """Ids of each text, without special tokens."""
-        pieces = [_pieces(text) for text in texts]
+        pieces = [_pieces(self.rendered(text)) for text in texts]
         flat = [piece for parts in pieces for piece in parts]
         encoded = iter(self._encode_flat(flat))
         return [_joined([next(encoded) for _ in parts]) for parts in pieces]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from lifelong.errors import InputError, did_you_mean
-from lifelong.stream.cards.document import Bad, RawDocument, Reading
+from lifelong.stream.cards.document import RawDocument, Reading
 from lifelong.stream.cards.paths import CardFile, expand_variables, outside_names, require_inside, require_readable
 from lifelong.stream.cards.sources import Source
 
@@ -78,9 +78,7 @@ class HubSource(Source):
             rows = rows.select_columns([field])
         for number, row in enumerate(rows):
             place = f"{self.hub}[{name}] row {number}"
-            value = row.get(field)
-            fine = isinstance(value, str)
-            yield place, value if fine else Bad(f"{place}: {field}: no text but {type(value).__name__}")
+            yield place, reading.text(row.get(field), place)
 
     def fingerprint(self, card: CardFile, memo_dir: Path | None) -> dict[str, Any]:
         """Values that pin the content: the commit where it is known, else a hash of the local data files."""
