@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 
 from lifelong.lm.loss import IGNORED, Target, ki_loss_parts, token_nats, token_uncertainty
 from lifelong.lm.objective import objective_of
-from lifelong.lm.packed import packed_inputs, packing_of
+from lifelong.lm.packed import packed_inputs, packing_of, unpacked
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ def at_the_head(model: Any, batch: Mapping[str, Any], objective: str, look: Call
     seen: list[T] = []
 
     def head_forward(hidden_BTD: Tensor) -> Tensor:
-        seen.append(look(hidden_BTD))
+        seen.append(look(unpacked(hidden_BTD, batch["input_ids"].shape)))
         return hidden_BTD[..., :0].clone()  # no view: FSDP2 hangs hooks on what a module returns
 
     inputs = packed_inputs(model, batch, objective)
@@ -137,7 +137,7 @@ def loss_head(model: Any, objective: str) -> Iterator[None]:
         if not step:
             logits: Tensor = stock_head(hidden_BTD)
             return logits
-        step["result"] = batch_loss(model, hidden_BTD, objective, **step)
+        step["result"] = batch_loss(model, unpacked(hidden_BTD, step["labels_BT"].shape), objective, **step)
         return hidden_BTD[..., :0].clone()  # no view: FSDP2 hangs hooks on what a module returns
 
     def forward(*args: Any, inheritance: Inheritance | None = None, num_items: Any = None, **batch: Any) -> Any:

@@ -1,12 +1,14 @@
 """Packed rows as a model's own arguments: the one place where documents are masked from each other.
 
-Two ways are known, and which one a model obeys is found out by trying, so that no list of architectures has to be
-kept and one that obeys neither is refused:
+Four ways are known, and which one a model obeys is found out by trying, so that no list of architectures has to be
+kept and one that obeys none is refused:
 
 | way | what the model is given |
 |---|---|
-| positions | restarting positions, no mask, no cache: transformers masks the documents itself, quickly |
+| positions | restarting positions, no mask, no cache: transformers masks the documents itself |
 | mask | the mask itself: block by block, causal or not, narrowed to the window of layers that have one |
+| documents | segments in place of the mask, for one call of PyTorch's attention per document: long rows on a CPU |
+| flat | all rows as a single one with the bounds of its documents, for FlashAttention |
 
 A bidirectional model always needs the mask. With a cache or an attention mask in the first way, documents leak
 into each other without a word, and some causal models (OPT) never look at positions when they make their mask.
@@ -16,7 +18,8 @@ Shape suffixes: B sequences, T tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -24,45 +27,76 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.errors import InputError
+from lifelong.lm.attention import BY_DOCUMENT, document_mask
 from lifelong.lm.objective import objective_of
 
-Packing = Literal["positions", "mask"]
-_LEAST_SEPARATION = 0.1  # of what would pass from document to document if nothing separated them
-_found: WeakKeyDictionary[nn.Module, Packing] = WeakKeyDictionary()
+Packing = Literal["positions", "mask", "documents", "flat"]
+LEAST_TOKENS = 512
+"""Of a row for the way of documents: attention takes 0.54 of its time there, 0.34 at 1,024 and 0.17 at 2,048."""
+_LEAK = 1e-4  # of what would pass from document to document if nothing separated them
+_SAME = 1e-4  # of the hidden states, between two ways
+_found: WeakKeyDictionary[nn.Module, dict[str, Packing]] = WeakKeyDictionary()
 
 
 def packed_inputs(model: Any, batch: Mapping[str, Any], objective: str) -> dict[str, Any]:
     """Arguments of a stock forward for a batch with `input_ids`, `position_ids`, `segment_ids` of `[B, T]`.
 
+    What the model returns has to be read with `unpacked`.
+
     Raises:
         InputError: the model cannot be kept from seeing one packed document from another.
     """
-    return _inputs(model, batch, objective, packing_of(model, objective))
+    return _inputs(model, batch, objective, packing_of(model, objective, batch["input_ids"].shape[1]))
 
 
-def packing_of(model: Any, objective: str) -> Packing:
+def unpacked(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """Hidden states or logits as `[B, T, D]` for a batch of `shape`, though the model may have seen a single row."""
+    return value if len(value) == shape[0] else value.view(*shape, -1)
+
+
+def packing_of(model: Any, objective: str, tokens: int = 0) -> Packing:
     """Find how packed documents are masked from each other in this model; tried once per model object, on a few tokens.
 
+    Args:
+        model: with its attention set.
+        objective: clm or mlm.
+        tokens: of a row.
+
     Raises:
-        InputError: neither way works, so that a recurrent state or an unusual attention would carry one document
+        InputError: no way works, so that a recurrent state or an unusual attention would carry one document
             into the next.
     """
-    if model not in _found:
-        ways: tuple[Packing, ...] = ("positions", "mask") if objective_of(objective).is_causal else ("mask",)
-        faults = []
-        for way in ways:
-            fault = _fault(model, objective, way)
-            if fault is None:
-                _found[model] = way
-                break
-            faults.append(f"{way}: {fault}")
-        else:
-            raise InputError(
-                f"model {type(model).__name__} (model_type {model.config.model_type!r}) cannot be trained on packed "
-                f"documents: one would see the other. Tried {'; '.join(faults)}. Choose a model whose layers are all "
-                "attention and that takes position_ids or a four-dimensional attention_mask"
-            )
-    return _found[model]
+    found, attention = _found.setdefault(model, {}), str(model.config._attn_implementation)
+    if attention not in found:
+        found[attention] = _tried(model, objective, attention)
+    if tokens < LEAST_TOKENS or attention not in ("sdpa", BY_DOCUMENT) or next(model.parameters()).device.type != "cpu":
+        return found[attention]
+    if BY_DOCUMENT not in found:
+        found[BY_DOCUMENT] = found[attention]
+        if _takes_documents(model, objective, found[attention]):
+            found["documents"] = "documents"
+    return found.get("documents", found[attention])
+
+
+def _tried(model: Any, objective: str, attention: str) -> Packing:
+    ways: tuple[Packing, ...] = ("positions", "mask") if objective_of(objective).is_causal else ("mask",)
+    if "flash" in attention:
+        ways = ("flat",)
+    faults = []
+    for way in ways:
+        fault = _fault(model, objective, way)
+        if fault is None:
+            return way
+        faults.append(f"{way}: {fault}")
+    raise InputError(
+        f"model {type(model).__name__} (model_type {model.config.model_type!r}) cannot be trained on packed "
+        f"documents with the attention {attention!r}: one would see the other. Tried {'; '.join(faults)}. Choose "
+        + (
+            "a model whose layers are all attention and that takes position_ids or a four-dimensional attention_mask"
+            if attention in ("sdpa", "eager", BY_DOCUMENT)
+            else "`model.attn_implementation: sdpa`"
+        )
+    )
 
 
 def position_offset(model: Any) -> int:
@@ -101,50 +135,114 @@ def _inputs(model: Any, batch: Mapping[str, Any], objective: str, way: Packing) 
     kind = objective_of(objective)
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"] + position_offset(model)}
     if way == "mask":
-        inputs["attention_mask"] = _masks(model, batch["segment_ids"], causal=kind.is_causal)
+        inputs["attention_mask"] = _by_layer(
+            model, lambda window: block_mask(batch["segment_ids"], _dtype(model), causal=kind.is_causal, window=window)
+        )
+    elif way == "documents":
+        inputs["attention_mask"] = _by_layer(model, lambda window: document_mask(batch["segment_ids"], window))
+    elif way == "flat":
+        bounds = document_bounds(batch["segment_ids"])
+        longest = batch["input_ids"].shape[1]  # an upper bound, which costs no look at the device
+        inputs = {name: value.reshape(1, -1) for name, value in inputs.items()}
+        inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
     return {**inputs, **kind.forward_arguments}
 
 
-def _masks(model: Any, segment_ids_BT: Tensor, *, causal: bool) -> Any:
+def document_bounds(segment_ids_BT: Tensor) -> Tensor:
+    """Where documents begin in the rows laid end to end, and the end of all: `[documents + 1]`, as `cu_seq_lens`."""
+    first_BT = torch.ones_like(segment_ids_BT, dtype=torch.bool)
+    first_BT[:, 1:] = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
+    starts = first_BT.flatten().nonzero()[:, 0]
+    return torch.cat([starts, starts.new_tensor([segment_ids_BT.numel()])]).to(torch.int32)
+
+
+def _by_layer(model: Any, mask: Callable[[int | None], Tensor]) -> Any:
     """One mask, or one for each kind of layer: a ready mask replaces a model's own, its window included."""
-    dtype = next(model.parameters()).dtype
     window = getattr(model.config, "sliding_window", None)
     kinds = set(getattr(model.config, "layer_types", None) or ())
     if "sliding_attention" not in kinds:
-        return block_mask(segment_ids_BT, dtype, causal=causal, window=None if kinds else window)
-    return {
-        "full_attention": block_mask(segment_ids_BT, dtype, causal=causal),
-        "sliding_attention": block_mask(segment_ids_BT, dtype, causal=causal, window=window),
-    }
+        return mask(None if kinds else window)
+    return {"full_attention": mask(None), "sliding_attention": mask(window)}
 
 
-@torch.no_grad()
-def _fault(model: Any, objective: str, way: Packing) -> str | None:
-    """Why documents are not kept from each other, or None: two rows that differ in their first document only."""
+def _dtype(model: Any) -> torch.dtype:
+    found: torch.dtype = next(model.parameters()).dtype
+    return found
+
+
+def _takes_documents(model: Any, objective: str, way: Packing) -> bool:
+    """Whether the model computes document by document what it computes in its own way; if so, it is set to it."""
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"} or not model._can_set_attn_implementation():
+        return False
+    before = model.config._attn_implementation
+    batch = _trial_batch(model, apart=True)
+    with _evaluating(model):
+        known = _hidden(model, _inputs(model, batch, objective, way))
+        try:
+            model.set_attn_implementation(BY_DOCUMENT)
+            found = _hidden(model, _inputs(model, batch, objective, "documents"))
+        except _NOT_TAKEN:
+            found = torch.full_like(known, torch.inf)
+    if float((known - found).abs().max()) <= _SAME * float(known.abs().max()):
+        return True
+    model.set_attn_implementation(before)
+    return False
+
+
+_NOT_TAKEN = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
+
+
+def _trial_batch(model: Any, *, apart: bool) -> dict[str, Tensor]:
+    """Two rows of eight tokens, one document each or two."""
     device = next(model.parameters()).device
-    ids_BT = (torch.arange(3, 11, device=device) * 5 % model.config.vocab_size).repeat(2, 1)
-    ids_BT[1, :4] = (ids_BT[1, :4] + 1) % model.config.vocab_size
+    ids_BT = (torch.arange(3, 19, device=device) * 5 % model.config.vocab_size).view(2, 8)
     row_T = torch.arange(8, device=device)
-    together = {"position_ids": row_T.repeat(2, 1), "segment_ids": torch.ones_like(ids_BT)}
-    apart = {"position_ids": (row_T % 4).repeat(2, 1), "segment_ids": (1 + row_T // 4).repeat(2, 1)}
-    training = model.training
-    model.eval()
-    try:
-        passed, most = (
-            _difference(model, _inputs(model, {"input_ids": ids_BT, **places}, objective, way), slice(4, None))
-            for places in (apart, together)
-        )
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-        return f"the model does not take it ({' '.join(str(error).split())[:120]})"
-    finally:
-        model.train(training)
-    if passed > _LEAST_SEPARATION * most:
+    segments_T = 1 + row_T // 4 if apart else torch.ones_like(row_T)
+    places_T = row_T % 4 if apart else row_T
+    return {"input_ids": ids_BT, "position_ids": places_T.repeat(2, 1), "segment_ids": segments_T.repeat(2, 1)}
+
+
+def _fault(model: Any, objective: str, way: Packing) -> str | None:
+    """Why documents are not kept from each other, or None: the same rows with another first document.
+
+    Tried in the form of batch that trains, and in its dtype: FlashAttention takes half precision alone.
+    """
+    half = way == "flat" and _dtype(model) is torch.float32
+    device = next(model.parameters()).device
+    moved = []
+    with _evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=half):
+        for apart in (True, False):
+            batch = _trial_batch(model, apart=apart)
+            other = batch["input_ids"].clone()
+            other[:, :4] = (other[:, :4] + 1) % model.config.vocab_size
+            try:
+                one, two = (
+                    unpacked(_hidden(model, _inputs(model, {**batch, "input_ids": ids}, objective, way)), ids.shape)
+                    for ids in (batch["input_ids"], other)
+                )
+            except _NOT_TAKEN as error:
+                return f"the model does not take it ({' '.join(str(error).split())[:120]})"
+            moved.append(float((one - two)[:, 4:].abs().mean()))
+    passed, most = moved
+    if not passed <= _LEAK * most:
         return f"{passed / most:.0%} of what would pass between documents still passes" if most else "documents leak"
     return None
 
 
-def _difference(model: Any, inputs: dict[str, Any], places: slice) -> float:
-    """Mean difference of the two rows in what reaches the output embedding at these places."""
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _hidden(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """What reaches the output embedding."""
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -155,5 +253,4 @@ def _difference(model: Any, inputs: dict[str, Any], places: slice) -> float:
         type(model).forward(model, **inputs)
     finally:
         handle.remove()
-    hidden_BTD = kept[0].double()
-    return float((hidden_BTD[0, places] - hidden_BTD[1, places]).abs().mean())
+    return kept[0].double()

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from lifelong.errors import InputError, UnknownNameError, did_you_mean
 from lifelong.lm.objective import objective_of
-from lifelong.lm.packed import packed_inputs
+from lifelong.lm.packed import packed_inputs, unpacked
 from lifelong.methods._method import Batch, Method, StageContext
 
 CHANNELS = ("input_ids", "labels", "position_ids", "segment_ids")
@@ -129,7 +129,8 @@ class TokenClassifier(nn.Module):
     def forward(self, x_BCT: Tensor) -> Tensor:
         """Logits of the predicted tokens, in the order of their rows."""
         batch = dict(zip(CHANNELS, x_BCT.unbind(1), strict=True))
-        logits_BTV = self.language_model(**packed_inputs(self.language_model, batch, self.objective)).logits
+        inputs = packed_inputs(self.language_model, batch, self.objective)
+        logits_BTV = unpacked(self.language_model(**inputs).logits, batch["input_ids"].shape)
         kind = objective_of(self.objective)
         chosen: Tensor = kind.predicting(logits_BTV)[kind.predicted(batch["labels"]) != -100]
         return chosen

@@ -10,6 +10,7 @@ from lifelong.inherit import loss_head, predicted_nats
 from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers.model import OnlineTeacher
+from lifelong.lm import packed
 from lifelong.lm.packed import packing_of
 from lifelong.plugins import plugin_names
 from lifelong.train.arguments import training_arguments
@@ -193,3 +194,20 @@ def test_a_model_with_a_recurrent_state_is_refused_with_a_reason(model_type):
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(InputError, match=f"model_type '{model_type}'.* cannot be trained on packed documents"):
         packing_of(model, "clm")
+
+
+def test_a_document_at_a_time_computes_what_whole_rows_do(case, monkeypatch):
+    """Whichever models take it; their windows included, and the gradients."""
+    model, batch, objective = case
+    outputs = []
+    for least in (packed.LEAST_TOKENS, 0):
+        monkeypatch.setattr(packed, "LEAST_TOKENS", least)
+        model.zero_grad()
+        with loss_head(model, objective):
+            loss = model(**batch).loss
+        loss.backward()
+        gradients = [value.grad.clone() for value in model.parameters() if value.grad is not None]
+        outputs.append((predicted_nats(model, batch, objective), gradients))
+    (whole, far), (by_document, near) = outputs
+    assert torch.allclose(whole, by_document, atol=1e-5)
+    assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(far, near, strict=True))
