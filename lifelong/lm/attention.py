@@ -9,13 +9,16 @@ Shape suffixes: B sequences, H heads, T tokens, E width of a head.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 BY_DOCUMENT = "sdpa_by_document"
 """Its name among the attentions of transformers; other masks than those of `document_mask` mean SDPA as ever."""
@@ -68,6 +71,65 @@ def _window_mask(length: int, window: int, causal: bool, like: Tensor) -> Tensor
     place = torch.arange(length, device=like.device)
     back = place[:, None] - place[None, :]
     return ((back >= 0) & (back < window) if causal else back.abs() <= window)[None, None]
+
+
+Attention = Literal["auto", "sdpa", "flash", "flex"]
+
+
+def flash_attention() -> str | None:
+    """The newest FlashAttention that is installed and has a GPU to run on."""
+    if is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if is_flash_attn_2_available() else None
+
+
+def check_attention(asked: Attention, model: Any, *, half: bool, causal: bool) -> Iterator[str]:
+    """Why a model cannot be trained with the attention that is asked for, and what would work.
+
+    Args:
+        asked: of the recipe.
+        model: of the architecture; needs no weights.
+        half: trained in bfloat16 or float16.
+        causal: sees what came before alone.
+    """
+    where, instead = f"model.attn_implementation: {asked}", "auto and sdpa train it here"
+    name = type(model).__name__
+    if asked == "flash":
+        if flash_attention() is None:
+            yield f"{where} needs a CUDA GPU and the package flash-attn (pip install flash-attn); {instead}"
+        if not model._supports_flash_attn:
+            yield f"{where}: {name} has no form of it in transformers; {instead}"
+        if not half:
+            yield f"{where} computes in half precision alone: add `train: {{bf16: true}}`, or leave it out; {instead}"
+    elif asked == "flex":
+        if not torch.cuda.is_available():
+            yield f"{where} has gradients on a GPU alone; {instead}"
+        if not model._supports_flex_attn:
+            yield f"{where}: {name} has no form of it in transformers; {instead}"
+        if not causal:
+            yield f"{where} keeps packed documents apart in causal models alone; {instead}"
+
+
+@contextmanager
+def training_attention(model: Any, asked: Attention, *, half: bool) -> Iterator[None]:
+    """The attention of a model while it trains: `auto` is FlashAttention in half precision where that is installed."""
+    before, flash = model.config._attn_implementation, flash_attention()
+    if asked == "flash" or (asked == "auto" and half and flash is not None and model._supports_flash_attn):
+        model.set_attn_implementation(flash)
+    elif asked != "auto":
+        model.set_attn_implementation({"sdpa": "sdpa", "flex": "flex_attention"}[asked])
+    try:
+        yield
+    finally:
+        if model.config._attn_implementation not in (before, BY_DOCUMENT):
+            model.set_attn_implementation(before)
+
+
+def attend_like(model: Any, other: Any) -> None:
+    """Give a teacher the attention that its student trains with, where its architecture has it."""
+    chosen = str(other.config._attn_implementation)
+    if ("flash" in chosen and model._supports_flash_attn) or ("flex" in chosen and model._supports_flex_attn):
+        model.set_attn_implementation(chosen)
 
 
 AttentionInterface.register(BY_DOCUMENT, attend_by_document)

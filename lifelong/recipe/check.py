@@ -21,8 +21,10 @@ from lifelong.expand import model_shape, plan_expansion
 from lifelong.expand.settings import ExpandSection
 from lifelong.inherit.teachers._teacher import Given
 from lifelong.inherit.vocabularies import check_vocabularies
+from lifelong.lm.attention import check_attention
 from lifelong.lm.checkpoint import load_config, meta_model
 from lifelong.lm.flops import num_parameters
+from lifelong.lm.objective import objective_of
 from lifelong.methods._context import check_methods, uses_sharding
 from lifelong.methods._make import make_methods
 from lifelong.methods._method import Method
@@ -211,6 +213,8 @@ def _check_model_and_growth(context: CheckContext) -> Iterator[str]:
         yield from (lines := list(_rehearsed("model", _rehearse_model, config, recipe.objective)))
         if lines:
             return
+    if context.here:
+        yield from _check_attention(recipe, config, start)
     for index, stage in enumerate(recipe.stages[start:], start):
         if stage.expand is not None:
             before = config
@@ -238,6 +242,14 @@ def _check_positions(recipe: Recipe, config: Any) -> Iterator[str]:
     if isinstance(positions, int) and positions < length:
         of = recipe.model.checkpoint if recipe.model.checkpoint is not None else "model.config"
         yield f"sequence_length: {length} is longer than the {positions} positions of {of!r}"
+
+
+def _check_attention(recipe: Recipe, config: Any, start: int) -> Iterator[str]:
+    sections = [{**recipe.train, **stage.train} for stage in recipe.stages[start:]]
+    model = meta_model(_shallow(config, int(config.num_hidden_layers)), recipe.objective)
+    half = all(section.get("bf16") or section.get("fp16") for section in sections)
+    causal = objective_of(recipe.objective).is_causal
+    yield from check_attention(recipe.model.attn_implementation, model, half=half, causal=causal)
 
 
 def _refuse_new_tokens(section: ExpandSection, config: Any) -> None:

@@ -48,12 +48,14 @@ class ModelSection(Shape):
         revision: commit hash or tag of a hub checkpoint.
         family: architecture of a randomly initialised model (lifelong list families).
         config: further keys of the family's configuration.
+        attn_implementation: of training: PyTorch's (`sdpa`), FlashAttention (`flash`), FlexAttention (`flex`).
     """
 
     checkpoint: str | None = None
     revision: str | None = None
     family: str | None = None
     config: dict[str, Any] = {}
+    attn_implementation: Literal["auto", "sdpa", "flash", "flex"] = "auto"
 
     @field_validator("checkpoint")
     @classmethod

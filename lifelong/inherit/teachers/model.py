@@ -66,6 +66,7 @@ class Plugin(TeacherSection):
         import torch
 
         from lifelong.inherit.mapped import MappedTeacher
+        from lifelong.lm.attention import attend_like
         from lifelong.lm.checkpoint import load_model
         from lifelong.lm.flops import forward_flops_per_token
 
@@ -73,6 +74,7 @@ class Plugin(TeacherSection):
         if source is None:
             return None
         model = load_model(source, inputs.objective)
+        attend_like(model, inputs.student)
         ids_V = None if self.model == PREVIOUS else self._id_map(inputs, domains)
         teacher = OnlineTeacher(
             model,

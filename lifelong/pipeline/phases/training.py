@@ -15,6 +15,7 @@ from lifelong.expand import ExpansionMap
 from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.inherit.build import stage_collator
 from lifelong.ledger.folder import StageFolder
+from lifelong.lm.attention import training_attention
 from lifelong.lm.checkpoint import full_state_dict, is_sharded, load_model
 from lifelong.lm.flops import forward_flops_per_token, training_flops_per_token
 from lifelong.methods._grown_entries import GrownEntries
@@ -72,7 +73,9 @@ class TrainingPhase(Phase):
         folder = self.result(stage)
         there = stage.has(folder.path)
         if not there:
-            self._train(stage, model)
+            half = bool(stage.train_section.get("bf16") or stage.train_section.get("fp16"))
+            with training_attention(model, stage.recipe.model.attn_implementation, half=half):
+                self._train(stage, model)
         stage.result = folder
         if there or self.reloads or is_sharded(model):
             return load_model(folder.model, stage.recipe.objective)
