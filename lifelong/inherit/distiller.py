@@ -122,17 +122,26 @@ class Distiller:
             self.close()
         if self.teacher is None:
             return None
-        alpha_B = self._rates(batch, self.schedule.alpha(progress), step) * self.teacher.teaches(batch)
-        taught = alpha_B > 0
-        if not bool(taught.any()):
-            if self.is_sharded:
-                self.teacher.attend(batch)
-            return None
-        shown = {name: tensor[taught] for name, tensor in batch.items()}
+        alpha = self.schedule.alpha(progress)
+        alpha_B = self._rates(batch, alpha, step)
+        if (teaches_B := self.teacher.teaches(batch)) is not None:
+            alpha_B = alpha_B * teaches_B
+        # where nothing chooses among sequences, nobody looks at them: an accelerator would be waited for
+        teaches_all = alpha > 0 and self.on == "all" and not self.bernoulli and teaches_B is None
+        shown = batch
+        if not teaches_all:
+            taught = (alpha_B > 0).nonzero()[:, 0]
+            teaches_all = len(taught) == len(alpha_B)
+            if not len(taught):
+                if self.is_sharded:
+                    self.teacher.attend(batch)
+                return None
+            if not teaches_all:
+                shown = {name: tensor[taught] for name, tensor in batch.items()}
         targets = self.teacher.targets(shown)
         if self.schedule.is_dynamic:
             targets = self._dynamic(targets, shown)
-        return Inheritance(targets, alpha_B, self.temperature, by_uncertainty=self.schedule.is_dynamic)
+        return Inheritance(targets, alpha_B, self.temperature, self.schedule.is_dynamic, teaches_all)
 
     def _dynamic(self, targets: Sequence[Target], shown: Mapping[str, Tensor]) -> Sequence[Target]:
         """One target a sequence; what it costs to ask the student and the teachers is added to the teachers' cost."""

@@ -54,7 +54,7 @@ class MappedTeacher(Teacher):
         """Cost of the teacher, with the probability mass that has no place."""
         return self.teacher.cost + TeacherCost(mapped={self.name: (self.mass.rows, self.mass.unmapped)})
 
-    def teaches(self, batch: Batch) -> Tensor:
+    def teaches(self, batch: Batch) -> Tensor | None:
         """The sequences that the teacher teaches."""
         return self.teacher.teaches(batch)
 

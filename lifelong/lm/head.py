@@ -33,12 +33,14 @@ class Inheritance:
     """Distillation inputs of one batch: targets for the labelled rows of the sequences with `alpha_B > 0`, in order.
 
     With `by_uncertainty` the rate of a sequence is `alpha_B` times the student's mean uncertainty about its tokens.
+    `teaches_all`: all rates are known to be above zero, so that nobody has to look at them.
     """
 
     targets: Sequence[Target]
     alpha_B: Tensor
     temperature: float
     by_uncertainty: bool = False
+    teaches_all: bool = False
 
 
 @dataclass
@@ -51,7 +53,7 @@ class LossOutput(ModelOutput):  # type: ignore[misc]
     loss: Tensor | None = None
     ce: Tensor | None = None
     kl: Tensor | None = None
-    num_tokens: Tensor | None = None
+    num_tokens: int | None = None
     rate: Tensor | None = None
 
 
@@ -71,8 +73,9 @@ def predicted_rows(hidden_BTD: Tensor, labels_BT: Tensor, objective: str) -> tup
     """Hidden states and labels of the predicted tokens, `[N, D]` and `[N]`, and the sequence of each, `[N]`."""
     kind = objective_of(objective)
     hidden_BTD, labels_BT = kind.predicting(hidden_BTD), kind.predicted(labels_BT)
-    rows = labels_BT != IGNORED
-    return hidden_BTD[rows], labels_BT[rows], rows.nonzero()[:, 0]
+    # indices are looked up once: a mask would be read for each of the three, and on an accelerator each waits for it
+    sequence_N, place_N = (labels_BT != IGNORED).nonzero(as_tuple=True)
+    return hidden_BTD[sequence_N, place_N], labels_BT[sequence_N, place_N], sequence_N
 
 
 def sequence_means(value_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
@@ -178,10 +181,10 @@ def batch_loss(
     items = max(total, 1) if num_items is None else num_items
     rate = None
     if inheritance is None:
-        loss, ce, kl = ki_loss_parts(hidden_ND, weight, labels_N, num_items=items, **settings)
+        loss, ce, kl = ki_loss_parts(hidden_ND, weight, labels_N, num_items=items, checked=True, **settings)
     else:
         alpha_N = inheritance.alpha_B[sequence_N]
-        taught = alpha_N > 0
+        taught: Any = slice(None) if inheritance.teaches_all else (alpha_N > 0).nonzero()[:, 0]
         if inheritance.by_uncertainty:
             doubt_N = token_uncertainty(hidden_ND[taught], weight, **settings)
             doubt_B = sequence_means(doubt_N, sequence_N[taught], len(inheritance.alpha_B))
@@ -189,13 +192,13 @@ def batch_loss(
             rate = alpha_N.sum() / max(total, 1)
         loss, ce, kl = ki_loss_parts(
             hidden_ND[taught], weight, labels_N[taught], targets=tuple(inheritance.targets), alpha=alpha_N[taught],
-            temperature=inheritance.temperature, num_items=items, **settings,
+            temperature=inheritance.temperature, num_items=items, checked=True, **settings,
         )  # fmt: skip
-        if not bool(taught.all()):
-            plain = ki_loss_parts(hidden_ND[~taught], weight, labels_N[~taught], num_items=items, **settings)
+        if not inheritance.teaches_all and len(taught) < total:
+            left = (inheritance.alpha_B[sequence_N] <= 0).nonzero()[:, 0]
+            plain = ki_loss_parts(hidden_ND[left], weight, labels_N[left], num_items=items, checked=True, **settings)
             loss, ce = loss + plain[0], ce + plain[1]
-    count = torch.tensor(total, device=hidden_BTD.device)
-    return LossOutput(loss=loss, ce=ce / max(total, 1), kl=kl / max(total, 1), num_tokens=count, rate=rate)
+    return LossOutput(loss=loss, ce=ce / max(total, 1), kl=kl / max(total, 1), num_tokens=total, rate=rate)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +151,8 @@ class Strategy(SimpleNamespace):
 @dataclass
 class AvalancheMethod(Method):
     """An unmodified plugin, and the strategy it believes to be part of."""
+
+    term_of_batch: ClassVar[bool] = True
 
     name: str = ""
     plugin: Any = None

@@ -76,7 +76,7 @@ class Method:
     Class attributes: `needs_memory`, the method needs a replay memory; `supports_sharding`, it is right when every
     device holds only a part of each parameter (FSDP, ZeRO-3; other methods are refused there); `exclusive`, it replaces
     parameters, so that no other method can be combined with it; `adds_parameters`, the model is not a stock one while
-    a stage is trained.
+    a stage is trained; `term_of_batch`, its `loss_term` depends on the micro-batch and not on the weights alone.
     """
 
     strength: float = 1.0
@@ -89,6 +89,7 @@ class Method:
     supports_sharding: ClassVar[bool] = False
     exclusive: ClassVar[bool] = False
     adds_parameters: ClassVar[bool] = False
+    term_of_batch: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         """Methods of other packages may still say `sharded` and `alone`."""
@@ -113,7 +114,7 @@ class Method:
         return batch
 
     def loss_term(self, model: PreTrainedModel) -> Tensor | None:
-        """A term added to the loss of the whole optimizer step, or None."""
+        """A term added to the loss of the whole optimizer step, or None; asked for in its first micro-batch."""
         del model
         return None
 

@@ -27,29 +27,28 @@ class TokenCounter:
 
     def __init__(self, domains: Sequence[str], num_methods: int) -> None:
         self.domains = list(domains)
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor | float] = {}
         self.replay_tokens = 0
+        self._seen_replay: list[tuple[Tensor, Tensor]] = []
         self._replayed: dict[str, int] = {}
         self._inserted = [0.0] * num_methods
 
     def count(self, inputs: Mapping[str, Tensor], outputs: Any, *, taught: bool) -> None:
-        """A micro-batch: its losses per token, and its replayed tokens by domain."""
-        num_tokens = torch.as_tensor(outputs.num_tokens, dtype=torch.float64)
+        """A micro-batch: its losses per token, and its replayed tokens by domain.
+
+        What is summed stays where it was computed until `reduce` reads it.
+        """
         for name, value in (("ce", outputs.ce), ("kl", outputs.kl if taught else None), ("rate", outputs.rate)):
             if value is not None:
-                self.sums[name] = self.sums.get(name, 0.0) + value.detach().double().cpu() * num_tokens.cpu()
-        self.sums["tokens"] = self.sums.get("tokens", torch.zeros((), dtype=torch.float64)) + num_tokens.cpu()
+                self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * outputs.num_tokens
+        self.sums["tokens"] = self.sums.get("tokens", 0.0) + float(outputs.num_tokens)
         if "is_replay" in inputs:
-            rows = inputs["is_replay"]
-            tokens_B = (inputs["segment_ids"][rows] > 0).sum(1)
-            self.replay_tokens += int(tokens_B.sum())
-            for column, tokens in zip(inputs["domain_ids"][rows].tolist(), tokens_B.tolist(), strict=True):
-                name = self.domains[column] if self.domains else str(column)
-                self._replayed[name] = self._replayed.get(name, 0) + tokens
+            tokens_B = (inputs["segment_ids"] > 0).sum(1) * inputs["is_replay"]
+            self._seen_replay.append((inputs["domain_ids"], tokens_B))
 
     def count_loss(self, loss: Tensor) -> None:
         """The whole loss of a micro-batch, terms of methods included."""
-        self.sums["loss"] = self.sums.get("loss", 0.0) + loss.detach().double().cpu()
+        self.sums["loss"] = self.sums.get("loss", 0.0) + loss.detach().double()
 
     def count_inserted(self, method: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
         """Tokens that a method has added to a batch."""
@@ -57,6 +56,7 @@ class TokenCounter:
 
     def reduce(self) -> None:
         """Sum over all processes: the first one keeps the totals, the others restart; every process calls."""
+        self._read_replay()
         names = self._names_of_domains()
         mine = [float(self.sums.get(name, 0.0)) for name in SUMS]
         mine += [float(name in self.sums) for name in OF_TEACHING] + [float(self.replay_tokens), *self._inserted]
@@ -71,7 +71,7 @@ class TokenCounter:
         if distributed.is_main_process() and sums["tokens"]:
             there = dict(zip(OF_TEACHING, taught, strict=True))
             kept = [name for name in SUMS if there.get(name, 1.0)]
-            self.sums = {name: torch.tensor(sums[name], dtype=torch.float64) for name in kept}
+            self.sums = {name: sums[name] for name in kept}
             self.replay_tokens = int(replay_tokens)
 
     def take_inserted(self) -> list[float]:
@@ -94,8 +94,19 @@ class TokenCounter:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["sums"].items()}
+        self.sums = dict(state["sums"])
         self.replay_tokens = state["replay_tokens"]
+
+    def _read_replay(self) -> None:
+        if not self._seen_replay:
+            return
+        columns, tokens = (torch.cat(parts).tolist() for parts in zip(*self._seen_replay, strict=True))
+        self._seen_replay.clear()
+        for column, count in zip(columns, tokens, strict=True):
+            if count:
+                name = self.domains[column] if self.domains else str(column)
+                self._replayed[name] = self._replayed.get(name, 0) + count
+                self.replay_tokens += count
 
     def _names_of_domains(self) -> list[str]:
         """Names of all domains that may be replayed, in an order that all processes share."""

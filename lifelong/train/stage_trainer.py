@@ -33,6 +33,8 @@ from lifelong.train.phase import PhaseLog, TrainingInputs
 from lifelong.train.resume import last_complete_checkpoint, read_state, remove_outdated, write_state
 
 SECONDS_BETWEEN_SAVES = 120.0
+SAVING_SHARE = 0.02
+"""Of the time at most, measured by the last save: a state of billions of parameters takes minutes to write."""
 
 
 class StageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -45,6 +47,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.phase = phase
         self.curve = PhaseLog()
+        self.terms_due = True
         self.started = time.monotonic()
         self.probed_before = 0.0
         # Trainer tells old checkpoints by their times, and would delete the newest after a clock was set back
@@ -90,8 +93,12 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         loss = outputs.loss
         share = outputs.num_tokens / num_items_in_batch if num_items_in_batch is not None else 1.0
         for method in self.phase.methods:
+            # a term of the weights alone is the same in all micro-batches of all processes of a step: once is enough
+            if not (method.term_of_batch or self.terms_due):
+                continue
             if (term := method.loss_term(self.model)) is not None:
-                loss = loss + term * share
+                loss = loss + term * (share if method.term_of_batch else 1 / self.accelerator.num_processes)
+        self.terms_due = False
         self.counter.count(inputs, outputs, taught=inheritance is not None)
         self.counter.count_loss(loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -232,9 +239,11 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer = trainer
-        self.last_saved = time.monotonic()
+        self.last_saved = self.step_ended = time.monotonic()
+        self.save_seconds = 0.0
 
     def on_step_begin(self, _: Any, state: Any, *__: Any, optimizer: Any = None, **___: Any) -> None:
+        self.trainer.terms_due = True
         for method in self.trainer.phase.methods:
             method.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper steps on its own terms
             method.begin_step(self.trainer.model, state.global_step)
@@ -256,7 +265,9 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
             trainer.phase.pre_decay.save()
         trainer.run_probe()
         # what a clock or a signal says in one process has to happen in all of them, at the same step
-        late = distributed.is_main_process() and time.monotonic() - self.last_saved > SECONDS_BETWEEN_SAVES
+        self.step_ended = time.monotonic()
+        due = max(SECONDS_BETWEEN_SAVES, self.save_seconds / SAVING_SHARE)
+        late = distributed.is_main_process() and self.step_ended - self.last_saved > due
         late, stopped = (bool(flag) for flag in distributed.summed([late, trainer.phase.stop.requested]))
         trainer.phase.stop.requested = stopped
         if state.global_step < state.max_steps and (late or stopped):
@@ -266,7 +277,6 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Written last: a checkpoint without this file was cut short and is passed over."""
-        self.last_saved = time.monotonic()
         trainer = self.trainer
         phase_state = trainer.phase_state()
         distributed.barrier()  # every process has written its part of the checkpoint
@@ -275,6 +285,8 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         write_state(folder, phase_state, trainer.phase.methods)
         remove_outdated(folder.parent, trainer.checkpoints_kept)
+        self.last_saved = time.monotonic()
+        self.save_seconds = self.last_saved - self.step_ended  # Trainer has written its part since
 
 
 def run_training_phase(model: PreTrainedModel, args: transformers.TrainingArguments, phase: TrainingInputs) -> PhaseLog:

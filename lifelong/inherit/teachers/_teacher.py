@@ -50,11 +50,10 @@ class Teacher:
         """Cost of the teacher so far."""
         return TeacherCost()
 
-    def teaches(self, batch: Batch) -> Tensor:
-        """Which sequences it has something to say about, `[B]` bool."""
-        import torch
-
-        return torch.ones_like(batch["input_ids"][:, 0], dtype=torch.bool)
+    def teaches(self, batch: Batch) -> Tensor | None:
+        """Which sequences it has something to say about, `[B]` bool; None for all."""
+        del batch
+        return None
 
     def targets(self, batch: Batch) -> Sequence[Target]:
         """Targets whose rows are the predicted tokens of `batch`, in order."""

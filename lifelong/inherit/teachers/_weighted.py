@@ -62,7 +62,9 @@ class MixtureTeacher(Teacher):
 
     def _weights(self, batch: Batch) -> Tensor:
         weights_BJ = self.weigh(batch)
-        teaches_BJ = torch.stack([teacher.teaches(batch) for teacher in self.teachers], 1)
+        everything_B = torch.ones_like(batch["input_ids"][:, 0], dtype=torch.bool)
+        taught = [teacher.teaches(batch) for teacher in self.teachers]
+        teaches_BJ = torch.stack([everything_B if one is None else one for one in taught], 1)
         weights_BJ = torch.where(teaches_BJ, weights_BJ, torch.zeros_like(weights_BJ))
         if bool((weights_BJ < 0).any()) or not bool(weights_BJ.isfinite().all()):
             raise InputError(f"weights of a mixture of teachers are numbers >= 0, not {weights_BJ.tolist()}")

@@ -152,7 +152,8 @@ class MemoryTeacher(Teacher):
 
     def teaches(self, batch: Batch) -> Tensor:
         """Replayed sequences."""
-        return batch["is_replay"] & self.teacher.teaches(batch)
+        teaches_B = self.teacher.teaches(batch)
+        return batch["is_replay"] if teaches_B is None else batch["is_replay"] & teaches_B
 
     def targets(self, batch: Batch) -> Sequence[Target]:
         """Of the other."""
