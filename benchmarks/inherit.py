@@ -1,4 +1,4 @@
-"""The KI loss against plain forms of the common alternatives: peak memory and time of the head, and a whole step.
+"""The KI loss against plain forms of the common alternatives: peak memory and time of the head; the cache of targets.
 
 The alternatives are written here from their description, in plain PyTorch, each in a few lines; they are not the
 packages themselves. Forms take turns in one process; times are medians, ratios are medians of the ratios of each
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import itertools
 import json
 import math
 import statistics
@@ -28,18 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-import transformers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss, loss_head
+from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss
 from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, block_keys, fill_cache
-from lifelong.inherit.distiller import Distiller
-from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.sparse import RandomSampling, TauSampler, TopK, scheme_to_json
-from lifelong.inherit.teachers.cache import CachedTeacher
-from lifelong.inherit.teachers.model import OnlineTeacher
-from lifelong.inherit.write_cache import block_probabilities
 
 ALPHA = 0.5
 clock = time.perf_counter
@@ -261,111 +254,6 @@ def bench_head(options: argparse.Namespace) -> dict[str, Any]:
     return rows
 
 
-# --- a whole step -----------------------------------------------------------------------------------------------
-
-
-def step_batch(options: argparse.Namespace, objective: str) -> dict[str, Tensor]:
-    """Sequences of one document each, so that plain transformers computes the same thing."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, options.step_vocab, (options.batch, 128), generator=generator)
-    labels = ids.clone()
-    if objective == "mlm":
-        hidden = torch.rand(ids.shape, generator=generator) < 0.15
-        labels[~hidden] = -100
-        ids[hidden] = 4
-    else:
-        labels[:, 0] = -100
-    batch = {
-        "input_ids": ids, "labels": labels, "segment_ids": torch.ones_like(ids),
-        "position_ids": torch.arange(128).repeat(options.batch, 1),
-    }  # fmt: skip
-    return {name: tensor.to(options.device) for name, tensor in batch.items()}
-
-
-def step_model(options: argparse.Namespace, objective: str) -> Any:
-    """A LLaMA for clm, a BERT without dropout for mlm."""
-    torch.manual_seed(0)
-    quiet = {} if objective == "clm" else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = transformers.AutoConfig.for_model(
-        "llama" if objective == "clm" else "bert", vocab_size=options.step_vocab, hidden_size=options.step_width,
-        intermediate_size=4 * options.step_width, num_hidden_layers=options.layers, num_attention_heads=4,
-        max_position_embeddings=256, **quiet,
-    )  # fmt: skip
-    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
-    return auto.from_config(config).to(options.device, getattr(torch, options.dtype))
-
-
-def bench_step(options: argparse.Namespace, objective: str) -> dict[str, float]:
-    """Forward, backward and optimizer, as ratios to the plain step of transformers."""
-    model, batch = step_model(options, objective), step_batch(options, objective)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-
-    def plain() -> Tensor:
-        cache = {"use_cache": False} if objective == "clm" else {}
-        return model(input_ids=batch["input_ids"], labels=batch["labels"], **cache).loss
-
-    def ours(distiller: Distiller | None) -> Form:
-        def loss() -> Tensor:
-            with loss_head(model, objective):
-                inheritance = distiller.for_batch(batch, progress=0.0, step=next(steps)) if distiller else None
-                return model(**batch, inheritance=inheritance).loss
-
-        return loss
-
-    def taught(teacher: Any, alpha: float = ALPHA, tau: float = 2.0, **settings: Any) -> Form:
-        return ours(Distiller(teacher, make_schedule("constant", alpha=alpha), temperature=tau, **settings))
-
-    def online() -> OnlineTeacher:
-        return OnlineTeacher(step_model(options, objective), objective)
-
-    steps = itertools.count()
-    with tempfile.TemporaryDirectory() as folder:
-        forms = {
-            "plain transformers": plain,
-            "ours": ours(None),
-            "ours, alpha 0": taught(online(), alpha=0.0),
-            "ours, online, tau 1": taught(online(), tau=1.0),
-            "ours, online, tau 2": taught(online()),
-            "ours, online, Bernoulli 0.5": taught(online(), bernoulli=True),
-            "ours, cached": taught(cached_teacher(options, objective, batch, Path(folder))),
-        }
-
-        def whole(form: Form) -> Callable[[], Any]:
-            class Step:
-                """Has a backward pass, like a loss, and an optimizer step after it."""
-
-                def backward(self) -> None:
-                    form().backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
-
-            return Step
-
-        forms = {
-            name: form for name, form in forms.items() if options.only in name or name in ("plain transformers", "ours")
-        }
-        timed = {name: whole(form) for name, form in forms.items()}
-        seconds = take_turns(timed, 2 * options.rounds, options.device, lambda: None)
-    print(f"{objective}: {options.layers} layers, width {options.step_width}, vocabulary {options.step_vocab}")
-    rows = {name: ratio(seconds, name, "plain transformers") for name in forms}
-    rows |= {f"{name}, to ours alone": ratio(seconds, name, "ours") for name in forms if name.startswith("ours, ")}
-    for name, value in rows.items():
-        print(f"{name:38} {value:6.3f}x", flush=True)
-    return rows
-
-
-def cached_teacher(
-    options: argparse.Namespace, objective: str, batch: dict[str, Tensor], folder: Path
-) -> CachedTeacher:
-    """What a model says about the batch, in a cache on disk; its keys and its decoding are part of a step."""
-    settings = CacheSettings(scheme_to_json(TauSampler()), 2.0, options.step_vocab, "t", "m", objective, 128)
-    model = OnlineTeacher(step_model(options, objective), objective)
-    with torch.inference_mode():
-        fill_cache(CacheWriter(folder / "cache", settings), [batch], lambda part: block_probabilities(model, part, 2.0))
-    cache = TargetCache(folder / "cache")
-    return CachedTeacher(cache, tokenizer="t", temperature=2.0, objective=objective, sequence_length=128)
-
-
 # --- the cache --------------------------------------------------------------------------------------------------
 
 
@@ -465,15 +353,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of the timing of heads; 0: memory alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--layers", type=int, default=4, help="of the model of a whole step")
-    parser.add_argument("--step-width", type=int, default=256)
-    parser.add_argument("--step-vocab", type=int, default=16384)
     parser.add_argument("--spread", type=float, default=5.0, help="of the logits of a synthetic teacher")
     parser.add_argument("--draws", type=int, default=2000, help="of the check for bias")
-    parser.add_argument("--batch", type=int, default=8, help="sequences of a whole step, of 128 tokens")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: of this process, one thread")
-    parser.add_argument("--only", default="", help="forms whose name has this in it")
-    parser.add_argument("--part", default="all", choices=["head", "step-clm", "step-mlm", "cache", "all"])
+    parser.add_argument("--part", default="all", choices=["head", "cache", "all"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/inherit.json"))
     options = parser.parse_args()
     if options.clock == "cpu":
@@ -482,9 +365,6 @@ def main() -> None:
     result: dict[str, Any] = {"options": {k: str(v) for k, v in vars(options).items()}}
     if options.part in ("head", "all"):
         result["head"] = bench_head(options)
-    for objective in ("clm", "mlm"):
-        if options.part in (f"step-{objective}", "all"):
-            result[f"step_{objective}"] = bench_step(options, objective)
     if options.part in ("cache", "all"):
         result["cache"] = bench_cache(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,246 @@
+"""A whole training step, form by form, in one process: forward, backward, optimizer.
+
+Rows are packed with documents of random lengths. Forms take turns; a ratio is the median of those within a turn, to
+transformers' own Trainer on the same rows (`Trainer`) and to ours without inheritance (`plain`), with the lowest and
+the highest. Times are processor seconds of one thread; on a GPU wall seconds between synchronisations, beside tokens a
+second, and the share of the peak that `--peak-flops` names. Memory is the rise of its peak over what was there.
+
+    python -m benchmarks.step [--length 256 1024 2048] [--objective clm|mlm] [--model CHECKPOINT] [--rounds 5]
+    python -m benchmarks.step --device cuda --bf16 --width 1024 --layers 24 --vocab 128256 --peak-flops 989e12
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from benchmarks.attention import segments
+from benchmarks.inherit import Peak
+from lifelong.inherit import loss_head
+from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, fill_cache
+from lifelong.inherit.distiller import Distiller
+from lifelong.inherit.schedule import make_schedule
+from lifelong.inherit.sparse import TauSampler, scheme_to_json
+from lifelong.inherit.teachers.cache import CachedTeacher
+from lifelong.inherit.teachers.memory import MemoryTeacher, StoredTeacher
+from lifelong.inherit.teachers.model import OnlineTeacher
+from lifelong.inherit.write_cache import block_probabilities
+from lifelong.lm.checkpoint import load_model
+from lifelong.lm.flops import training_flops_per_token
+from lifelong.lm.packed import block_mask
+from lifelong.methods._importances import Anchor, weights_of
+from lifelong.methods._method import Method
+from lifelong.methods.ewc import Plugin as ElasticWeights
+from lifelong.train.arguments import training_arguments
+from lifelong.train.phase import TrainingInputs
+from lifelong.train.stage_trainer import StageTrainer
+
+MEAN_DOCUMENT = 170.0
+Batch = dict[str, Tensor]
+
+
+def packed_rows(options: argparse.Namespace, length: int, vocab: int) -> Batch:
+    """Random tokens in documents of random lengths; the second half of the rows is replay."""
+    generator = torch.Generator().manual_seed(0)
+    rows = max(1, options.tokens // length)
+    ids = torch.randint(10, vocab, (rows, length), generator=generator)
+    numbers = segments(rows, length, MEAN_DOCUMENT, generator)
+    first = torch.ones_like(numbers, dtype=torch.bool)
+    first[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+    place = torch.arange(length).expand_as(numbers)
+    labels = ids.clone()
+    if options.objective == "mlm":
+        hidden = torch.rand(ids.shape, generator=generator) < 0.15
+        labels[~hidden] = -100
+        ids[hidden] = 4
+    else:
+        labels[first] = -100
+    batch = {
+        "input_ids": ids, "labels": labels, "segment_ids": numbers,
+        "position_ids": place - torch.where(first, place, 0).cummax(1).values,
+        "is_replay": torch.arange(rows) >= rows // 2, "domain_ids": torch.zeros(rows, dtype=torch.long),
+    }  # fmt: skip
+    return {name: value.to(options.device) for name, value in batch.items()}
+
+
+def model_of(options: argparse.Namespace, length: int) -> Any:
+    """A checkpoint, or a random LLaMA (BERT without dropout for mlm)."""
+    if options.model is not None:
+        return load_model(options.model, options.objective).to(options.device)
+    torch.manual_seed(0)
+    causal = options.objective == "clm"
+    quiet = {} if causal else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.AutoConfig.for_model(
+        "llama" if causal else "bert", vocab_size=options.vocab, hidden_size=options.width,
+        intermediate_size=4 * options.width, num_hidden_layers=options.layers, num_attention_heads=options.width // 64,
+        max_position_embeddings=length, **quiet,
+    )  # fmt: skip
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+    return auto.from_config(config).to(options.device)
+
+
+def stored(options: argparse.Namespace, model: Any, batch: Batch, folder: Path) -> TargetCache:
+    """What the model says about the batch, on disk; keys and decoding are part of a step."""
+    length = batch["input_ids"].shape[1]
+    settings = CacheSettings(
+        scheme_to_json(TauSampler()), 1.0, model.config.vocab_size, "t", "m", options.objective, length
+    )
+    teacher = OnlineTeacher(model, options.objective)
+    with torch.inference_mode():
+        fill_cache(CacheWriter(folder, settings), [batch], lambda part: block_probabilities(teacher, part, 1.0))
+    return TargetCache(folder)
+
+
+def anchored(model: Any) -> ElasticWeights:
+    """EWC with one anchor."""
+    method = ElasticWeights()
+    weights = weights_of(model)
+    method.anchors = [Anchor(weights, {name: torch.ones_like(value) for name, value in weights.items()})]
+    return method
+
+
+def forms_of(options: argparse.Namespace, batch: Batch, folder: Path) -> tuple[Any, dict[str, Callable[[], None]]]:
+    """The model, and every form of a step on it."""
+    length, objective = batch["input_ids"].shape[1], options.objective
+    model = model_of(options, length).train()
+    section = {"use_cpu": options.device == "cpu", "bf16": options.bf16, "learning_rate": 0.0}
+    arguments = training_arguments(section, output_dir=folder / "out", max_steps=10**6, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    items = (batch["labels"] != -100).sum()
+
+    def trainer(distiller: Distiller | None = None, methods: tuple[Method, ...] = ()) -> StageTrainer:
+        phase = TrainingInputs("train", [0], dict, objective, items.item(), distiller, methods, domains=("one",))
+        made = StageTrainer(model, arguments, phase)
+        made.state.max_steps = 10**6
+        return made
+
+    def taught(teacher: Any, **settings: Any) -> StageTrainer:
+        return trainer(Distiller(teacher, make_schedule("constant", alpha=0.5), **settings))
+
+    def online() -> OnlineTeacher:
+        return OnlineTeacher(copy.deepcopy(model), objective)
+
+    def with_trainer(made: Any, rows: Batch) -> Callable[[], None]:
+        def step() -> None:
+            with loss_head(model, objective):
+                made.training_step(model, dict(rows), num_items_in_batch=items)
+            made.terms_due = True
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    # what transformers is given for packed rows: restarting positions, or the mask itself
+    stock_rows = {name: batch[name] for name in ("input_ids", "labels")}
+    if objective == "mlm":
+        stock_rows["attention_mask"] = block_mask(batch["segment_ids"], torch.float32)
+    else:
+        stock_rows["position_ids"] = batch["position_ids"]
+
+    def bare() -> None:
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
+            cache = {} if objective == "mlm" else {"use_cache": False}
+            loss = model(**stock_rows, **cache).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    targets = stored(options, copy.deepcopy(model), batch, folder / "targets")
+    cached = CachedTeacher(targets, tokenizer="t", temperature=1.0, objective=objective, sequence_length=length)
+    stock = transformers.Trainer(model, arguments, train_dataset=[0])
+    forms = {
+        "bare loop": bare,
+        "Trainer": with_trainer(stock, stock_rows),
+        "plain": with_trainer(trainer(), batch),
+        "KI, online, tau 1": with_trainer(taught(online()), batch),
+        "KI, online, tau 2": with_trainer(taught(online(), temperature=2.0), batch),
+        "KI, Bernoulli 0.5": with_trainer(taught(online(), bernoulli=True), batch),
+        "KI, cached": with_trainer(taught(cached), batch),
+        "self-generated memory": with_trainer(taught(MemoryTeacher(StoredTeacher([targets])), on="replay"), batch),
+        "EWC, one anchor": with_trainer(trainer(methods=(anchored(model),)), batch),
+    }
+    return model, {name: form for name, form in forms.items() if options.only in name or name in ("Trainer", "plain")}
+
+
+def measured(options: argparse.Namespace, length: int) -> dict[str, Any]:
+    """Ratios, memory and speed at one length."""
+    on_gpu = options.device == "cuda"
+
+    def clock() -> float:
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() if on_gpu else time.process_time()
+
+    vocab = (
+        options.vocab if options.model is None else transformers.AutoConfig.from_pretrained(options.model).vocab_size
+    )
+    batch = packed_rows(options, length, vocab)
+    with tempfile.TemporaryDirectory() as folder:
+        model, forms = forms_of(options, batch, Path(folder))
+        taken: dict[str, list[float]] = {name: [] for name in forms}
+        peaks: dict[str, float] = {}
+        for turn, (name, form) in itertools.product(range(options.rounds + 1), forms.items()):
+            if turn == 0:
+                with Peak(options.device) as peak:
+                    form()
+                peaks[name] = peak.megabytes
+                continue
+            started = clock()
+            form()
+            taken[name].append(clock() - started)
+    tokens, flops = batch["input_ids"].numel(), training_flops_per_token(model, length, options.objective)
+    rows = {}
+    for name, seconds in taken.items():
+        ratios = {}
+        for base in ("Trainer", "plain"):
+            found = sorted(own / other for own, other in zip(seconds, taken[base], strict=True))
+            ratios[f"to {base}"] = [round(value, 3) for value in (statistics.median(found), found[0], found[-1])]
+        speed = tokens / statistics.median(seconds)
+        rows[name] = {**ratios, "peak MB": round(peaks[name]), "tokens/s": round(speed, 1)}
+        if options.peak_flops:
+            rows[name]["MFU"] = round(speed * flops / options.peak_flops, 3)
+        line = "   ".join(f"{key} {value}" for key, value in rows[name].items())
+        print(f"T {length:5}  {name:22} {line}", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Print a table a length, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", nargs="*", type=int, default=[256, 1024, 2048])
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step, at least one row")
+    parser.add_argument("--objective", choices=["clm", "mlm"], default="clm")
+    parser.add_argument("--model", help="a checkpoint; otherwise random weights of the sizes below")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--vocab", type=int, default=16384)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="autocast")
+    parser.add_argument("--peak-flops", type=float, help="of the device, for the MFU")
+    parser.add_argument("--only", default="", help="forms whose name has this in it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/step.json"))
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    result = {"options": {key: str(value) for key, value in vars(options).items()}}
+    result |= {str(length): measured(options, length) for length in options.length}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
