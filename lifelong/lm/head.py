@@ -146,9 +146,10 @@ def loss_head(model: Any, objective: str) -> Iterator[None]:
     def forward(*args: Any, inheritance: Inheritance | None = None, num_items: Any = None, **batch: Any) -> Any:
         if args or batch.get("labels") is None or "segment_ids" not in batch:
             return stock_forward(*args, **{k: v for k, v in batch.items() if k not in BATCH_ONLY})
+        inputs = packed_inputs(model, batch, objective)  # may try the model on a few tokens: the head is still its own
         step.update(labels_BT=batch["labels"], inheritance=inheritance, num_items=num_items)
         try:
-            outputs = stock_forward(**packed_inputs(model, batch, objective))
+            outputs = stock_forward(**inputs)
             result = step["result"]
         finally:
             step.clear()

@@ -175,3 +175,21 @@ def test_what_is_not_here_is_refused_before_a_run():
 def test_a_masked_model_is_not_trained_with_flex():
     lines = list(check_attention("flex", llama(), half=False, causal=False))
     assert "causal models alone" in lines[-1]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_long_row_trains_by_document(checkpointing):
+    """The first step of a run finds the way, with the loss head in place, and gradient checkpointing computes it again."""
+    tokens, model, stock = 600, llama(max_position_embeddings=600).train(), llama(max_position_embeddings=600).train()
+    place = torch.arange(tokens)[None] % 150
+    ids = (torch.arange(tokens)[None] * 7 + 3) % 40
+    batch = {"input_ids": ids, "labels": ids.masked_fill(place == 0, -100), "position_ids": place}
+    batch["segment_ids"] = torch.arange(tokens)[None] // 150 + 1
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with loss_head(model, "clm"):
+        model(**batch).loss.backward()
+    assert model.config._attn_implementation == BY_DOCUMENT
+    stock(input_ids=ids, position_ids=place, labels=batch["labels"], use_cache=False).loss.backward()
+    for one, two in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-4)
