@@ -7,8 +7,7 @@ imported whenever a card is read, so heavy libraries are imported inside functio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Union
 
@@ -89,21 +88,14 @@ def source_kinds() -> dict[str, type[Source]]:
     }
 
 
-@cache
-def _kinds() -> tuple[str, ...]:
-    """The names that a card is read with; asked twice for each of thousands of cards."""
-    return tuple(source_kinds())
-
-
-def _kind_of(value: Any) -> str | None:
+def _kind_of(kinds: Iterable[str], value: Any) -> str | None:
     keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
-    named = [kind for kind in _kinds() if kind in keys]
+    named = [kind for kind in kinds if kind in keys]
     return named[0] if len(named) == 1 else None
 
 
-def _names_one_kind(value: Any) -> Any:
-    if _kind_of(value) is None:
-        kinds = list(source_kinds())
+def _names_one_kind(kinds: Sequence[str], value: Any) -> Any:
+    if _kind_of(kinds, value) is None:
         given = ", ".join(map(str, value)) if isinstance(value, dict) else shortened(value, 80)
         message = (
             f"exactly one of {', '.join(kinds)} says where the text is; given: {given}{did_you_mean(given, kinds)}"
@@ -113,8 +105,10 @@ def _names_one_kind(value: Any) -> Any:
 
 
 def _any_kind() -> Any:
-    members = tuple(Annotated[source, Tag(kind)] for kind, source in source_kinds().items())
-    return Annotated[Union[members], Discriminator(_kind_of), BeforeValidator(_names_one_kind)]  # noqa: UP007
+    kinds = source_kinds()  # once for the model of a card: thousands of cards are listed
+    members = tuple(Annotated[source, Tag(kind)] for kind, source in kinds.items())
+    named = BeforeValidator(lambda value: _names_one_kind(list(kinds), value))
+    return Annotated[Union[members], Discriminator(lambda value: _kind_of(kinds, value)), named]  # noqa: UP007
 
 
 AnySource = Annotated[Source, GetPydanticSchema(lambda _, handler: handler(_any_kind()))]
