@@ -12,7 +12,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.study.parts import PARTS, RECIPES, SCALABLE, Arm, Part, large
+from benchmarks.study.arms import RECIPES, Arm, Part
+from benchmarks.study.parts import PARTS, SCALABLE, large
 
 DOCS = Path(__file__).parents[2] / "docs"
 

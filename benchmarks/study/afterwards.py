@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.parts import PARTS, SEEDS
+from benchmarks.study.arms import SEEDS
+from benchmarks.study.parts import PARTS
 from benchmarks.study.runs import quiet, tasks_of
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

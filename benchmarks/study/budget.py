@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from benchmarks.study.parts import RECIPES, Arm
+from benchmarks.study.arms import RECIPES, Arm
 from lifelong.inherit.teachers.by_domain import Plugin as ByDomain
 from lifelong.lm.checkpoint import load_config, meta_model
 from lifelong.lm.flops import forward_flops_per_token
@@ -36,7 +36,7 @@ def planned_flops(recipe: Recipe) -> float:
     steered = bool(recipe.replay and recipe.replay.share and recipe.replay_mix in ("adaptive", "budget"))
     total = 0.0
     for stage in plan_recipe(recipe).stages:
-        flops = stage.flops - stage.teacher_flops + taught_flops(recipe, stage)
+        flops = stage.flops - stage.teacher_flops + taught_flops(recipe, stage) + stage.generation_flops
         total += flops * (1 + (PROBING_COST if steered and stage.index else 0))
     return total
 
@@ -45,6 +45,8 @@ def taught_flops(recipe: Recipe, stage: PlannedStage) -> float:
     """FLOPs of the teacher's passes: it runs on the rows that are taught, and a domain's teacher on its domain's."""
     if recipe.inherit is None:
         return 0.0
+    if not recipe.inherit.teacher.models():  # targets that are stored: what is planned is what making them costs
+        return stage.teacher_flops
     taught = {"all": 1.0, "replay": stage.replay_share, "new": 1 - stage.replay_share}[recipe.inherit.on]
     if not isinstance(recipe.inherit.teacher, ByDomain):
         return stage.teacher_flops * taught

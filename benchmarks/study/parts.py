@@ -1,40 +1,14 @@
-"""What the study runs: parts, their arms and their seeds.
-
-An arm is a recipe of this folder and some `key=value` changes. Seeds of the tuning are used nowhere else: settings are
-chosen on them, and the figures of the main table come from seeds that had no say in it.
-"""
+"""What the study runs: parts and their arms."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
-RECIPES = Path(__file__).parent / "recipes"
+from benchmarks.study.arms import TUNING_SEEDS, Arm, Part
+from benchmarks.study.regimes import REGIMES
+
 TEACHERS = ("news", "reviews", "bio", "cs")
-TUNING_SEEDS = (100, 101)
-SEEDS = (0, 1, 2)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A recipe with changes. `budget` is its share of the part's FLOPs, one where arms are to be compared directly."""
-
-    recipe: str
-    changes: tuple[str, ...] = ()
-    budget: float = 1.0
-    keep: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """Arms that are compared with each other, all at the FLOPs of the arm `reference` with `tokens` a stage."""
-
-    arms: Mapping[str, Arm]
-    seeds: tuple[int, ...] = SEEDS
-    reference: Arm = field(default_factory=lambda: Arm("replay"))
-    tokens: int = 160_000
-    changes: tuple[str, ...] = ()
 
 
 def replay(*changes: str) -> Arm:
@@ -178,6 +152,7 @@ PARTS: dict[str, Part] = {
     "order": ORDER,
     "masked": MASKED,
     "prompts": PROMPTS,
+    **REGIMES,
 }
 SCALABLE = ("tuning", "main", "final", "order")
 LARGE = (

@@ -16,7 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.parts import TEACHERS, Arm, Part
+from benchmarks.study.arms import RECIPES, Arm, Part
+from benchmarks.study.parts import TEACHERS
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Task:
     seed: int
     tokens: int
     changes: tuple[str, ...]
+    tested: tuple[str, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -51,7 +53,7 @@ def tasks_of(part_name: str, part: Part, out: Path) -> list[Task]:
             known[name] = tokens_at(arm, budget * arm.budget, part.tokens, part.changes)
     table.write_text(json.dumps(known, indent=1) + "\n")
     return [
-        Task(part_name, name, arm, seed, known[name], part.changes)
+        Task(part_name, name, arm, seed, known[name], part.changes, part.tested)
         for seed in part.seeds
         for name, arm in part.arms.items()
     ]
@@ -110,6 +112,8 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
         figures["probes"] = [
             [[point.domain, point.tokens, point.nats_per_token] for point in points] for points in history.probes
         ]
+    if task.tested:
+        figures["tested"] = tested(folder, task.tested)
     path = figures_file(out, task)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -118,6 +122,27 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
     if not task.arm.keep:
         shutil.rmtree(folder)
     return figures
+
+
+def tested(run: Path, domains: Sequence[str]) -> dict[str, Any]:
+    """Test losses, nats/token, of the base, the run's last model and its best merge, which validation text chooses."""
+    from lifelong.evaluate import evaluate
+    from lifelong.lineage.search import search_merge
+    from lifelong.recipe.files import read_recipe_file
+
+    def losses(model: Path, stage: str | None = None) -> dict[str, float]:
+        found = evaluate(model, domains, stage=stage, split="test", **like)
+        return {loss.domain: loss.nats_per_token for loss in found}
+
+    recipe = read_recipe_file(run).to_plain()
+    like = {"tokens": recipe["evaluate"]["tokens"], "sequence_length": recipe["sequence_length"]}
+    search = search_merge(run, recipe, run / "merged")
+    return {
+        "weights": list(search.best.weights),
+        "base": losses(run, "initial"),
+        "released": losses(run),
+        "merged": losses(run / "merged"),
+    }
 
 
 def _phases(stages: Sequence[Any]) -> dict[str, float]:
@@ -141,7 +166,6 @@ def quiet() -> None:
 
 def prepare(out: Path, *, teachers: bool, vocab_size: int = 2048) -> None:
     """The one tokenizer of all arms, and `teachers` of the new domains; what is there already is left alone."""
-    from benchmarks.study.parts import RECIPES
     from lifelong.pipeline import run_recipe
     from lifelong.pipeline.begin import make_tokenizer
     from lifelong.recipe import load_recipe

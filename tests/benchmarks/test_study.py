@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import page, runs
+from benchmarks.study.arms import RECIPES, Arm
 from benchmarks.study.budget import arm_recipe, planned_flops, tokens_at
-from benchmarks.study.parts import MAIN, PARTS, RECIPES, Arm, large
+from benchmarks.study.parts import MAIN, PARTS, large
 
 WORDS = ["".join(random.Random(seed).choices("abcdefghijklmnop", k=1 + seed % 7)) for seed in range(300)]
 
