@@ -62,6 +62,33 @@ def front_figure(points: Mapping[float, Rows], new_domain: str, path: Path) -> N
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
 
+def plane_figure(points: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, path: Path) -> None:
+    """What is learned against what is lost, a dot for every seed, a shape and a colour an arm; best at lower left."""
+    figure = new_figure(7.6, 4.2)
+    axes = figure.subplots()
+    shapes = "osD^v<>PX*h"
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8a8a", "#E69F00")
+    for place, (name, found) in enumerate(points.items()):
+        xs, ys = zip(*found, strict=True)
+        axes.plot(
+            xs,
+            ys,
+            shapes[place % len(shapes)],
+            ms=5,
+            color=colours[place % len(colours)],
+            alpha=0.85,
+            ls="",
+            label=name,
+        )
+    axes.set_xlabel(across, fontsize=8)
+    axes.set_ylabel(up, fontsize=8)
+    axes.grid(color="#e4e4e4")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")
+
+
 def growth_figure(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
     """Mean rise of the earlier domains against tokens since a growth."""
     figure = new_figure(5.2, 3.4)

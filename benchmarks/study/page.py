@@ -258,6 +258,50 @@ def _wiki(row: Row) -> dict[int, float]:
     return {tokens: nats for domain, tokens, nats in sorted(row["probes"][1], key=lambda p: p[1]) if domain == "wiki"}
 
 
+def tested_mean(kind: str) -> Callable[[Row], float]:
+    """Mean test loss over the base's domain and those of the stream, of the `released` model or the best `merged`."""
+    return lambda row: statistics.fmean(row["tested"][kind].values())
+
+
+def rise_of_base(kind: str) -> Callable[[Row], float]:
+    """Rise of the test loss on the base's own domain, the first that is tested."""
+    return lambda row: next(iter(row["tested"][kind].values())) - next(iter(row["tested"]["base"].values()))
+
+
+def tested_new(row: Row) -> float:
+    """Mean test loss of the last model on the stream's domains."""
+    return statistics.fmean(list(row["tested"]["released"].values())[1:])
+
+
+def regime_table(part: str, reference: str) -> str:
+    """What is kept and learned on test text, and the best merge of every run; best mean first."""
+    arms = {name: rows for name, rows in read(part).items() if "tested" in rows[0]}
+    if not arms:
+        return ""
+    mean = tested_mean("merged")
+    difference = against(arms, reference, mean) if reference in arms else {}
+    new = list(next(iter(arms.values()))[0]["tested"]["base"])[1:]
+    rows = []
+    for name in sorted(arms, key=lambda name: statistics.fmean(map(mean, arms[name]))):
+        found = arms[name]
+        rises = [rise_of_base(kind)(row) for kind in ("released", "merged") for row in found]
+        half = len(found)
+        rows.append(
+            [
+                f"`{name}`",
+                ", ".join(f"{value:+.3f}" for value in rises[:half]),
+                *[f"{statistics.fmean(row['tested']['released'][domain] for row in found):.3f}" for domain in new],
+                spread(list(map(tested_mean("released"), found))),
+                ", ".join(f"{value:+.3f}" for value in rises[half:]),
+                spread(list(map(mean, found))),
+                difference.get(name, ""),
+                f"{statistics.fmean(row['flops'] for row in found) / 1e12:.3f}",
+            ]
+        )
+    heads = ["arm", "rise on the base's text, every seed", *new, "mean", "rise, best merge", "mean, best merge"]
+    return table([*heads, f"against `{reference}`", "TFLOP"], rows)
+
+
 def adaptation_table() -> str:
     """Loss on the new and the old domain by size of the corpus."""
     rows = []
@@ -329,6 +373,13 @@ def write_page(out: Path) -> None:
     if main:
         order = sorted(main, key=lambda name: statistics.fmean(map(log_ap, main[name])))
         figures.arms_figure({name: main[name] for name in order}, pictures / "study-arms")
+    if regime := read("no-old-text"):
+        planes = {
+            name: [(tested_new(row), rise_of_base("released")(row)) for row in rows] for name, rows in regime.items()
+        }
+        figures.plane_figure(
+            planes, "new domains, nats/token", "rise on the base's text", pictures / "study-no-old-text"
+        )
     if points := fronts():
         figures.front_figure(points, "cs", pictures / "study-front")
     if curves := rises():
@@ -347,6 +398,7 @@ def write_page(out: Path) -> None:
         "GAP": gap_table(),
         "TUNING": short_table("tuning"),
         "CONVERGED": short_table("converged"),
+        "NO_OLD_TEXT": regime_table("no-old-text", "KI on the new text, alpha .5"),
         "ADAPTATION": adaptation_table(),
         "STEPS": steps_table(),
         "FRONT": front_table(),
