@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.ranks import measure
 from lifelong.ledger.ledger import check_run, read_records
-from tests.ranks.launches import difference, order_of, start, write_recipe
+from tests.ranks.launches import Job, difference, launch, order_of, start, write_recipe
 from tests.ranks.worker import do
 
 FLOAT32 = 2e-6
@@ -53,3 +53,22 @@ def test_the_table_of_equalities(tmp_path):
     for row in rows:
         assert_same(row)
         assert row.exit_code != 0
+
+
+@pytest.mark.slow
+def test_what_a_model_writes_for_itself_is_the_same_in_two_processes(tmp_path):
+    """One of them writes, both train on it with the targets that were stored."""
+    section = {"memory_tokens": 0, "share": 0.5, "generate": {"tokens": "1k", "length": 32}}
+    taught = {"teacher": "memory", "on": "replay", "alpha": 1.0, "schedule": "constant", "temperature": 1.0}
+    recipe = write_recipe(tmp_path, replay=section, inherit=taught, recover={"tokens": 0})
+    do({"recipe": str(recipe), "out": tmp_path / "one", "order": tmp_path / "one-order", "mode": "ddp"})
+    launched = launch(2, [Job.at(recipe, tmp_path / "two")], tmp_path)
+    assert launched.exit_code == 0, launched.stderr
+    assert_same(difference(tmp_path / "one", tmp_path / "two"))
+    # the model's own last bits are those of a sum over two processes: its fingerprint is another
+    written = [
+        {key: value for key, value in (read_records(tmp_path / name)[-1].generated or {}).items() if key != "model"}
+        for name in ("one", "two")
+    ]
+    assert written[0]["samples"]
+    assert written[0] == written[1]
