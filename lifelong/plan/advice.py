@@ -19,6 +19,7 @@ from lifelong.train.arguments import DEFAULTS
 
 LONGEST_WARMUP = 0.1
 FEWEST_STEPS = 20
+MOST_ANCHORS = 4
 
 
 def warnings_of(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[str]:
@@ -46,7 +47,19 @@ def warnings_of(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[s
             warnings.append(
                 f"stage {stage.index}: only {stage.steps} optimizer steps; give it more tokens or smaller batches"
             )
-    return warnings + _rates(recipe, stages, shapes)
+    return warnings + _anchors(recipe, stages) + _rates(recipe, stages, shapes)
+
+
+def _anchors(recipe: Recipe, stages: Sequence[Any]) -> list[str]:
+    """Methods that keep an anchor of every stage: memory and time of a step grow with the stream."""
+    copies = 2 * (len(stages) - 1)
+    return [
+        f"methods.{section.name}: keeps an anchor of every stage, {copies} copies of the parameters in the last one; "
+        "`mode: online` keeps one anchor for all (Schwarz et al. 2018, arXiv 1805.06370)"
+        for section in recipe.methods
+        for method in make_methods([(section.name, section.settings())])
+        if getattr(method, "mode", None) == "separate" and len(stages) > MOST_ANCHORS
+    ]
 
 
 def _replays(recipe: Recipe) -> bool:

@@ -208,6 +208,11 @@ def test_each_warning_is_given_where_it_is_due_and_only_there(cards):
         "no replay": {**sound, "replay": None},
         "longer than a tenth": {**sound, "train": {**sound["train"], "warmup_steps": 0.2}},
         "only 1 optimizer steps": {**sound, "stages": [stages[0] | {"tokens": 200}, stages[1]]},
+        "`mode: online` keeps one anchor for all (Schwarz et al. 2018, arXiv 1805.06370)": {
+            **sound,
+            "stages": stages + [stages[1]] * 3,
+            "methods": [{"name": "ewc"}],
+        },
         "above the 0.003 of the previous stage": {
             **sound,
             "stages": [stages[0], stages[1] | {"train": {"learning_rate": 5e-3}}],
