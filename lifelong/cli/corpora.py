@@ -94,7 +94,7 @@ def domain_list(as_json: JsonOption = False) -> None:
 
 
 def domain_show(
-    card: Annotated[str, typer.Argument(metavar="CARD")],
+    card: Annotated[str, typer.Argument(metavar="CARD", help="Name or path of a domain card.")],
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,7 +108,7 @@ def domain_show(
 
 
 def domain_check(
-    cards: Annotated[list[str], typer.Argument(metavar="CARD...")],
+    cards: Annotated[list[str], typer.Argument(metavar="CARD", help="Names or paths of domain cards.")],
     allow_paths: Annotated[
         bool, typer.Option("--allow-paths", help="Take what a card from elsewhere names outside of its folder.")
     ] = False,

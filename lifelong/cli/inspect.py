@@ -44,7 +44,7 @@ def check(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run, or several to compare.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="One run, or several to compare.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to write; default RUN/report, of several runs nowhere.")
     ] = None,

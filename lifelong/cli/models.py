@@ -19,16 +19,16 @@ from lifelong.errors import InexactGrowthError, InputError
 def expand(
     source: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or run folder: its newest model.")],
     out: Annotated[Path, typer.Argument(help="New folder for the grown model.")],
-    layers: Annotated[int | None, typer.Option()] = None,
-    hidden_size: Annotated[int | None, typer.Option()] = None,
-    intermediate_size: Annotated[int | None, typer.Option()] = None,
-    heads: Annotated[int | None, typer.Option()] = None,
-    kv_heads: Annotated[int | None, typer.Option()] = None,
-    head_dim: Annotated[int | None, typer.Option()] = None,
-    vocab_size: Annotated[int | None, typer.Option()] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of layers.")] = None,
+    hidden_size: Annotated[int | None, typer.Option(help="Width.")] = None,
+    intermediate_size: Annotated[int | None, typer.Option(help="Width of the feed-forward part.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Key-value heads.")] = None,
+    head_dim: Annotated[int | None, typer.Option(help="Channels of a head.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Rows of the embedding.")] = None,
     positions: Annotated[int | None, typer.Option(help="Longest sequence.")] = None,
     experts: Annotated[int | None, typer.Option(help="Turn a dense model into a mixture of experts.")] = None,
-    experts_per_token: Annotated[int | None, typer.Option()] = None,
+    experts_per_token: Annotated[int | None, typer.Option(help="Experts that a token is sent to.")] = None,
     mode: Annotated[str, typer.Option(help="exact keeps the function; elle copies at random, as published.")] = "exact",
     strategy: Annotated[str, typer.Option(help="Initialisation of new units: pad, clone or pairs; all exact.")] = "pad",
     placement: Annotated[
@@ -45,7 +45,7 @@ def expand(
         ),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print the plan only; loads no weights.")] = False,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Grow a checkpoint; the result is verified and loads with plain from_pretrained."""
@@ -241,7 +241,7 @@ def cache(
 
 
 def merge(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
     weight: Annotated[
         float | None, typer.Option(metavar="A", help="Write this model: 0 the previous stage's, 1 the trained one.")
     ] = None,

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import yaml
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from lifelong import __version__
@@ -38,6 +39,14 @@ def test_help_of_a_verb_fits_80_columns_and_ends_with_an_example(verb):
     if "--out" in text:
         assert re.search(r"--out [A-Z]+ ", text), "the value of an option is named"
     assert not [line for line in text.splitlines() if "<str>" in line or "<path>" in line or "<int>" in line]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_argument_and_option_says_what_it_is(verb):
+    command = get_command(app)
+    for name in verb:
+        command = command.commands[name]
+    assert [parameter.name for parameter in command.params if not parameter.help] == []
 
 
 def test_summaries_of_all_verbs_are_whole():
