@@ -301,6 +301,8 @@ def _logged(history: RunHistory, read: Read, name: str, axis: Axis, caption: str
     for domain, phase, curve in parts:
         style = ("var(--s0)", "") if phase == "train" else ("var(--s7)", "2 3")
         chart.line(curve, style, name=domain if phase == "train" else f"{domain}, {phase}")
+        if len(curve) == 1:
+            chart.points(curve, style[0], radius=2.2)
     if any(phase != "train" for _, phase, _ in parts):
         chart.swatch("training", "var(--s0)")
         chart.swatch("recovery after a growth", "var(--s7)", "2 3")

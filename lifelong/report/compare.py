@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import yaml
+
 from lifelong.files import finite
 from lifelong.metrics import compute_run, metric_info, metric_names
 from lifelong.records import RunHistory
@@ -154,7 +156,7 @@ def _final(run: RunHistory, domain: str) -> float | None:
 def _recipe_differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """Keys in which the recipes of the groups differ from the first, and what each says."""
     keys = dict.fromkeys(key for recipe in recipes[1:] for key in _differing(recipes[0], recipe, NO_LABEL))
-    return {key: tuple(_short(_at(recipe, key)) for recipe in recipes) for key in keys}
+    return {key: tuple(_text(_at(recipe, key)) for recipe in recipes) for key in keys}
 
 
 def _curves(groups: Sequence[Sequence[RunHistory]]) -> dict[str, tuple[tuple[Point, ...], ...]]:
@@ -337,6 +339,7 @@ def _limits(
         if known and max(known)[0] > min(known)[0] * (1 + EQUAL_COST):
             (least, cheap), (most, dear) = min(known), max(known)
             title = metric_info(name).title
+            title = title if title == "FLOPs" else title.lower()
             found.append(f"not at equal {title}: {dear} took {most / least:.2f} times those of {cheap}")
     return found
 
@@ -375,16 +378,27 @@ def _differing(one: Any, other: Any, ignored: Sequence[str] = (), path: str = ""
         return [
             found for key in keys for found in _differing(one.get(key), other.get(key), (), f"{path}.{key}".lstrip("."))
         ]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for i, pair in pairs for found in _differing(*pair, (), f"{path}.{i}")]
     return [] if one == other else [path]
 
 
 def _at(recipe: Mapping[str, Any], path: str) -> Any:
     value: Any = recipe
     for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+        here = dict(enumerate(value)) if isinstance(value, list) else value
+        value = here.get(int(key) if isinstance(value, list) else key) if isinstance(here, Mapping) else None
     return value
 
 
+def _text(value: Any) -> str:
+    """As a recipe says it, on one line."""
+    if value is None:
+        return "off"
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).removesuffix("...\n").strip()
+
+
 def _short(value: Any) -> str:
-    text = "off" if value is None else str(value)
+    text = _text(value)
     return text if len(text) <= 24 else text[:23] + "…"

@@ -285,7 +285,7 @@ def environment(history: RunHistory) -> Table | None:
     }
     facts = {k: v for k, v in history.environment.items() if k not in ("packages", "newer_than_tested")}
     rows = [
-        *facts.items(),
+        *((name.replace("_", " "), fact) for name, fact in facts.items()),
         *((label, text) for label, text in versions.items() if text),
         ("recipe", history.stages[-1].recipe_hash if history.stages else ""),
     ]

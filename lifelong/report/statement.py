@@ -51,7 +51,8 @@ def tiles(history: RunHistory, intervals: Mapping[str, Interval]) -> list[Tile]:
     gains = [old - new for _, old, new in learned]
     gain = math.fsum(gains) / len(gains)
     shown = tuple(
-        f"{name}: perplexity {perplexity_of(old)} → {perplexity_of(new)}" for name, old, new in learned[:NAMED]
+        f"{name}: perplexity {perplexity_of(old)}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{perplexity_of(new)}"
+        for name, old, new in learned[:NAMED]
     )
     rest = (f"and {len(learned) - NAMED} more",) if len(learned) > NAMED else ()
     better = f"{fell} of {len(learned)} stages got better on their domain"
@@ -74,7 +75,7 @@ def _kept_tile(history: RunHistory, kept: tuple[float, bool], intervals: Mapping
         lines.append(f"95 % over documents: {signed(bounds.low)} to {signed(bounds.high)}")
     worst, most = max(final_rises(history.matrix).items(), key=lambda item: item[1])
     lines.append(f"worst: {worst} {_signed_per_cent(most)}")
-    return Tile("kept", f"{signed(rise)} nats/token", tuple(lines), None if apart and rise > 0 else rise <= 0)
+    return Tile("kept", f"{signed(rise)} nats/token", tuple(lines), None if apart else rise <= 0)
 
 
 def _kept(history: RunHistory, intervals: Mapping[str, Interval]) -> tuple[float, bool] | None:

@@ -111,13 +111,20 @@ def _resources() -> tuple[Markup, Markup]:
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["minus"] = true_minus
+    return environment
+
+
+def true_minus(text: str) -> str:
+    """Negative figures with a minus as long as the plus; the script writes it back as a hyphen in what is saved."""
+    return re.sub(r"(?<![\w.\-−])-(?=\.?\d)", "−", text)
 
 
 def markdown_safe(text: str) -> str:

@@ -13,6 +13,9 @@ from rich.console import Console
 from lifelong.records import ComputeLedger, Cost, DomainLoss, LossMatrix, RunHistory, StageRecord
 from lifelong.report.compare import compare_runs
 from lifelong.report.compare_page import comparison_html, comparison_markdown, comparison_table, write_comparison
+from lifelong.report.statement import tiles
+from lifelong.report.uncertainty import Interval
+from lifelong.report.view import true_minus
 from tests.report.pages import own_script_only
 
 DOMAINS = ("wiki", "news", "code")
@@ -144,6 +147,32 @@ def test_unequal_cost_and_unfinished_runs_are_said():
     text = " ".join(comparison.differences)
     assert "not at equal FLOPs: dear took 3.00 times those of plain" in text
     assert "runs/dear-0 is unfinished: 03-law" in text
+
+
+def test_a_rise_not_told_apart_from_0_is_neither_good_nor_bad():
+    history = run(rise=-0.1)
+    for bounds, good in ((Interval(-0.2, 0.1), None), (Interval(-0.2, -0.1), True)):
+        learned, kept, _ = tiles(history, {"forgetting": bounds})
+        assert learned.good
+        assert kept.good is good
+
+
+def test_negative_figures_have_a_minus_and_names_keep_their_hyphen():
+    text = "-0.598, -59.6 to -41.7, 01-news, 1e-14, a-5"
+    assert true_minus(text) == "−0.598, −59.6 to −41.7, 01-news, 1e-14, a-5"
+
+
+def test_recipes_are_compared_key_by_key_within_lists_too_and_nothing_is_cut():
+    inherit = {"teacher": "previous", "alpha": 0.5, "schedule": "linear"}
+    stages = [{"domain": "wiki", "tokens": 100}, {"domain": "news", "tokens": 100}]
+    plain = run("plain", recipe={"name": "plain", "stages": stages})
+    taught = run("taught", recipe={
+        "name": "taught", "stages": [stages[0], {**stages[1], "expand": {"layers": 3}}], "inherit": inherit,
+    })  # fmt: skip
+    assert compare_runs([plain, taught]).recipe == {
+        "stages.1.expand": ("off", "{layers: 3}"),
+        "inherit": ("off", "{teacher: previous, alpha: 0.5, schedule: linear}"),
+    }
 
 
 def test_many_groups_fit_a_terminal():

@@ -22,9 +22,11 @@ const tools = (box, ...buttons) => {
   bar.append(...buttons);
   box.after(bar);
 };
-const shown = cell => [...cell.childNodes].map(n => n.textContent.trim()).filter(Boolean).join(" ");
+// of a cell its figure, without what stands below it in small
+const shown = cell => [...cell.childNodes].filter(n => n.nodeName !== "SMALL").map(n => n.textContent.trim()).join("");
+const plain = text => text.replace(/−/g, "-").replace(/^-?\d{1,3}(,\d{3})+(\.\d+)?$/, t => t.replaceAll(",", ""));
 const latex = text => text.replace(/\\/g, "\\textbackslash ").replace(/[&%$#_{}]/g, "\\$&").replace(/±/g, "$\\pm$")
-  .replace(/[−]/g, "-").replace(/→/g, "$\\to$").replace(/↓/g, "$\\downarrow$").replace(/↑/g, "$\\uparrow$");
+  .replace(/−/g, "$-$").replace(/→/g, "$\\to$").replace(/↓/g, "$\\downarrow$").replace(/↑/g, "$\\uparrow$");
 
 // tables: a click on a heading sorts; figures by their value, which data-v holds where the text is rounded
 const value = cell => {
@@ -52,9 +54,9 @@ for (const table of document.querySelectorAll("table[data-name]")) {
   const cells = () => [...table.rows].map(row => [...row.cells].map(shown));
   tools(table.closest(".scroll"),
     button("CSV", `save ${table.dataset.name} as CSV`, () => save(`${table.dataset.name}.csv`, "text/csv",
-      cells().map(row => row.map(t => /[",\n]/.test(t) ? `"${t.replace(/"/g, '""')}"` : t).join(",")).join("\n") + "\n")),
+      cells().map(row => row.map(plain).map(t => /[",\n]/.test(t) ? `"${t.replace(/"/g, '""')}"` : t).join(",")).join("\n") + "\n")),
     button("LaTeX", `save ${table.dataset.name} as LaTeX`, () => save(`${table.dataset.name}.tex`, "text/plain", [
-      `\\begin{tabular}{l${"r".repeat(Math.max(0, table.rows[0].cells.length - 1))}}`, "\\toprule",
+      `\\begin{tabular}{${[...table.rows[0].cells].map((c, i) => !i || c.classList.contains("left") ? "l" : "r").join("")}}`, "\\toprule",
       ...cells().flatMap((row, i) => [row.map(latex).join(" & ") + " \\\\", ...(i === 0 && table.tHead ? ["\\midrule"] : [])]),
       "\\bottomrule", "\\end{tabular}", ""].join("\n"))));
 }

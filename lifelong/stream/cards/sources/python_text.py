@@ -48,6 +48,11 @@ class PythonTextSource(Source):
 
     python_text: Literal["reference_prose", "stdlib_code", "licence_texts"]
 
+    @property
+    def public_name(self) -> str:
+        """Where every reader has it too."""
+        return "installed with Python"
+
     def read(self, card: CardFile, split: str, reading: Reading) -> Iterator[RawDocument]:
         """(place, text) of every document.
 
