@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lifelong import __version__
 
 project = "lifelong"
-author = "The lifelong maintainers"
+author = project_copyright = "The lifelong maintainers"
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 autodoc_member_order = "bysource"
@@ -21,6 +21,8 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 html_theme = "furo"
 html_title = "lifelong"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]

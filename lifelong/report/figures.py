@@ -175,6 +175,6 @@ def matrix_figure(history: RunHistory) -> Figure | None:
         axis.set_ticks(places, [plain(_short(labels[i])) for i in places], fontsize=7)
     axes.tick_params(axis="x", rotation=60)
     _write_entries(axes, matrix, limit)
-    axes.set_title("perplexity, and rise over the domain's best so far", fontsize=10)
+    axes.set_title("perplexity (●: the stage's own domain), and rise over the domain's best so far", fontsize=10)
     figure.colorbar(image, ax=axes, label="nats per token (orange: forgotten)")
     return figure
