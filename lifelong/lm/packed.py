@@ -67,15 +67,15 @@ def packing_of(model: Any, objective: str, tokens: int = 0) -> Packing:
             into the next.
     """
     found, attention = _found.setdefault(model, {}), str(model.config._attn_implementation)
+    if attention == BY_DOCUMENT:  # set by an earlier look, at this model or at the one that it was copied from
+        attention = "sdpa"
     if attention not in found:
         found[attention] = _tried(model, objective, attention)
-    if tokens < LEAST_TOKENS or attention not in ("sdpa", BY_DOCUMENT) or next(model.parameters()).device.type != "cpu":
+    if tokens < LEAST_TOKENS or attention != "sdpa" or next(model.parameters()).device.type != "cpu":
         return found[attention]
     if BY_DOCUMENT not in found:
-        found[BY_DOCUMENT] = found[attention]
-        if _takes_documents(model, objective, found[attention]):
-            found["documents"] = "documents"
-    return found.get("documents", found[attention])
+        found[BY_DOCUMENT] = "documents" if _takes_documents(model, objective, found[attention]) else found[attention]
+    return found[BY_DOCUMENT]
 
 
 def _tried(model: Any, objective: str, attention: str) -> Packing:
@@ -93,7 +93,7 @@ def _tried(model: Any, objective: str, attention: str) -> Packing:
         f"documents with the attention {attention!r}: one would see the other. Tried {'; '.join(faults)}. Choose "
         + (
             "a model whose layers are all attention and that takes position_ids or a four-dimensional attention_mask"
-            if attention in ("sdpa", "eager", BY_DOCUMENT)
+            if attention in ("sdpa", "eager")
             else "`model.attn_implementation: sdpa`"
         )
     )
@@ -232,10 +232,11 @@ def _fault(model: Any, objective: str, way: Packing) -> str | None:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
+    training, device = model.training, next(model.parameters()).device.type
     model.eval()
     try:
-        with torch.no_grad():
+        # a trial compares numbers: what rounds them around it is left out, and set anew where a way needs it
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
         model.train(training)

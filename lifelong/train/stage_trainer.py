@@ -82,7 +82,8 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         inheritance = None
         if self.phase.distiller is not None:
             progress = self.state.global_step / self.state.max_steps
-            inheritance = self.phase.distiller.for_batch(inputs, progress=progress, step=self.state.global_step)
+            with self.accelerator.autocast():  # which accelerate puts around the student's forward alone
+                inheritance = self.phase.distiller.for_batch(inputs, progress=progress, step=self.state.global_step)
         batch: Mapping[str, Tensor] = inputs
         for place, method in enumerate(self.phase.methods):
             edited = method.edit_batch(batch)

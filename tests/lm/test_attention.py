@@ -1,5 +1,7 @@
 """Attention by document, and the form in which FlashAttention is given packed rows."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -196,3 +198,9 @@ def test_a_long_row_trains_by_document(checkpointing):
     stock(input_ids=ids, position_ids=place, labels=batch["labels"], use_cache=False).loss.backward()
     for one, two in zip(model.parameters(), stock.parameters(), strict=True):
         torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_a_copy_of_a_model_that_trains_by_document_does_so_too():
+    model = llama()
+    assert packing_of(model, "clm", 4096) == "documents"
+    assert packing_of(copy.deepcopy(model), "clm", 4096) == "documents"
