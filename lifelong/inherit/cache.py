@@ -27,6 +27,8 @@ from lifelong.errors import CorruptionError, InputError
 from lifelong.files import named_entry, read_json, sync_folder, write_json
 from lifelong.inherit.entries import Codebook, decode, encode
 from lifelong.inherit.sparse import Scheme, SparseRows, scheme_from_json
+from lifelong.lm.batch import on_device, on_host, sequences
+from lifelong.lm.targets import CachedTarget
 
 FORMAT = 1
 TOKENS_PER_SHARD = 1 << 19
@@ -71,11 +73,17 @@ class CacheSettings:
         return asdict(self)
 
 
+def cached_target(
+    ids_NK: NDArray[np.int32], probabilities_NK: NDArray[np.float32], batch: Mapping[str, Tensor]
+) -> CachedTarget:
+    """What was read, on the device of a batch."""
+    ids, probabilities = (on_device(values, batch["input_ids"]) for values in (ids_NK, probabilities_NK))
+    return CachedTarget(ids, probabilities, highest=int(ids_NK.max(initial=-1)))
+
+
 def block_keys(batch: Mapping[str, Tensor]) -> list[bytes]:
     """Hash of what the model sees and has to predict in each row of a batch, padding left out."""
-    arrays = [
-        batch[name].cpu().numpy().astype(np.int32) for name in ("input_ids", "position_ids", "labels", "segment_ids")
-    ]
+    arrays = [on_host(batch, name).astype(np.int32) for name in ("input_ids", "position_ids", "labels", "segment_ids")]
     keys = []
     for ids, positions, labels, segments in zip(*arrays, strict=True):
         inside = segments > 0
@@ -370,8 +378,7 @@ def fill_cache(
             fresh.append(key not in seen and blocks + row >= skip)
             seen.add(key)
         if any(fresh):
-            chosen = [row for row, new in enumerate(fresh) if new]
-            part = {name: tensor[chosen] for name, tensor in batch.items()}
+            part = sequences(batch, np.flatnonzero(fresh))
             rows = iter(_by_block(writer, part, probabilities(part)))
         for row, key in enumerate(keys):
             if blocks + row >= skip:

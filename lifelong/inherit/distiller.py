@@ -9,13 +9,15 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.inherit.dynamic import most_competent
 from lifelong.inherit.schedule import Schedule
 from lifelong.inherit.teachers._teacher import Teacher, TeacherCost
+from lifelong.lm.batch import on_device, on_host, predicted_places, sequences
 from lifelong.lm.head import Inheritance, predicted_rows
 from lifelong.lm.loss import OnlineTarget, Target
 
@@ -122,52 +124,50 @@ class Distiller:
             self.close()
         if self.teacher is None:
             return None
-        alpha = self.schedule.alpha(progress)
-        alpha_B = self._rates(batch, alpha, step)
+        rates_B = self._rates(batch, self.schedule.alpha(progress), step)
         if (teaches_B := self.teacher.teaches(batch)) is not None:
-            alpha_B = alpha_B * teaches_B
-        # where nothing chooses among sequences, nobody looks at them: an accelerator would be waited for
-        teaches_all = alpha > 0 and self.on == "all" and not self.bernoulli and teaches_B is None
-        shown = batch
-        if not teaches_all:
-            taught = (alpha_B > 0).nonzero()[:, 0]
-            teaches_all = len(taught) == len(alpha_B)
-            if not len(taught):
-                if self.is_sharded:
-                    self.teacher.attend(batch)
-                return None
-            if not teaches_all:
-                shown = {name: tensor[taught] for name, tensor in batch.items()}
+            rates_B = rates_B * teaches_B
+        is_taught_B = rates_B > 0
+        if not is_taught_B.any():
+            if self.is_sharded:
+                self.teacher.attend(batch)
+            return None
+        teaches_all = bool(is_taught_B.all())
+        shown = batch if teaches_all else sequences(batch, np.flatnonzero(is_taught_B))
         targets = self.teacher.targets(shown)
         if self.schedule.is_dynamic:
             targets = self._dynamic(targets, shown)
-        return Inheritance(targets, alpha_B, self.temperature, self.schedule.is_dynamic, teaches_all)
+        return Inheritance(
+            targets,
+            on_device(rates_B, batch["labels"]),
+            self.temperature,
+            self.schedule.is_dynamic,
+            None if teaches_all else is_taught_B,
+        )
 
     def _dynamic(self, targets: Sequence[Target], shown: Mapping[str, Tensor]) -> Sequence[Target]:
         """One target a sequence; what it costs to ask the student and the teachers is added to the teachers' cost."""
         flops = self.student_head_flops
         if len(targets) > 1:
             labels_BT = shown["labels"]
-            _, labels_N, sequence_N = predicted_rows(labels_BT[..., None], labels_BT, self.objective)
+            places = predicted_places(shown, self.objective)
+            _, labels_N, sequence_N = predicted_rows(labels_BT[..., None], labels_BT, self.objective, places)
             targets = most_competent(targets, labels_N, sequence_N, self.temperature)
             flops += sum(2.0 * target.weight_VE.numel() for target in targets if isinstance(target, OnlineTarget))
         self._before = self._before + TeacherCost(flops=flops * shown["input_ids"].numel())
         return targets
 
-    def _rates(self, batch: Mapping[str, Tensor], alpha: float, step: int) -> Tensor:
-        ids_BT = batch["input_ids"]
-        alpha_B = torch.full((ids_BT.shape[0],), alpha, dtype=torch.float32, device=ids_BT.device)
+    def _rates(self, batch: Mapping[str, Tensor], alpha: float, step: int) -> NDArray[np.float32]:
+        rates_B = np.full(len(batch["input_ids"]), alpha, dtype=np.float32)
         if self.bernoulli:
             # drawn from the tokens themselves, so that no split into micro-batches or ranks changes the draw
-            keys = [
-                zlib.crc32(row.cpu().numpy().tobytes(), self.seed * 1_000_003 + step & 0xFFFFFFFF) for row in ids_BT
-            ]
-            draws = torch.tensor([key / 2**32 for key in keys], device=ids_BT.device)
-            alpha_B = (draws < alpha_B).float()
+            start = self.seed * 1_000_003 + step & 0xFFFFFFFF
+            draws = [zlib.crc32(row.tobytes(), start) / 2**32 for row in on_host(batch, "input_ids")]
+            rates_B = (np.array(draws, dtype=np.float32) < rates_B).astype(np.float32)
         if self.on != "all":
-            replayed = batch["is_replay"]
-            alpha_B = alpha_B * (replayed if self.on == "replay" else ~replayed)
-        return alpha_B
+            replayed = on_host(batch, "is_replay")
+            rates_B = rates_B * (replayed if self.on == "replay" else ~replayed)
+        return rates_B
 
     def shard(self, wrap: Callable[[Any], Any]) -> None:
         """Let every process hold a part of the teacher only, as `wrap` does it to a model."""

@@ -39,17 +39,16 @@ def most_competent(targets: Sequence[Target], labels_N: Tensor, sequence_N: Tens
     """
     sequences = int(sequence_N.max()) + 1 if len(sequence_N) else 0
     scores_JB = torch.stack([_competence(target, labels_N, sequence_N, sequences, temperature) for target in targets])
-    chosen_B = scores_JB.argmax(0)  # of equals the first
-    return [
-        replace(target, weight_N=(chosen_B[sequence_N] == place).to(torch.float32))
-        for place, target in enumerate(targets)
-    ]
+    chosen_N = scores_JB.argmax(0)[sequence_N].cpu()  # of equals the first; asked once, and not by every chunk
+    return [replace(target, weight_N=(chosen_N == place).to(torch.float32)) for place, target in enumerate(targets)]
 
 
 def _competence(target: Target, labels_N: Tensor, sequence_N: Tensor, sequences: int, temperature: float) -> Tensor:
     """Mean probability of the tokens of each sequence, `[B]`; -1 where the target has no weight on it."""
     known_N = label_probabilities(target, labels_N, temperature)
-    weight_N = torch.ones_like(known_N) if target.weight_N is None else (target.weight_N > 0).to(known_N.dtype)
+    weight_N = (
+        torch.ones_like(known_N) if target.weight_N is None else (target.weight_N > 0).to(known_N, non_blocking=True)
+    )
     has_weight_B = known_N.new_zeros(sequences).index_add_(0, sequence_N, weight_N) > 0
     mean_B = sequence_means(known_N, sequence_N, sequences)
     return torch.where(has_weight_B, mean_B, -1.0)

@@ -13,12 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lifelong.errors import InputError
 from lifelong.inherit.teachers._teacher import Batch, Teacher, TeacherCost
-from lifelong.lm.loss import IGNORED, CachedTarget, Target
+from lifelong.lm.batch import IGNORED, on_host, with_arrays
+from lifelong.lm.loss import CachedTarget, Target
 from lifelong.lm.targets import MappedMass
 
 
@@ -46,15 +49,16 @@ class MappedTeacher(Teacher):
             raise InputError(f"teacher {name}: its id map gives two of its tokens the same id")
         if len(placed) and int(placed.max()) >= student_size:
             raise InputError(f"teacher {name}: its id map names token {int(placed.max())} of {student_size}")
-        self._own_ids_U = torch.full((student_size,), -1, dtype=torch.long)
-        self._own_ids_U[placed] = (self.student_ids_V >= 0).nonzero().squeeze(1)
+        self._highest = int(placed.max()) if len(placed) else -1
+        self._own_ids_U = np.full(student_size, -1, dtype=np.int64)
+        self._own_ids_U[placed.numpy()] = np.flatnonzero(self.student_ids_V.numpy() >= 0)
 
     @property
     def cost(self) -> TeacherCost:
         """Cost of the teacher, with the probability mass that has no place."""
         return self.teacher.cost + TeacherCost(mapped={self.name: (self.mass.rows, self.mass.unmapped)})
 
-    def teaches(self, batch: Batch) -> Tensor | None:
+    def teaches(self, batch: Batch) -> NDArray[np.bool_] | None:
         """The sequences that the teacher teaches."""
         return self.teacher.teaches(batch)
 
@@ -62,28 +66,27 @@ class MappedTeacher(Teacher):
         """The teacher's targets in the student's ids."""
         return [self._mapped(target) for target in self.teacher.targets(self.own_batch(batch))]
 
-    def own_batch(self, batch: Batch) -> dict[str, Tensor]:
+    def own_batch(self, batch: Batch) -> Batch:
         """The batch in the teacher's ids.
 
         Raises:
             InputError: a token that the teacher does not know; padding, which nobody looks at, may be one.
         """
-        device = batch["input_ids"].device
-        if self._own_ids_U.device != device:
-            self._own_ids_U, self.student_ids_V = self._own_ids_U.to(device), self.student_ids_V.to(device)
-        ids_BT, labels_BT = batch["input_ids"], batch["labels"]
-        inside_BT, predicted_BT = batch["segment_ids"] > 0, labels_BT != IGNORED
+        ids_BT, labels_BT = on_host(batch, "input_ids"), on_host(batch, "labels")
+        inside_BT, predicted_BT = on_host(batch, "segment_ids") > 0, labels_BT != IGNORED
         own_BT = self._own_ids_U[ids_BT]
-        own_labels_BT = torch.where(predicted_BT, self._own_ids_U[labels_BT.clamp(min=0)], labels_BT)
+        own_labels_BT = np.where(predicted_BT, self._own_ids_U[labels_BT.clip(min=0)], labels_BT)
         unknown = (own_BT < 0) & inside_BT | (own_labels_BT < 0) & predicted_BT
-        if bool(unknown.any()):
+        if unknown.any():
             raise InputError(
                 f"teacher {self.name}: {int(unknown.sum())} of {int(inside_BT.sum())} tokens of a batch are not in its "
                 "vocabulary; it can teach only domains that `tokenizer.merge` reads by its own tokenizer"
             )
-        return {**batch, "input_ids": own_BT.clamp(min=0), "labels": own_labels_BT}
+        return with_arrays(batch, {"input_ids": own_BT.clip(min=0), "labels": own_labels_BT})
 
     def _mapped(self, target: Target) -> Target:
+        device = target.ids_NK.device if isinstance(target, CachedTarget) else target.hidden_NE.device
+        self.student_ids_V = self.student_ids_V.to(device)
         if not isinstance(target, CachedTarget):
             return replace(target, student_ids_V=self.student_ids_V, mass=self.mass)
         there_NK = target.ids_NK >= 0
@@ -91,12 +94,13 @@ class MappedTeacher(Teacher):
         placed_NK = there_NK & (ids_NK >= 0)
         self.mass.add((target.probabilities_NK * (there_NK & ~placed_NK)).sum(1))
         ids_NK = torch.where(placed_NK, ids_NK, -1)
-        return replace(target, ids_NK=ids_NK, probabilities_NK=target.probabilities_NK * placed_NK)
+        probabilities_NK = target.probabilities_NK * placed_NK
+        return replace(target, ids_NK=ids_NK, probabilities_NK=probabilities_NK, highest=self._highest)
 
     def attend(self, batch: Batch) -> None:
         """The teacher, on ids of its own; what it does not know is read as its first token, nobody looks."""
-        ids_BT = batch["input_ids"]
-        self.teacher.attend({**batch, "input_ids": self._own_ids_U.to(ids_BT.device)[ids_BT].clamp(min=0)})
+        own_BT = self._own_ids_U[on_host(batch, "input_ids")]
+        self.teacher.attend(with_arrays(batch, {"input_ids": own_BT.clip(min=0)}))
 
     def shard(self, wrap: Callable[[Any], Any]) -> None:
         """The teacher; the map is small and whole everywhere."""

@@ -12,12 +12,12 @@ of (1 - a) CE + a tau^2 KL(t || p') is (1 - a) (p - onehot) + a tau (W p' - t).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lifelong.lm.targets import CachedTarget, OnlineTarget, Target, active_targets, mixed_entries, project, target_rows
+from lifelong.lm.targets import CachedTarget, OnlineTarget, Target, active_targets, mixed_entries, project
 
 TILE_ELEMENTS = 1 << 18
 
@@ -228,13 +228,13 @@ def _dense_mixture(
         if target.weight_N is None:
             mixed_CV += _dense_probabilities(target, like_CV, tau)
             continue
-        active = target.weight_N != 0
-        if bool(active.any()):
-            part = target_rows(target, active)
-            assert isinstance(part, OnlineTarget), "rows keep their kind"
-            assert part.weight_N is not None, "rows keep their weights"
-            probabilities_RV = _dense_probabilities(part, like_CV[active], tau)
-            mixed_CV[active] += probabilities_RV.mul_(part.weight_N[:, None].to(like_CV.dtype))
+        rows_R = target.weight_N.nonzero()[:, 0]  # found where the weights lie, which may be the host
+        if len(rows_R):
+            weight_R1 = target.weight_N[rows_R, None].to(like_CV, non_blocking=True)
+            rows_R = rows_R.to(like_CV.device, non_blocking=True)
+            part = replace(target, hidden_NE=target.hidden_NE[rows_R], weight_N=None)
+            probabilities_RV = _dense_probabilities(part, like_CV[rows_R], tau)
+            mixed_CV.index_add_(0, rows_R, probabilities_RV.mul_(weight_R1))
     if cached:
         ids_CK, values_CK = mixed_entries(list(cached))
         mixed_CV.scatter_add_(1, ids_CK, values_CK.to(like_CV.dtype))

@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from lifelong.lm.loss import IGNORED, Target, ki_loss_parts, token_nats, token_uncertainty
+from lifelong.lm.batch import IGNORED, HostArrays, KnownBatch, on_device, predicted_places, predicted_sequences
+from lifelong.lm.loss import Target, ki_loss_parts, token_nats, token_uncertainty
 from lifelong.lm.objective import objective_of
 from lifelong.lm.packed import packed_inputs, packing_of, unpacked
 
@@ -33,14 +36,14 @@ class Inheritance:
     """Distillation inputs of one batch: targets for the labelled rows of the sequences with `alpha_B > 0`, in order.
 
     With `by_uncertainty` the rate of a sequence is `alpha_B` times the student's mean uncertainty about its tokens.
-    `teaches_all`: all rates are known to be above zero, so that nobody has to look at them.
+    `is_taught_B` says on the host which rates are above zero; None: all of them.
     """
 
     targets: Sequence[Target]
     alpha_B: Tensor
     temperature: float
     by_uncertainty: bool = False
-    teaches_all: bool = False
+    is_taught_B: NDArray[np.bool_] | None = None
 
 
 @dataclass
@@ -69,12 +72,16 @@ def head_settings(model: Any) -> dict[str, Any]:
     }
 
 
-def predicted_rows(hidden_BTD: Tensor, labels_BT: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states and labels of the predicted tokens, `[N, D]` and `[N]`, and the sequence of each, `[N]`."""
+def predicted_rows(
+    hidden_BTD: Tensor, labels_BT: Tensor, objective: str, places: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states and labels of the predicted tokens, `[N, D]` and `[N]`, and the sequence of each, `[N]`.
+
+    `places` are those of `predicted_places`, where they are known; otherwise the labels are asked.
+    """
     kind = objective_of(objective)
     hidden_BTD, labels_BT = kind.predicting(hidden_BTD), kind.predicted(labels_BT)
-    # indices are looked up once: a mask would be read for each of the three, and on an accelerator each waits for it
-    sequence_N, place_N = (labels_BT != IGNORED).nonzero(as_tuple=True)
+    sequence_N, place_N = places or (labels_BT != IGNORED).nonzero(as_tuple=True)
     return hidden_BTD[sequence_N, place_N], labels_BT[sequence_N, place_N], sequence_N
 
 
@@ -124,7 +131,7 @@ def hidden_states(model: Any, batch: Mapping[str, Any], objective: str) -> Tenso
 
 @contextmanager
 def loss_head(model: Any, objective: str) -> Iterator[None]:
-    """While open, `model(**batch, inheritance=, num_items=)` returns a `LossOutput` and forms no full logits.
+    """While open, `model(**batch, inheritance=, num_items=, on_host=)` returns a `LossOutput` and forms no full logits.
 
     Without `labels` the model behaves as always.
 
@@ -143,11 +150,19 @@ def loss_head(model: Any, objective: str) -> Iterator[None]:
         step["result"] = batch_loss(model, unpacked(hidden_BTD, step["labels_BT"].shape), objective, **step)
         return hidden_BTD[..., :0].clone()  # no view: FSDP2 hangs hooks on what a module returns
 
-    def forward(*args: Any, inheritance: Inheritance | None = None, num_items: Any = None, **batch: Any) -> Any:
+    def forward(
+        *args: Any,
+        inheritance: Inheritance | None = None,
+        num_items: Any = None,
+        on_host: HostArrays | None = None,
+        **batch: Any,
+    ) -> Any:
         if args or batch.get("labels") is None or "segment_ids" not in batch:
             return stock_forward(*args, **{k: v for k, v in batch.items() if k not in BATCH_ONLY})
+        batch = batch if on_host is None else KnownBatch(batch, on_host)
         inputs = packed_inputs(model, batch, objective)  # may try the model on a few tokens: the head is still its own
         step.update(labels_BT=batch["labels"], inheritance=inheritance, num_items=num_items)
+        step.update(places=predicted_places(batch, objective), rows=_rows_of_taught(batch, objective, inheritance))
         try:
             outputs = stock_forward(**inputs)
             result = step["result"]
@@ -163,6 +178,17 @@ def loss_head(model: Any, objective: str) -> Iterator[None]:
         yield
 
 
+def _rows_of_taught(
+    batch: Mapping[str, Tensor], objective: str, inheritance: Inheritance | None
+) -> tuple[Tensor, Tensor] | None:
+    """Numbers of the predicted rows of taught sequences, and of the others; None where all are taught or none."""
+    if inheritance is None or inheritance.is_taught_B is None:
+        return None
+    is_taught_N = inheritance.is_taught_B[predicted_sequences(batch, objective)]
+    taught, left = (on_device(np.flatnonzero(flags), batch["labels"]) for flags in (is_taught_N, ~is_taught_N))
+    return taught, left
+
+
 def batch_loss(
     model: Any,
     hidden_BTD: Tensor,
@@ -171,13 +197,15 @@ def batch_loss(
     labels_BT: Tensor,
     inheritance: Inheritance | None,
     num_items: Any,
+    places: tuple[Tensor, Tensor] | None = None,
+    rows: tuple[Tensor, Tensor] | None = None,
     result: Any = None,
 ) -> LossOutput:
     """CE + KI of one batch; rows that nobody teaches do without the teacher's part."""
     del result
     settings = head_settings(model)
     weight = settings.pop("weight_VD")
-    hidden_ND, labels_N, sequence_N = predicted_rows(hidden_BTD, labels_BT, objective)
+    hidden_ND, labels_N, sequence_N = predicted_rows(hidden_BTD, labels_BT, objective, places)
     total = labels_N.numel()
     items = max(total, 1) if num_items is None else num_items
     rate = None
@@ -185,7 +213,7 @@ def batch_loss(
         loss, ce, kl = ki_loss_parts(hidden_ND, weight, labels_N, num_items=items, checked=True, **settings)
     else:
         alpha_N = inheritance.alpha_B[sequence_N]
-        taught: Any = slice(None) if inheritance.teaches_all else (alpha_N > 0).nonzero()[:, 0]
+        taught, left = rows or (slice(None), None)
         if inheritance.by_uncertainty:
             doubt_N = token_uncertainty(hidden_ND[taught], weight, **settings)
             doubt_B = sequence_means(doubt_N, sequence_N[taught], len(inheritance.alpha_B))
@@ -195,8 +223,7 @@ def batch_loss(
             hidden_ND[taught], weight, labels_N[taught], targets=tuple(inheritance.targets), alpha=alpha_N[taught],
             temperature=inheritance.temperature, num_items=items, checked=True, **settings,
         )  # fmt: skip
-        if not inheritance.teaches_all and len(taught) < total:
-            left = (inheritance.alpha_B[sequence_N] <= 0).nonzero()[:, 0]
+        if left is not None and len(left):
             plain = ki_loss_parts(hidden_ND[left], weight, labels_N[left], num_items=items, checked=True, **settings)
             loss, ce = loss + plain[0], ce + plain[1]
     return LossOutput(loss=loss, ce=ce / max(total, 1), kl=kl / max(total, 1), num_tokens=total, rate=rate)

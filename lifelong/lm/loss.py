@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lifelong.errors import InputError
+from lifelong.lm.batch import IGNORED
 from lifelong.lm.chunk import Rates, chunk_gradient
 from lifelong.lm.targets import CachedTarget, OnlineTarget, Target, check_target, product, project, target_rows
 
 __all__ = ["IGNORED", "CachedTarget", "OnlineTarget", "Target", "ki_loss", "ki_loss_parts", "token_nats"]
 
-IGNORED = -100
 # rows of a chunk times vocabulary; a buffer of float32 stays below 32 MiB on the CPU, where an allocator keeps it
 CHUNK_ELEMENTS = {"cpu": 15 << 19, "cuda": 1 << 26}
 
@@ -119,7 +119,7 @@ def ki_loss_parts(
             f"vocab_size: must be between 1 and the {weight_VD.shape[0]} rows of the embedding, not {vocab}"
         )
     for target in targets:
-        check_target(target, weight_VD.shape[0], vocab)
+        check_target(target, weight_VD.shape[0], vocab, checked=checked)
     if not isinstance(alpha, Tensor) and alpha == 0:
         targets = ()
     alpha_N = torch.as_tensor(alpha, dtype=exact, device=hidden_ND.device).expand(labels_N.shape)

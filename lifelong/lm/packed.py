@@ -23,11 +23,14 @@ from contextlib import contextmanager
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lifelong.errors import InputError
 from lifelong.lm.attention import BY_DOCUMENT, document_mask
+from lifelong.lm.batch import on_device, on_host
 from lifelong.lm.objective import objective_of
 
 Packing = Literal["positions", "mask", "documents", "flat"]
@@ -141,19 +144,18 @@ def _inputs(model: Any, batch: Mapping[str, Any], objective: str, way: Packing) 
     elif way == "documents":
         inputs["attention_mask"] = _by_layer(model, lambda window: document_mask(batch["segment_ids"], window))
     elif way == "flat":
-        bounds = document_bounds(batch["segment_ids"])
-        longest = batch["input_ids"].shape[1]  # an upper bound, which costs no look at the device
+        starts = document_bounds(on_host(batch, "segment_ids"))
+        bounds, longest = on_device(starts, batch["input_ids"]), int(np.diff(starts).max())
         inputs = {name: value.reshape(1, -1) for name, value in inputs.items()}
         inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
     return {**inputs, **kind.forward_arguments}
 
 
-def document_bounds(segment_ids_BT: Tensor) -> Tensor:
+def document_bounds(segment_ids_BT: NDArray[np.int64]) -> NDArray[np.int32]:
     """Where documents begin in the rows laid end to end, and the end of all: `[documents + 1]`, as `cu_seq_lens`."""
-    first_BT = torch.ones_like(segment_ids_BT, dtype=torch.bool)
+    first_BT = np.ones(segment_ids_BT.shape, dtype=bool)
     first_BT[:, 1:] = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
-    starts = first_BT.flatten().nonzero()[:, 0]
-    return torch.cat([starts, starts.new_tensor([segment_ids_BT.numel()])]).to(torch.int32)
+    return np.append(np.flatnonzero(first_BT), segment_ids_BT.size).astype(np.int32)
 
 
 def _by_layer(model: Any, mask: Callable[[int | None], Tensor]) -> Any:

@@ -50,7 +50,8 @@ class OnlineTarget:
         bias_V: bias of the output embedding.
         softcap: bound of tanh soft-capping (Gemma 2), or None.
         logit_scale: factor on the logits (Granite: 1 / logits_scaling).
-        weight_N: weight of this target in a mixture, per token; 1 where not given.
+        weight_N: weight of this target in a mixture, per token; 1 where not given. May lie on the host: it is asked
+            chunk by chunk whether the teacher has a say.
         vocab_size: tokens of the vocabulary, where the embedding has more rows than that; the rest is padding
             and gets probability 0. A teacher that names it may have another number of rows than the student.
         student_ids_V: of a teacher with another vocabulary: the student's id of each of its `vocab_size` tokens, -1
@@ -76,12 +77,14 @@ class CachedTarget:
     Args:
         ids_NK: token ids, -1 for an empty entry.
         probabilities_NK: their (estimated) probabilities; a row need not sum to one.
-        weight_N: weight of this target in a mixture, per token; 1 where not given.
+        weight_N: as of an `OnlineTarget`.
+        highest: largest id, where it is known; otherwise the tensor is asked.
     """
 
     ids_NK: Tensor
     probabilities_NK: Tensor
     weight_N: Tensor | None = None
+    highest: int | None = None
 
 
 Target = OnlineTarget | CachedTarget
@@ -91,7 +94,9 @@ def target_rows(target: Target, index: Any) -> Target:
     """The target of some rows only."""
     weight_N = None if target.weight_N is None else target.weight_N[index]
     if isinstance(target, CachedTarget):
-        return CachedTarget(target.ids_NK[index], target.probabilities_NK[index], weight_N)
+        return replace(
+            target, ids_NK=target.ids_NK[index], probabilities_NK=target.probabilities_NK[index], weight_N=weight_N
+        )
     return replace(target, hidden_NE=target.hidden_NE[index], weight_N=weight_N)
 
 
@@ -106,13 +111,14 @@ def active_targets(targets: Sequence[Target]) -> list[Target]:
     return active
 
 
-def check_target(target: Target, student_rows: int, vocab_size: int) -> None:
+def check_target(target: Target, student_rows: int, vocab_size: int, *, checked: bool = False) -> None:
     """Refuse a target that does not speak of the student's vocabulary.
 
     Args:
         target: to check.
         student_rows: rows of the student's output embedding.
         vocab_size: those of them that are tokens.
+        checked: a map of ids is known to be right.
 
     Raises:
         InputError: another vocabulary, more entries than tokens, or an id that is no token.
@@ -120,7 +126,8 @@ def check_target(target: Target, student_rows: int, vocab_size: int) -> None:
     if isinstance(target, OnlineTarget):
         rows = target.weight_VE.shape[0]
         if target.student_ids_V is not None:
-            _check_map(target.student_ids_V, target.vocab_size or rows, rows, vocab_size)
+            if not checked:
+                _check_map(target.student_ids_V, target.vocab_size or rows, rows, vocab_size)
             return
         if target.vocab_size is None and rows not in (student_rows, vocab_size):
             raise InputError(
@@ -136,9 +143,12 @@ def check_target(target: Target, student_rows: int, vocab_size: int) -> None:
         return
     if target.ids_NK.shape[1] > vocab_size:
         raise InputError(f"a cached target keeps {target.ids_NK.shape[1]} entries of a vocabulary of {vocab_size}")
-    if target.ids_NK.numel() and int(target.ids_NK.max()) >= vocab_size:
+    highest = target.highest
+    if highest is None:
+        highest = int(target.ids_NK.max()) if target.ids_NK.numel() else -1
+    if highest >= vocab_size:
         raise InputError(
-            f"a cached target names token {int(target.ids_NK.max())}, the student's vocabulary has {vocab_size}; "
+            f"a cached target names token {highest}, the student's vocabulary has {vocab_size}; "
             "the cache was written for another tokenizer"
         )
 
@@ -205,4 +215,6 @@ def mixed_entries(targets: list[CachedTarget]) -> tuple[Tensor, Tensor]:
 
 def _weighted(target: CachedTarget, exact: torch.dtype) -> Tensor:
     values_CK = target.probabilities_NK.to(exact)
-    return values_CK if target.weight_N is None else values_CK * target.weight_N[:, None].to(exact)
+    return (
+        values_CK if target.weight_N is None else values_CK * target.weight_N[:, None].to(values_CK, non_blocking=True)
+    )

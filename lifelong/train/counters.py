@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lifelong import distributed
+from lifelong.lm.batch import on_host
 
 SUMS = ("loss", "ce", "kl", "tokens", "rate")
 OF_TEACHING = ("kl", "rate")
@@ -29,9 +29,8 @@ class TokenCounter:
         self.domains = list(domains)
         self.sums: dict[str, Tensor | float] = {}
         self.replay_tokens = 0
-        self._seen_replay: list[tuple[Tensor, Tensor]] = []
         self._replayed: dict[str, int] = {}
-        self._inserted = [0.0] * num_methods
+        self._inserted: list[Tensor | float] = [0.0] * num_methods
 
     def count(self, inputs: Mapping[str, Tensor], outputs: Any, *, taught: bool) -> None:
         """A micro-batch: its losses per token, and its replayed tokens by domain.
@@ -43,8 +42,12 @@ class TokenCounter:
                 self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * outputs.num_tokens
         self.sums["tokens"] = self.sums.get("tokens", 0.0) + float(outputs.num_tokens)
         if "is_replay" in inputs:
-            tokens_B = (inputs["segment_ids"] > 0).sum(1) * inputs["is_replay"]
-            self._seen_replay.append((inputs["domain_ids"], tokens_B))
+            tokens_B = (on_host(inputs, "segment_ids") > 0).sum(1) * on_host(inputs, "is_replay")
+            for column, tokens in zip(on_host(inputs, "domain_ids").tolist(), tokens_B.tolist(), strict=True):
+                if tokens:
+                    name = self.domains[column] if self.domains else str(column)
+                    self._replayed[name] = self._replayed.get(name, 0) + tokens
+                    self.replay_tokens += tokens
 
     def count_loss(self, loss: Tensor) -> None:
         """The whole loss of a micro-batch, terms of methods included."""
@@ -52,20 +55,21 @@ class TokenCounter:
 
     def count_inserted(self, method: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
         """Tokens that a method has added to a batch."""
-        self._inserted[method] += int((after["segment_ids"] > 0).sum() - (before["segment_ids"] > 0).sum())
+        self._inserted[method] += (after["segment_ids"] > 0).sum() - (before["segment_ids"] > 0).sum()
 
     def reduce(self) -> None:
         """Sum over all processes: the first one keeps the totals, the others restart; every process calls."""
-        self._read_replay()
         names = self._names_of_domains()
         mine = [float(self.sums.get(name, 0.0)) for name in SUMS]
-        mine += [float(name in self.sums) for name in OF_TEACHING] + [float(self.replay_tokens), *self._inserted]
+        mine += [float(name in self.sums) for name in OF_TEACHING]
+        mine += [float(tokens) for tokens in (self.replay_tokens, *self._inserted)]
         mine += [float(self._replayed.get(name, 0)) for name in names]
         totals = distributed.summed(mine).tolist()
         sums = dict(zip(SUMS, totals, strict=False))
         *taught, replay_tokens = totals[len(SUMS) : len(SUMS) + len(OF_TEACHING) + 1]
         counts = totals[len(SUMS) + len(OF_TEACHING) + 1 :]
-        self._inserted, replayed = counts[: len(self._inserted)], counts[len(self._inserted) :]
+        replayed = counts[len(self._inserted) :]
+        self._inserted = counts[: len(self._inserted)]
         self._replayed = {name: int(tokens) for name, tokens in zip(names, replayed, strict=True) if tokens}
         self.clear()
         if distributed.is_main_process() and sums["tokens"]:
@@ -76,7 +80,8 @@ class TokenCounter:
 
     def take_inserted(self) -> list[float]:
         """Tokens that each method has inserted since they were last taken."""
-        taken, self._inserted = self._inserted, [0.0] * len(self._inserted)
+        taken = [float(tokens) for tokens in self._inserted]
+        self._inserted = [0.0] * len(taken)
         return taken
 
     def take_replayed(self) -> dict[str, int]:
@@ -96,17 +101,6 @@ class TokenCounter:
         """Inverse of `state_dict`."""
         self.sums = dict(state["sums"])
         self.replay_tokens = state["replay_tokens"]
-
-    def _read_replay(self) -> None:
-        if not self._seen_replay:
-            return
-        columns, tokens = (torch.cat(parts).tolist() for parts in zip(*self._seen_replay, strict=True))
-        self._seen_replay.clear()
-        for column, count in zip(columns, tokens, strict=True):
-            if count:
-                name = self.domains[column] if self.domains else str(column)
-                self._replayed[name] = self._replayed.get(name, 0) + count
-                self.replay_tokens += count
 
     def _names_of_domains(self) -> list[str]:
         """Names of all domains that may be replayed, in an order that all processes share."""

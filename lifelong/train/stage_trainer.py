@@ -26,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from lifelong import distributed
 from lifelong.errors import CorruptionError, Interrupted
 from lifelong.inherit.teachers._teacher import TeacherCost
+from lifelong.lm.batch import KnownBatch, WithHostArrays, known_batch
 from lifelong.lm.head import loss_head
 from lifelong.records import TrainPoint
 from lifelong.train.counters import TokenCounter
@@ -43,7 +44,9 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
     loss_is_scaled_for_ga = True
 
     def __init__(self, model: PreTrainedModel, args: transformers.TrainingArguments, phase: TrainingInputs) -> None:
-        super().__init__(model=model, args=args, train_dataset=phase.dataset, data_collator=phase.collator)
+        super().__init__(
+            model=model, args=args, train_dataset=phase.dataset, data_collator=WithHostArrays(phase.collator)
+        )
         self.model_accepts_loss_kwargs = True
         self.phase = phase
         self.curve = PhaseLog()
@@ -79,18 +82,19 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Scalar loss of one micro-batch, its share of the whole step's mean."""
+        batch = given = known_batch(inputs)
         inheritance = None
         if self.phase.distiller is not None:
             progress = self.state.global_step / self.state.max_steps
             with self.accelerator.autocast():  # which accelerate puts around the student's forward alone
-                inheritance = self.phase.distiller.for_batch(inputs, progress=progress, step=self.state.global_step)
-        batch: Mapping[str, Tensor] = inputs
+                inheritance = self.phase.distiller.for_batch(given, progress=progress, step=self.state.global_step)
         for place, method in enumerate(self.phase.methods):
             edited = method.edit_batch(batch)
             if edited is not batch:
                 self.counter.count_inserted(place, batch, edited)
             batch = edited
-        outputs = model(**batch, inheritance=inheritance, num_items=num_items_in_batch)
+        on_host = batch.on_host if isinstance(batch, KnownBatch) else None
+        outputs = model(**batch, inheritance=inheritance, num_items=num_items_in_batch, on_host=on_host)
         loss = outputs.loss
         share = outputs.num_tokens / num_items_in_batch if num_items_in_batch is not None else 1.0
         for method in self.phase.methods:
@@ -100,7 +104,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
             if (term := method.loss_term(self.model)) is not None:
                 loss = loss + term * (share if method.term_of_batch else 1 / self.accelerator.num_processes)
         self.terms_due = False
-        self.counter.count(inputs, outputs, taught=inheritance is not None)
+        self.counter.count(given, outputs, taught=inheritance is not None)
         self.counter.count_loss(loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # data parallelism averages what must be summed

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lifelong.errors import UnknownNameError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,8 +52,8 @@ class Teacher:
         """Cost of the teacher so far."""
         return TeacherCost()
 
-    def teaches(self, batch: Batch) -> Tensor | None:
-        """Which sequences it has something to say about, `[B]` bool; None for all."""
+    def teaches(self, batch: Batch) -> NDArray[np.bool_] | None:
+        """Which sequences it has something to say about, `[B]` on the host; None for all."""
         del batch
         return None
 

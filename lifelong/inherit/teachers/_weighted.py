@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lifelong.errors import InputError
 from lifelong.inherit.settings import TeacherSection
 from lifelong.inherit.teachers._teacher import Batch, Teacher, TeacherCost, TeacherInputs
-from lifelong.lm.head import predicted_rows
+from lifelong.lm.batch import on_device, on_host, predicted_sequences, sequences
 from lifelong.lm.loss import CachedTarget, Target
 
 
@@ -46,12 +48,12 @@ class MixtureTeacher(Teacher):
 
     Args:
         teachers: J of them.
-        weigh: weights `[B, J]` of a batch, not negative; a row is scaled to sum to one, a row of zeros is not
-            taught.
+        weigh: weights `[B, J]` of a batch, on the host, not negative; a row is scaled to sum to one, a row of zeros
+            is not taught.
         objective: clm or mlm.
     """
 
-    def __init__(self, teachers: Sequence[Teacher], weigh: Callable[[Batch], Tensor], objective: str) -> None:
+    def __init__(self, teachers: Sequence[Teacher], weigh: Callable[[Batch], Any], objective: str) -> None:
         self.teachers, self.weigh, self.objective = list(teachers), weigh, objective
         self.is_sharded = False
 
@@ -60,36 +62,34 @@ class MixtureTeacher(Teacher):
         """Cost of all teachers together."""
         return sum((teacher.cost for teacher in self.teachers), TeacherCost())
 
-    def _weights(self, batch: Batch) -> Tensor:
-        weights_BJ = self.weigh(batch)
-        everything_B = torch.ones_like(batch["input_ids"][:, 0], dtype=torch.bool)
-        taught = [teacher.teaches(batch) for teacher in self.teachers]
-        teaches_BJ = torch.stack([everything_B if one is None else one for one in taught], 1)
-        weights_BJ = torch.where(teaches_BJ, weights_BJ, torch.zeros_like(weights_BJ))
-        if bool((weights_BJ < 0).any()) or not bool(weights_BJ.isfinite().all()):
+    def _weights(self, batch: Batch) -> NDArray[np.float32]:
+        weights_BJ: NDArray[np.float32] = np.array(self.weigh(batch), dtype=np.float32)
+        for place, teacher in enumerate(self.teachers):
+            if (teaches_B := teacher.teaches(batch)) is not None:
+                weights_BJ[~teaches_B, place] = 0
+        if (weights_BJ < 0).any() or not np.isfinite(weights_BJ).all():
             raise InputError(f"weights of a mixture of teachers are numbers >= 0, not {weights_BJ.tolist()}")
-        return weights_BJ / weights_BJ.sum(1, keepdim=True).clamp(min=torch.finfo(weights_BJ.dtype).tiny)
+        weights_BJ /= weights_BJ.sum(1, keepdims=True).clip(min=np.finfo(np.float32).tiny)
+        return weights_BJ
 
-    def teaches(self, batch: Batch) -> Tensor:
+    def teaches(self, batch: Batch) -> NDArray[np.bool_]:
         """Sequences with any weight."""
-        return (self._weights(batch) > 0).any(1)
+        found: NDArray[np.bool_] = self._weights(batch).max(1) > 0
+        return found
 
     def targets(self, batch: Batch) -> Sequence[Target]:
         """Targets of the active teachers; one is shown only the sequences that it has a weight for."""
         weights_BJ = self._weights(batch)
-        labels_BT = batch["labels"]
-        _, _, sequence_N = predicted_rows(labels_BT[..., None], labels_BT, self.objective)
+        sequence_N = predicted_sequences(batch, self.objective)
         found: list[Target] = []
         for index, teacher in enumerate(self.teachers):
-            active_B = weights_BJ[:, index] > 0
-            if not bool(active_B.any()):
+            active = np.flatnonzero(weights_BJ[:, index])
+            if not len(active):
                 if self.is_sharded:
                     teacher.attend(batch)
                 continue
-            rows_N = active_B[sequence_N]
             weight_N = weights_BJ[sequence_N, index]
-            shown = {name: tensor[active_B] for name, tensor in batch.items()}
-            found += [_spread(target, rows_N, weight_N) for target in teacher.targets(shown)]
+            found += [_spread(target, weight_N) for target in teacher.targets(sequences(batch, active))]
         return found
 
     def attend(self, batch: Batch) -> None:
@@ -116,31 +116,34 @@ class MixtureTeacher(Teacher):
         self.teachers = []
 
 
-def _spread(target: Target, rows_N: Tensor, weight_N: Tensor) -> Target:
-    """A target of some rows as one of all rows; the others have weight 0."""
+def _spread(target: Target, weights_N: NDArray[np.float32]) -> Target:
+    """A target of the rows with a weight as one of all rows; weights stay on the host, where they are asked for."""
+    rows, weight_N = np.flatnonzero(weights_N), torch.from_numpy(weights_N)
     if target.weight_N is not None:
-        weight_N = weight_N.clone()
-        weight_N[rows_N] = weight_N[rows_N] * target.weight_N
-    if bool(rows_N.all()):
+        weight_N[rows] *= target.weight_N.cpu()
+    if len(rows) == len(weight_N):
         return replace(target, weight_N=weight_N)
+
+    def spread(values: Tensor, other: float = 0) -> Tensor:
+        everywhere = values.new_full((len(weight_N), values.shape[1]), other)
+        return everywhere.index_copy_(0, on_device(rows, values), values)
+
     if isinstance(target, CachedTarget):
-        shape = (len(rows_N), target.ids_NK.shape[1])
-        ids_NK, probabilities_NK = target.ids_NK.new_full(shape, -1), target.probabilities_NK.new_zeros(shape)
-        ids_NK[rows_N], probabilities_NK[rows_N] = target.ids_NK, target.probabilities_NK
-        return CachedTarget(ids_NK, probabilities_NK, weight_N)
-    hidden_NE = target.hidden_NE.new_zeros(len(rows_N), target.hidden_NE.shape[1])
-    hidden_NE[rows_N] = target.hidden_NE
-    return replace(target, hidden_NE=hidden_NE, weight_N=weight_N)
+        ids_NK, probabilities_NK = spread(target.ids_NK, -1), spread(target.probabilities_NK)
+        return replace(target, ids_NK=ids_NK, probabilities_NK=probabilities_NK, weight_N=weight_N)
+    return replace(target, hidden_NE=spread(target.hidden_NE), weight_N=weight_N)
 
 
-def weights_by_domain(table_DJ: Tensor) -> Callable[[Batch], Tensor]:
+def weights_by_domain(table_DJ: Tensor) -> Callable[[Batch], NDArray[np.float32]]:
     """Weights of a mixture by the column of a sequence's domain.
 
     Args:
         table_DJ: for every domain of the stream, weights of the teachers.
     """
+    table = table_DJ.numpy()
 
-    def weigh(batch: Batch) -> Tensor:
-        return table_DJ.to(batch["domain_ids"].device)[batch["domain_ids"]]
+    def weigh(batch: Batch) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = table[on_host(batch, "domain_ids")]
+        return found
 
     return weigh

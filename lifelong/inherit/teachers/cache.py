@@ -145,11 +145,7 @@ class CachedTeacher(Teacher):
 
     def targets(self, batch: Batch) -> Sequence[Target]:
         """The sparse targets of the batch's blocks."""
-        import torch
-
-        from lifelong.inherit.cache import block_keys
-        from lifelong.lm.loss import CachedTarget
+        from lifelong.inherit.cache import block_keys, cached_target
 
         ids_NK, probabilities_NK, _ = self.cache.read(block_keys(batch))
-        device = batch["input_ids"].device
-        return [CachedTarget(torch.from_numpy(ids_NK).to(device), torch.from_numpy(probabilities_NK).to(device))]
+        return [cached_target(ids_NK, probabilities_NK, batch)]

@@ -19,7 +19,8 @@ from lifelong.inherit.teachers._teacher import Batch, Given, Teacher, TeacherCos
 from lifelong.lm.objective import objective_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
     from lifelong.inherit.cache import TargetCache
     from lifelong.lm.loss import Target
@@ -129,14 +130,10 @@ class StoredTeacher(Teacher):
 
     def targets(self, batch: Batch) -> Sequence[Target]:
         """The sparse targets of the batch's blocks."""
-        import torch
-
-        from lifelong.inherit.cache import block_keys, read_all
-        from lifelong.lm.loss import CachedTarget
+        from lifelong.inherit.cache import block_keys, cached_target, read_all
 
         ids_NK, probabilities_NK, _ = read_all(self.caches, block_keys(batch))
-        device = batch["input_ids"].device
-        return [CachedTarget(torch.from_numpy(ids_NK).to(device), torch.from_numpy(probabilities_NK).to(device))]
+        return [cached_target(ids_NK, probabilities_NK, batch)]
 
 
 class MemoryTeacher(Teacher):
@@ -150,10 +147,12 @@ class MemoryTeacher(Teacher):
         """Of the other."""
         return self.teacher.cost
 
-    def teaches(self, batch: Batch) -> Tensor:
+    def teaches(self, batch: Batch) -> NDArray[np.bool_]:
         """Replayed sequences."""
-        teaches_B = self.teacher.teaches(batch)
-        return batch["is_replay"] if teaches_B is None else batch["is_replay"] & teaches_B
+        from lifelong.lm.batch import on_host
+
+        teaches_B, replayed_B = self.teacher.teaches(batch), on_host(batch, "is_replay")
+        return replayed_B if teaches_B is None else replayed_B & teaches_B
 
     def targets(self, batch: Batch) -> Sequence[Target]:
         """Of the other."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from pydantic import field_validator
 
 from lifelong.errors import InputError, LifelongError
@@ -168,6 +169,7 @@ class OnlineTeacher(Teacher):
         import torch
         from torch import Tensor
 
+        from lifelong.lm.batch import predicted_places
         from lifelong.lm.head import at_the_head, head_settings, predicted_rows
         from lifelong.lm.loss import OnlineTarget
 
@@ -179,7 +181,8 @@ class OnlineTeacher(Teacher):
             settings = head_settings(self.model)
             if self.is_sharded:  # the whole output embedding is there inside the forward only
                 settings = {k: v.clone() if isinstance(v, Tensor) else v for k, v in settings.items()}
-            hidden_NE, _, _ = predicted_rows(hidden_BTD, batch["labels"], self.objective)
+            places = predicted_places(batch, self.objective)
+            hidden_NE, _, _ = predicted_rows(hidden_BTD, batch["labels"], self.objective, places)
             return OnlineTarget(hidden_NE, settings.pop("weight_VD"), vocab_size=self.vocab_size, **settings)
 
         with torch.no_grad():
@@ -187,8 +190,10 @@ class OnlineTeacher(Teacher):
 
     def attend(self, batch: Batch) -> None:
         """Where every process holds a part of the model, it runs in all of them or in none: here on one sequence."""
+        from lifelong.lm.batch import sequences
+
         if self.is_sharded:
-            self._run({name: tensor[:1] for name, tensor in batch.items()})
+            self._run(sequences(batch, np.arange(1)))
 
     def shard(self, wrap: Callable[[Any], Any]) -> None:
         """Hold a part of each parameter only."""
