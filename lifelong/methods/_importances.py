@@ -8,11 +8,13 @@ costs what it cost before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from lifelong.lm.objective import objective_of
@@ -64,13 +66,11 @@ class AnchoredMethod(Method):
 
     def loss_term(self, model: PreTrainedModel) -> Tensor | None:
         """Half the strength times the weighted squares of the moves; None without an anchor."""
-        terms = [
-            (anchor.importances[name] * (parameter - anchor.weights[name]) ** 2).sum()
-            for anchor in self.anchors
-            for name, parameter in stock_parameters(model).items()
-            if parameter.requires_grad
-        ]
-        return torch.stack(terms).sum() * (0.5 * self.strength) if terms else None
+        moving = {name: value for name, value in stock_parameters(model).items() if value.requires_grad}
+        if not self.anchors or not moving:
+            return None
+        penalty: Tensor = _Penalty.apply(self.anchors, tuple(moving), *moving.values())
+        return penalty * self.strength
 
     def state_dict(self) -> dict[str, Tensor]:
         """Anchors and importances, numbered."""
@@ -84,6 +84,33 @@ class AnchoredMethod(Method):
         """Take anchors and importances back."""
         weights, importances = (_numbered(state, prefix) for prefix in ("anchor.", "importance."))
         self.anchors = [Anchor(weights[number], importances[number]) for number in sorted(weights)]
+
+
+class _Penalty(torch.autograd.Function):
+    """Half the weighted squares of all moves.
+
+    The gradient is summed as it goes: what is kept for it has the size of the model, however many anchors there are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Sequence[Anchor], names: Sequence[str], *parameters: Tensor) -> Tensor:
+        pulls: list[Tensor] = []
+        squares: list[Tensor] = []
+        for anchor in anchors:
+            moves = torch._foreach_sub(parameters, [anchor.weights[name] for name in names])
+            pull = torch._foreach_mul(moves, [anchor.importances[name] for name in names])
+            squares += [(one * two).sum() for one, two in zip(moves, pull, strict=True)]
+            if pulls:
+                torch._foreach_add_(pulls, pull)
+            else:
+                pulls = list(pull)
+        ctx.pulls = pulls
+        return torch.stack(squares).sum() / 2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *torch._foreach_mul(ctx.pulls, upstream)
 
 
 def _numbered(state: Mapping[str, Tensor], prefix: str) -> dict[int, Tensors]:

@@ -103,6 +103,26 @@ def test_ewc_strength_one_estimates_the_rise_of_the_old_loss():
     assert float(method.loss_term(model).detach()) == pytest.approx(rise)
 
 
+def test_a_penalty_pulls_as_automatic_differentiation_says():
+    """Around two anchors, scaled by what comes in; frozen weights are left alone."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).double()
+    model[1].bias.requires_grad_(False)
+    method = AnchoredMethod(strength=0.7)
+    shapes = dict(model.named_parameters())
+    method.anchors = [
+        Anchor(*({name: torch.rand_like(value) for name, value in shapes.items()} for _ in range(2))) for _ in range(2)
+    ]
+    (3 * method.loss_term(model)).backward()
+    found = {name: value.grad for name, value in shapes.items()}
+    model.zero_grad()
+    terms = [(a.importances[n] * (p - a.weights[n]) ** 2).sum() for a in method.anchors for n, p in shapes.items()]
+    (3 * 0.35 * sum(terms)).backward()
+    for name, value in shapes.items():
+        assert value.requires_grad == (name != "1.bias")
+        torch.testing.assert_close(found[name], value.grad)
+
+
 def test_importances_and_anchors_grow_with_the_model(run):
     """A move that the map carries costs at the new size what it cost at the old one; new entries cost nothing."""
     method = Ewc(samples=4)
