@@ -3,7 +3,9 @@
 Rows are packed with documents of random lengths. Forms take turns; a ratio is the median of those within a turn, to
 transformers' own Trainer on the same rows (`Trainer`) and to ours without inheritance (`plain`), with the lowest and
 the highest. Times are processor seconds of one thread; on a GPU wall seconds between synchronisations, beside tokens a
-second, and the share of the peak that `--peak-flops` names. Memory is the rise of its peak over what was there.
+second, and the share of the peak that `--peak-flops` names. Memory is the rise of its peak over what was there. `probe`
+is the evaluation of as many tokens as a step has. Then the head alone: operations of a chunk (kernels, on a GPU), and
+what TRL and Liger take for theirs where they are installed.
 
     python -m benchmarks.step [--length 256 1024 2048] [--objective clm|mlm] [--model CHECKPOINT] [--rounds 5]
     python -m benchmarks.step --device cuda --bf16 --width 1024 --layers 24 --vocab 128256 --peak-flops 989e12
@@ -13,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
+import importlib.util
 import itertools
 import json
 import statistics
@@ -25,10 +29,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.attention import segments
 from benchmarks.inherit import Peak
-from lifelong.inherit import loss_head
+from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss, loss_head, predicted_nats
 from lifelong.inherit.cache import CacheSettings, CacheWriter, TargetCache, fill_cache
 from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.schedule import make_schedule
@@ -37,6 +42,7 @@ from lifelong.inherit.teachers.cache import CachedTeacher
 from lifelong.inherit.teachers.memory import MemoryTeacher, StoredTeacher
 from lifelong.inherit.teachers.model import OnlineTeacher
 from lifelong.inherit.write_cache import block_probabilities
+from lifelong.lm.batch import WithHostArrays
 from lifelong.lm.checkpoint import load_model
 from lifelong.lm.flops import training_flops_per_token
 from lifelong.lm.packed import block_mask
@@ -48,7 +54,7 @@ from lifelong.train.phase import TrainingInputs
 from lifelong.train.stage_trainer import StageTrainer
 
 MEAN_DOCUMENT = 170.0
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 
 
 def packed_rows(options: argparse.Namespace, length: int, vocab: int) -> Batch:
@@ -72,7 +78,8 @@ def packed_rows(options: argparse.Namespace, length: int, vocab: int) -> Batch:
         "position_ids": place - torch.where(first, place, 0).cummax(1).values,
         "is_replay": torch.arange(rows) >= rows // 2, "domain_ids": torch.zeros(rows, dtype=torch.long),
     }  # fmt: skip
-    return {name: value.to(options.device) for name, value in batch.items()}
+    kept = WithHostArrays(lambda rows: rows)(batch)
+    return {name: value.to(options.device) if isinstance(value, Tensor) else value for name, value in kept.items()}
 
 
 def model_of(options: argparse.Namespace, length: int) -> Any:
@@ -157,7 +164,14 @@ def forms_of(options: argparse.Namespace, batch: Batch, folder: Path) -> tuple[A
         optimizer.step()
         optimizer.zero_grad()
 
-    targets = stored(options, copy.deepcopy(model), batch, folder / "targets")
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+
+    def probe() -> None:
+        model.eval()
+        predicted_nats(model, tensors, objective)
+        model.train()
+
+    targets = stored(options, copy.deepcopy(model), tensors, folder / "targets")
     cached = CachedTeacher(targets, tokenizer="t", temperature=1.0, objective=objective, sequence_length=length)
     stock = transformers.Trainer(model, arguments, train_dataset=[0])
     forms = {
@@ -167,22 +181,30 @@ def forms_of(options: argparse.Namespace, batch: Batch, folder: Path) -> tuple[A
         "KI, online, tau 1": with_trainer(taught(online()), batch),
         "KI, online, tau 2": with_trainer(taught(online(), temperature=2.0), batch),
         "KI, Bernoulli 0.5": with_trainer(taught(online(), bernoulli=True), batch),
+        "KI, on replay": with_trainer(taught(online(), on="replay"), batch),
         "KI, cached": with_trainer(taught(cached), batch),
         "self-generated memory": with_trainer(taught(MemoryTeacher(StoredTeacher([targets])), on="replay"), batch),
         "EWC, one anchor": with_trainer(trainer(methods=(anchored(model),)), batch),
+        "probe": probe,
     }
     return model, {name: form for name, form in forms.items() if options.only in name or name in ("Trainer", "plain")}
 
 
-def measured(options: argparse.Namespace, length: int) -> dict[str, Any]:
-    """Ratios, memory and speed at one length."""
-    on_gpu = options.device == "cuda"
+def clock_of(options: argparse.Namespace) -> Callable[[], float]:
+    """Processor seconds; on a GPU wall seconds, once it is done."""
 
     def clock() -> float:
-        if on_gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter() if on_gpu else time.process_time()
+        if options.device != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
+    return clock
+
+
+def measured(options: argparse.Namespace, length: int) -> dict[str, Any]:
+    """Ratios, memory and speed at one length."""
+    clock = clock_of(options)
     vocab = (
         options.vocab if options.model is None else transformers.AutoConfig.from_pretrained(options.model).vocab_size
     )
@@ -216,6 +238,104 @@ def measured(options: argparse.Namespace, length: int) -> dict[str, Any]:
     return rows
 
 
+class Operations(TorchDispatchMode):
+    """Counts what is computed, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count and compute."""
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def operations_of_a_chunk(options: argparse.Namespace) -> dict[str, int]:
+    """Operations that one chunk of rows more costs in the head, forward with gradients."""
+    rows, kept, vocab = 64, 12, 1024  # a chunk that is one tile on a CPU too
+    hidden, teacher = (torch.randn(2 * rows, options.width, device=options.device) for _ in range(2))
+    weight = torch.randn(vocab, options.width, device=options.device) / options.width**0.5
+    labels = torch.randint(vocab, (2 * rows,), device=options.device)
+    ids = torch.randint(vocab, (2 * rows, kept), device=options.device)
+    cached = CachedTarget(ids, torch.full((2 * rows, kept), 1 / kept, device=options.device))
+    found = {}
+    for name, target, tau in (
+        ("CE", None, 1.0),
+        *((f"KI online, tau {tau:g}", OnlineTarget(teacher, weight), tau) for tau in (1.0, 2.0, 3.0)),
+        ("KI cached", cached, 1.0),
+    ):
+        counts = []
+        for chunk in (2 * rows, rows):
+            leaves = [value.clone().requires_grad_() for value in (hidden, weight)]
+
+            def head(leaves: list[Tensor] = leaves, chunk: int = chunk, target: Any = target, tau: float = tau) -> None:
+                ki_loss(
+                    *leaves, labels, targets=target, alpha=0.5 if target else 0.0, temperature=tau, chunk_tokens=chunk
+                )
+
+            if options.device == "cuda":
+                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                    head()
+                counts.append(sum(event.count for event in profile.key_averages()))
+            else:
+                with Operations() as operations:
+                    head()
+                counts.append(operations.count)
+        found[name] = counts[1] - counts[0]
+        print(f"operations of a chunk  {name:22} {found[name]}", flush=True)
+    return found
+
+
+def head_forms(options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
+    """Forward and backward of CE and KL to a teacher, in equal parts at tau 1, from hidden states; TRL's has no CE."""
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=options.device, dtype=dtype).requires_grad_()
+
+    hidden, weight = some(options.tokens, options.width), some(options.vocab, options.width)
+    teacher_hidden, teacher = some(options.tokens, options.width).detach(), some(options.vocab, options.width).detach()
+    weight.data /= options.width**0.5
+    teacher /= options.width**0.5
+    labels = torch.randint(options.vocab, (options.tokens,), device=options.device)
+    target = OnlineTarget(teacher_hidden, teacher)
+
+    def taken(loss: Tensor) -> Tensor:
+        loss.backward()
+        hidden.grad = weight.grad = None
+        return loss.detach()
+
+    forms = {"ours": lambda: taken(ki_loss(hidden, weight, labels, targets=target, alpha=0.5))}
+    if importlib.util.find_spec("trl"):
+        divergence = importlib.import_module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction
+        forms["TRL, KL alone"] = lambda: taken(
+            divergence.apply(hidden, weight, None, teacher_hidden, teacher, None, 0.0)[0].mean()
+        )
+    if importlib.util.find_spec("liger_kernel"):
+        losses = importlib.import_module("liger_kernel.chunked_loss")
+        liger = losses.LigerFusedLinearJSDLoss(beta=0.0, compiled=options.device == "cuda")
+        forms["Liger"] = lambda: taken(liger(hidden, weight, teacher_hidden, teacher, labels))
+    return forms
+
+
+def heads_compared(options: argparse.Namespace) -> dict[str, Any]:
+    """Time of each head over ours, and the loss it finds."""
+    clock, forms = clock_of(options), head_forms(options)
+    losses = {name: float(form()) for name, form in forms.items()}
+    taken: dict[str, list[float]] = {name: [] for name in forms}
+    for _, (name, form) in itertools.product(range(options.rounds), forms.items()):
+        started = clock()
+        form()
+        taken[name].append(clock() - started)
+    found = {}
+    for name, seconds in taken.items():
+        ratios = sorted(own / other for own, other in zip(seconds, taken["ours"], strict=True))
+        found[name] = {"to ours": [round(value, 3) for value in (statistics.median(ratios), ratios[0], ratios[-1])]}
+        print(f"head alone  {name:22} {found[name]}   loss {losses[name]:.4f}", flush=True)
+    return found
+
+
 def main() -> None:
     """Print a table a length, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -236,8 +356,9 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     if options.device == "cpu":
         torch.set_num_threads(1)
-    result = {"options": {key: str(value) for key, value in vars(options).items()}}
+    result: dict[str, Any] = {"options": {key: str(value) for key, value in vars(options).items()}}
     result |= {str(length): measured(options, length) for length in options.length}
+    result |= {"operations of a chunk": operations_of_a_chunk(options), "heads": heads_compared(options)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1))
 
