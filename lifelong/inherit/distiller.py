@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,8 @@ class Distiller:
         self.surpassed = surpassed
         self.objective, self.student_head_flops = objective, student_head_flops
         self.is_sharded = False
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Precision of the student's forward, which is not inside it when its teacher is asked."""
         self._before = TeacherCost()
 
     @property
@@ -130,13 +133,15 @@ class Distiller:
         is_taught_B = rates_B > 0
         if not is_taught_B.any():
             if self.is_sharded:
-                self.teacher.attend(batch)
+                with self.autocast():
+                    self.teacher.attend(batch)
             return None
         teaches_all = bool(is_taught_B.all())
         shown = batch if teaches_all else sequences(batch, np.flatnonzero(is_taught_B))
-        targets = self.teacher.targets(shown)
-        if self.schedule.is_dynamic:
-            targets = self._dynamic(targets, shown)
+        with self.autocast():
+            targets = self.teacher.targets(shown)
+            if self.schedule.is_dynamic:
+                targets = self._dynamic(targets, shown)
         return Inheritance(
             targets,
             on_device(rates_B, batch["labels"]),

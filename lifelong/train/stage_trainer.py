@@ -49,6 +49,8 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         )
         self.model_accepts_loss_kwargs = True
         self.phase = phase
+        if phase.distiller is not None:
+            phase.distiller.autocast = self.accelerator.autocast
         self.curve = PhaseLog()
         self.terms_due = True
         self.started = time.monotonic()

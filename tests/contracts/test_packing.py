@@ -1,5 +1,7 @@
 """Every family file, without naming any: packed documents do not see each other, wherever a model meets them."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -134,6 +136,18 @@ def test_a_teacher_sees_each_document_alone(case):
     difference = (after.hidden_NE - before.hidden_NE).abs().amax(-1)
     assert difference[others].max() < 1e-5
     assert difference[~others].max() > 1e-3
+
+
+def test_a_teacher_held_as_autocast_rounds_it_says_the_same(case):
+    model, batch, objective = case
+    held, known = OnlineTeacher(model, objective), OnlineTeacher(copy.deepcopy(model), objective)
+    known._hold_rounded = lambda dtype: None
+    with torch.autocast("cpu", torch.bfloat16):
+        (one,), (two,) = held.targets(batch), known.targets(batch)
+    assert torch.equal(one.hidden_NE, two.hidden_NE)
+    assert torch.equal(one.weight_VE.bfloat16(), two.weight_VE.bfloat16())
+    assert one.bias_V is two.bias_V is None or torch.equal(one.bias_V, two.bias_V)
+    assert any(value.dtype == torch.bfloat16 for value in model.parameters())
 
 
 def test_the_trainer_keeps_them_apart_with_a_teacher_beside_it(case, tmp_path):

@@ -1,5 +1,6 @@
 """A step does not ask a device for numbers: each look waits for everything that is still to be computed."""
 
+import copy
 import traceback
 
 import pytest
@@ -170,6 +171,23 @@ def test_what_the_host_knows_changes_no_bit(teaching, tmp_path):
             loss.backward()
         found.append([loss.detach(), *(value.grad for value in models[0].parameters())])
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_a_teacher_computes_in_the_precision_of_its_student(tmp_path):
+    """Trainer's autocast is inside the student's forward: a teacher equal to its student has nothing to teach."""
+    model = tiny("llama").train()
+    teacher = OnlineTeacher(copy.deepcopy(model), "clm")
+    arguments = training_arguments({"use_cpu": True, "bf16": True}, output_dir=tmp_path, max_steps=1, seed=0)
+    distiller = Distiller(teacher, make_schedule("constant", alpha=0.5))
+    phase = TrainingInputs("train", [0], lambda rows: rows[0], "clm", 48, distiller)
+    trainer = StageTrainer(model, arguments, phase)
+    trainer.state.max_steps = 1
+    with loss_head(model, "clm"):
+        prepared = trainer.accelerator.prepare_model(model)
+        _, outputs = trainer.compute_loss(prepared, collated(), True, torch.tensor(40))
+    assert float(outputs.kl) == 0
+    assert teacher.model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
 
 
 def test_the_arrays_arrive_with_the_batch(tmp_path):

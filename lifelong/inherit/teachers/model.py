@@ -17,6 +17,7 @@ from lifelong.inherit.teachers._teacher import Batch, Given, Teacher, TeacherCos
 from lifelong.schema import expand_variables
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from lifelong.lm.loss import OnlineTarget, Target
@@ -150,7 +151,7 @@ class OnlineTeacher(Teacher):
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.objective, self.vocab_size, self.flops_per_token = objective, vocab_size, flops_per_token
-        self.is_sharded = False
+        self.is_sharded = self._is_rounded = False
         self._cost = TeacherCost()
 
     @property
@@ -174,6 +175,8 @@ class OnlineTeacher(Teacher):
         from lifelong.lm.loss import OnlineTarget
 
         device = batch["input_ids"].device
+        if not self.is_sharded and torch.is_autocast_enabled(device.type):
+            self._hold_rounded(torch.get_autocast_dtype(device.type))
         if not self.is_sharded and next(self.model.parameters()).device != device:
             self.model.to(device)
 
@@ -187,6 +190,25 @@ class OnlineTeacher(Teacher):
 
         with torch.no_grad():
             return at_the_head(self.model, batch, self.objective, target)
+
+    def _hold_rounded(self, dtype: torch.dtype) -> None:
+        """Hold the weights of linear layers as autocast rounds them at every use: the same bits from half the memory.
+
+        Not under float16, where the head stays in float32, nor what is used elsewhere too, as a tied embedding is.
+        """
+        import torch
+        from torch import nn
+        from transformers.pytorch_utils import Conv1D
+
+        if self._is_rounded or dtype != torch.bfloat16:
+            return
+        self._is_rounded = True
+        products = [module for module in self.model.modules() if type(module) in (nn.Linear, Conv1D)]
+        others = [module for module in self.model.modules() if type(module) not in (nn.Linear, Conv1D)]
+        elsewhere = {id(value) for module in others for value in module._parameters.values()}
+        for module in products:
+            if id(module.weight) not in elsewhere:
+                module.weight.data = module.weight.data.to(dtype)
 
     def attend(self, batch: Batch) -> None:
         """Where every process holds a part of the model, it runs in all of them or in none: here on one sequence."""
