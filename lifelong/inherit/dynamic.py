@@ -24,6 +24,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lifelong.lm.batch import beside
 from lifelong.lm.head import sequence_means
 from lifelong.lm.loss import CachedTarget, OnlineTarget, Target, token_nats
 
@@ -46,9 +47,9 @@ def most_competent(targets: Sequence[Target], labels_N: Tensor, sequence_N: Tens
 def _competence(target: Target, labels_N: Tensor, sequence_N: Tensor, sequences: int, temperature: float) -> Tensor:
     """Mean probability of the tokens of each sequence, `[B]`; -1 where the target has no weight on it."""
     known_N = label_probabilities(target, labels_N, temperature)
-    weight_N = (
-        torch.ones_like(known_N) if target.weight_N is None else (target.weight_N > 0).to(known_N, non_blocking=True)
-    )
+    weight_N = torch.ones_like(known_N)
+    if target.weight_N is not None:
+        weight_N = beside(target.weight_N > 0, known_N).to(known_N.dtype)
     has_weight_B = known_N.new_zeros(sequences).index_add_(0, sequence_N, weight_N) > 0
     mean_B = sequence_means(known_N, sequence_N, sequences)
     return torch.where(has_weight_B, mean_B, -1.0)

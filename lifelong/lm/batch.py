@@ -68,9 +68,14 @@ def on_host(batch: Batch, name: str) -> NDArray[Any]:
     return found
 
 
+def beside(value: Tensor, like: Tensor) -> Tensor:
+    """A value on the device of another; CUDA, which copies what it is given before it returns, is not waited for."""
+    return value.to(like.device, non_blocking=like.is_cuda)
+
+
 def on_device(array: NDArray[Any], like: Tensor) -> Tensor:
-    """The array on the device of a tensor, which is not waited for."""
-    return torch.from_numpy(array).to(like.device, non_blocking=True)
+    """The array on the device of a tensor, likewise."""
+    return beside(torch.from_numpy(array), like)
 
 
 def sequences(batch: Batch, chosen: NDArray[np.int64]) -> Batch:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lifelong.lm.batch import beside
 from lifelong.lm.targets import CachedTarget, OnlineTarget, Target, active_targets, mixed_entries, project
 
 TILE_ELEMENTS = 1 << 18
@@ -230,11 +231,10 @@ def _dense_mixture(
             continue
         rows_R = target.weight_N.nonzero()[:, 0]  # found where the weights lie, which may be the host
         if len(rows_R):
-            weight_R1 = target.weight_N[rows_R, None].to(like_CV, non_blocking=True)
-            rows_R = rows_R.to(like_CV.device, non_blocking=True)
+            weight_R1, rows_R = beside(target.weight_N[rows_R, None], like_CV), beside(rows_R, like_CV)
             part = replace(target, hidden_NE=target.hidden_NE[rows_R], weight_N=None)
             probabilities_RV = _dense_probabilities(part, like_CV[rows_R], tau)
-            mixed_CV.index_add_(0, rows_R, probabilities_RV.mul_(weight_R1))
+            mixed_CV.index_add_(0, rows_R, probabilities_RV.mul_(weight_R1.to(like_CV.dtype)))
     if cached:
         ids_CK, values_CK = mixed_entries(list(cached))
         mixed_CV.scatter_add_(1, ids_CK, values_CK.to(like_CV.dtype))

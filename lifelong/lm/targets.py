@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lifelong.errors import InputError
+from lifelong.lm.batch import beside
 
 
 class MappedMass:
@@ -215,6 +216,4 @@ def mixed_entries(targets: list[CachedTarget]) -> tuple[Tensor, Tensor]:
 
 def _weighted(target: CachedTarget, exact: torch.dtype) -> Tensor:
     values_CK = target.probabilities_NK.to(exact)
-    return (
-        values_CK if target.weight_N is None else values_CK * target.weight_N[:, None].to(values_CK, non_blocking=True)
-    )
+    return values_CK if target.weight_N is None else values_CK * beside(target.weight_N[:, None], values_CK).to(exact)
