@@ -50,6 +50,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.phase = phase
         if phase.distiller is not None:
+            # accelerate puts it around the student's forward alone
             phase.distiller.autocast = self.accelerator.autocast
         self.curve = PhaseLog()
         self.terms_due = True
@@ -88,8 +89,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         inheritance = None
         if self.phase.distiller is not None:
             progress = self.state.global_step / self.state.max_steps
-            with self.accelerator.autocast():  # which accelerate puts around the student's forward alone
-                inheritance = self.phase.distiller.for_batch(given, progress=progress, step=self.state.global_step)
+            inheritance = self.phase.distiller.for_batch(given, progress=progress, step=self.state.global_step)
         for place, method in enumerate(self.phase.methods):
             edited = method.edit_batch(batch)
             if edited is not batch:
