@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import field_validator
 
 from lifelong.errors import InputError, LifelongError
@@ -212,6 +211,8 @@ class OnlineTeacher(Teacher):
 
     def attend(self, batch: Batch) -> None:
         """Where every process holds a part of the model, it runs in all of them or in none: here on one sequence."""
+        import numpy as np
+
         from lifelong.lm.batch import sequences
 
         if self.is_sharded:
