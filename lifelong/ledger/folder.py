@@ -132,6 +132,7 @@ class WorkFolder(StageFolder):
     grown = _Part("grown", "The previous model at the new size.")
     recovered = _Part("recovered", "The grown model after training on replay alone.")
     trained = _Part("trained", "What the commit renames to `stages/NAME`.")
+    texts = _Entry("texts.json", "Files of large corpora as they were when the stage began.")
 
     def part(self, name: str) -> StageFolder:
         """The result of a phase that names its own folder."""

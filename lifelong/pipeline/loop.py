@@ -35,6 +35,7 @@ from lifelong.recipe.recipe import Recipe
 from lifelong.records import RunObserver, RunResult, StageRecord
 from lifelong.report.write import summarise
 from lifelong.stream.cards.domain import load_domain
+from lifelong.stream.shards import ShardedCorpus
 from lifelong.train.phase import StopRequest
 
 
@@ -135,10 +136,14 @@ def run_stages(ledger: Ledger, recipe: Recipe, observer: RunObserver, stop: Stop
 
 def run_stage(stage: Stage, model: PreTrainedModel) -> tuple[StageRecord, PreTrainedModel]:
     """Every phase that applies, then the commit; returns the record and the model that the next stage begins from."""
-    for phase in PHASES:
-        if phase.applies(stage):
-            model = phase.run(stage, model)
-    record = distributed.run_on_main_process(lambda: commit_stage(stage, model))
+    try:
+        for phase in PHASES:
+            if phase.applies(stage):
+                model = phase.run(stage, model)
+        record = distributed.run_on_main_process(lambda: commit_stage(stage, model))
+    finally:
+        if isinstance(stage.corpus, ShardedCorpus):
+            stage.corpus.close()
     ledger = stage.context.ledger
     if not distributed.is_main_process():
         ledger.refresh()

@@ -21,6 +21,7 @@ from lifelong.stream.blocks import Blocks
 from lifelong.stream.collator import PackedRow
 from lifelong.stream.joint import domain_of
 from lifelong.stream.ordering import key_of, permuted, uniforms
+from lifelong.stream.shards import drawn, has_blocks
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class StageDataset:
         stage_index: int = 0,
     ) -> None:
         replay_only = new_blocks is None
-        if (memory is None or not memory.domains) if new_blocks is None else not len(new_blocks):
+        if (memory is None or not memory.domains) if new_blocks is None else not has_blocks(new_blocks):
             raise InputError(f"stage {stage_index}: domain {domain!r} has no block to train on")
         self.num_steps, self.blocks_per_step = num_steps, blocks_per_step
         self.seed, self.stage_index = seed, stage_index
@@ -243,8 +244,7 @@ class StageDataset:
         return self._draws[number]
 
     def _new_row(self, cursor: int) -> PackedRow:
-        epoch, place = divmod(cursor, len(self._new))
-        row = permuted(place, len(self._new), key_of(self.seed, "new", self.stage_index, epoch))
+        epoch, row = drawn(self._new, cursor, lambda epoch: key_of(self.seed, "new", self.stage_index, epoch))
         return PackedRow(
             block=self._new[row],
             domain_id=self._columns.get(domain_of(self._new, row, self._domain), self._new_column),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lifelong.errors import CorruptionError, InputError
 from lifelong.files import named_entry
 from lifelong.replay.policies import POLICIES, priorities_of, quotas_of
-from lifelong.stream.blocks import Block, BlockStore, write_blocks
+from lifelong.stream.blocks import Block, BlockStore, StoredBlocks, write_blocks
 
 _LARGEST_ID = (1 << 31) - 1
 
@@ -122,7 +122,7 @@ class DomainBlocks(Sequence[Block]):
 def write_memory_snapshot(
     previous: Path | None,
     domain: str,
-    blocks: BlockStore,
+    blocks: StoredBlocks,
     *,
     capacity_tokens: int,
     policy: str,
@@ -212,7 +212,7 @@ def shrink_memory(source: Path, out: Path, capacity_tokens: int) -> None:
     (out / "memory.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _most_blocks(blocks: BlockStore, capacity_tokens: int) -> int:
+def _most_blocks(blocks: StoredBlocks, capacity_tokens: int) -> int:
     longest = int(blocks.lengths().max(initial=1))
     return capacity_tokens // longest + 1
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.stream.blocks import BlockStore
+from lifelong.stream.blocks import StoredBlocks
 from lifelong.stream.ordering import key_of, uniforms
 
 POLICIES = ("reservoir", "experience-balanced", "domain-balanced", "loss-ranked", "diverse")
@@ -47,7 +47,7 @@ def canonical_policy(policy: str) -> str:
 
 def priorities_of(
     policy: str,
-    blocks: BlockStore,
+    blocks: StoredBlocks,
     limit: int,
     *,
     seed: int,
@@ -56,7 +56,7 @@ def priorities_of(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The first `limit` rows of a stage in the order they are kept, with ascending priorities.
 
-    The short block at the end of a store comes last, so that a memory is made of full blocks.
+    Short blocks, as one at the end of a text is, come last, so that a memory is made of full ones.
 
     Raises:
         InputError: loss-ranked without one score a block.
@@ -73,8 +73,8 @@ def priorities_of(
         priorities = -np.asarray(scores, dtype=np.float64)
     elif policy == "diverse":
         priorities = _farthest_first(blocks, priorities, limit)
-    if length > 1 and len(blocks[length - 1].ids) < len(blocks[0].ids):
-        priorities[-1] = np.inf
+    tokens = blocks.lengths()
+    priorities[tokens < tokens.max(initial=0)] = np.inf
     order = np.argsort(priorities, kind="stable")[:limit]
     return order, np.where(np.isinf(priorities[order]), np.finfo(np.float64).max, priorities[order])
 
@@ -136,7 +136,7 @@ def _smallest_overall(
     return [int(count) for count in np.bincount(kept, minlength=len(priorities))]
 
 
-def _farthest_first(blocks: BlockStore, chance: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
+def _farthest_first(blocks: StoredBlocks, chance: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
     """Rank in a farthest-first traversal of random candidates, in counts of hashed tokens.
 
     Source: Gonzalez 1985; used as k-center for coresets by Sener and Savarese 2018, arXiv 1708.00489.

@@ -20,7 +20,7 @@ from lifelong.replay.controllers import AdaptiveController, BudgetController, Co
 from lifelong.replay.dataset import StageDataset
 from lifelong.replay.memory import ReplayMemory
 from lifelong.replay.settings import ReplaySection
-from lifelong.stream.blocks import BlockStore
+from lifelong.stream.blocks import StoredBlocks
 from lifelong.stream.collator import Collator
 from lifelong.stream.heldout import Heldout
 from lifelong.stream.ordering import key_of, uniforms
@@ -178,7 +178,7 @@ def check_budget(budget: Iterable[str], domains: Sequence[str]) -> Iterator[str]
 
 
 def memory_scores(
-    section: ReplaySection, model: Any, corpus: BlockStore, collator: Collator, *, seed: int, stage: int
+    section: ReplaySection, model: Any, corpus: StoredBlocks, collator: Collator, *, seed: int, stage: int
 ) -> NDArray[np.float64] | None:
     """Scores by which a loss-ranked memory keeps blocks: their loss under the model that has just learned them.
 

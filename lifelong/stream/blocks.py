@@ -183,3 +183,18 @@ class Blocks(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Block: ...
+
+
+class StoredBlocks(Blocks, Protocol):
+    """Blocks of one corpus whose lengths are known."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all blocks."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the blocks were made from."""
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each block [number of blocks]."""

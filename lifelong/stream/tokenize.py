@@ -11,6 +11,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,10 @@ def train_tokenizer(
 def _sample(domain: Domain, max_bytes: int, seed: int, read: Callable[[str, int], None] | None) -> Iterator[str]:
     kept: list[tuple[int, int, str]] = []
     held = seen = 0
-    for number, document in enumerate(_told(read_documents(domain, "train"), domain, read)):
+    documents: Iterable[Document] = read_documents(domain, "train")
+    if read is not None:
+        documents = with_progress(documents, partial(read, domain.name))
+    for number, document in enumerate(documents):
         heapq.heappush(kept, (-key_of(seed, "tokenizer", document.key), number, document.text))
         held += document.num_bytes
         seen += document.num_bytes
@@ -187,28 +191,67 @@ def _tokenized(
 ) -> Path:
     """Folder of the cache that holds the blocks, filled where it is not there."""
     encoder = Encoder(tokenizer)
-    settings = {
+    settings = block_settings(domain, encoder, sequence_length, source_fingerprint(domain, split, cache / "digests"))
+    if chosen is not None:
+        settings["chosen"] = hashlib.sha256(chosen.tobytes()).hexdigest()
+
+    def documents(tally: Tally) -> Iterable[Document]:
+        found = read_documents(domain, split, tally)
+        taken = found if chosen is None else itertools.compress(found, chosen)
+        return taken if read is None else with_progress(taken, partial(read, domain.name))
+
+    folder = cache / "blocks" / f"{domain.name}-{split}-{settings_hash(settings)[:20]}"
+    facts = {"domain": domain.name, "split": split}
+    write_once(folder, documents, encoder, settings, facts=facts, num_proc=num_proc, tell=tell)
+    return folder
+
+
+def block_settings(domain: Domain, encoder: Encoder, sequence_length: int, source: str) -> dict[str, Any]:
+    """All that decides what blocks hold; `source` pins the content of the text and how it is read."""
+    settings: dict[str, Any] = {
         "format": _CACHE_FORMAT,
-        "source": source_fingerprint(domain, split, cache / "digests"),
+        "source": source,
         "tokenizer": encoder.fingerprint,
         "sequence_length": sequence_length,
     }
     if domain.messages_field is not None:
         settings["template"] = encoder.template_fingerprint
-    if chosen is not None:
-        settings["chosen"] = hashlib.sha256(chosen.tobytes()).hexdigest()
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    folder = cache / "blocks" / f"{domain.name}-{split}-{digest[:20]}"
+    return settings
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def write_once(
+    folder: Path,
+    documents: Callable[[Tally], Iterable[Document]],
+    encoder: Encoder,
+    settings: Mapping[str, Any],
+    *,
+    facts: Mapping[str, Any],
+    num_proc: int | None = None,
+    tell: Callable[[str], None] = warnings.warn,
+) -> None:
+    """Fill a folder with the blocks of documents where it does not hold them, whole, already.
+
+    Args:
+        folder: of `blocks.arrow` and `manifest.json`.
+        documents: read only where they are needed.
+        encoder: of the tokenizer.
+        settings: see `block_settings`.
+        facts: for the manifest.
+        num_proc: worker processes; threads without it.
+        tell: is told where the folder was damaged.
+    """
     if folder.exists() and not _is_as_written(folder, settings):
-        tell(f"{folder}: is damaged, or was written before such folders had a hash: {domain.name} is tokenised again")
+        tell(
+            f"{folder}: is damaged, or was written before such folders had a hash: {facts['domain']} is tokenised again"
+        )
         remove_tree(folder)
     if not folder.exists():
-        _tokenize_to(folder, domain, split, encoder, settings, num_proc, chosen, read)
-    return folder
-
-
-def _told(documents: Iterable[Document], domain: Domain, read: Callable[[str, int], None] | None) -> Iterable[Document]:
-    return documents if read is None else with_progress(documents, lambda total: read(domain.name, total))
+        _tokenize_to(folder, documents, encoder, settings, facts, num_proc)
 
 
 def _is_as_written(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -234,13 +277,11 @@ def manifest_of(store: BlockStore) -> dict[str, Any]:
 
 def _tokenize_to(
     folder: Path,
-    domain: Domain,
-    split: str,
+    documents: Callable[[Tally], Iterable[Document]],
     encoder: Encoder,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
     num_proc: int | None,
-    chosen: NDArray[np.bool_] | None,
-    read: Callable[[str, int], None] | None,
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -248,14 +289,13 @@ def _tokenize_to(
     try:
         with BlockWriter(temporary / "blocks.arrow", encoder.vocab_size) as writer:
             packer = Packer(settings["sequence_length"], writer.append)
-            documents = read_documents(domain, split, tally)
-            taken = _told(documents if chosen is None else itertools.compress(documents, chosen), domain, read)
-            for ids in encoder.encode_all((document.text for document in taken), num_proc=num_proc):
+            texts = (document.text for document in documents(tally))
+            for ids in encoder.encode_all(texts, num_proc=num_proc):
                 packer.add(ids)
             packer.finish()
         counts = {**tally.to_json(), "blocks": writer.num_blocks, "tokens": writer.num_tokens}
         digest = file_hash(temporary / "blocks.arrow")
-        manifest = {"domain": domain.name, "split": split, **counts, "blocks_sha256": digest, "settings": settings}
+        manifest = {**facts, **counts, "blocks_sha256": digest, "settings": dict(settings)}
         write_sealed(temporary / "manifest.json", manifest)
         sync_folder(temporary)
         try:

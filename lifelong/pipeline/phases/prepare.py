@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from lifelong import distributed
+from lifelong.errors import InputError
 from lifelong.files import read_json, write_json
 from lifelong.ledger.folder import StageFolder
 from lifelong.ledger.history import read_losses, write_losses
@@ -17,7 +20,9 @@ from lifelong.records import Cost
 from lifelong.select.corpus import SelectionInputs, select_corpus
 from lifelong.stream.blocks import BlockStore
 from lifelong.stream.cards.domain import Domain, load_domain
+from lifelong.stream.cards.pieces import Pieces
 from lifelong.stream.joint import JointBlocks
+from lifelong.stream.shards import ShardedCorpus
 from lifelong.stream.tokenize import tokenize_domain
 
 
@@ -66,11 +71,55 @@ def tokenized(stage: Stage, domain: Domain) -> BlockStore:
     )
 
 
-def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
+def corpus_for(stage: Stage, domain: Domain, tokens: float) -> BlockStore | ShardedCorpus:
+    """Training blocks of a domain; of a large one as many as `tokens` need, made as they are asked for."""
+    length = stage.recipe.sequence_length
+    corpus = ShardedCorpus.of(
+        domain,
+        stage.context.tokenizer_of(domain.name),
+        sequence_length=length,
+        num_blocks=max(1, math.ceil(tokens / length)),
+        seed=stage.seed,
+        stage=stage.index,
+        tell=stage.context.observer.noted,
+        read=stage.context.observer.text_read,
+    )
+    if corpus is None:
+        return tokenized(stage, domain)
+    distributed.run_on_main_process(lambda: _require_same_files(stage, domain.name, corpus.pieces))
+    corpus.begin()
+    return corpus
+
+
+def _require_same_files(stage: Stage, domain: str, pieces: Pieces) -> None:
+    """Refuse to go on with a stage whose text has changed since it began.
+
+    Raises:
+        InputError: names the first file that is not as it was.
+    """
+    path, files = stage.work.texts, pieces.identities()
+    known = read_json(path) if path.is_file() else {}
+    if domain not in known:
+        write_json(path, {**known, domain: files})
+    elif known[domain] != files:
+        changed = next((old[0] for old, new in zip_longest(known[domain], files, fillvalue=[None]) if old != new), None)
+        named = changed or files[len(known[domain])][0]
+        raise InputError(
+            f"domain {domain}: its text has changed since stage {stage.name} began ({named!r} is not as it was; "
+            f"{len(known[domain])} files then, {len(files)} now). Put it back to go on with the stage, or start "
+            "another run from the last committed model"
+        )
+
+
+def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore | ShardedCorpus:
     """The stage's domain, or what `select:` chooses of it."""
-    corpus, select = tokenized(stage, stage.domain), stage.section.select
+    select, inherit = stage.section.select, stage.recipe.inherit
     if select is None:
-        return corpus
+        if stage.section.together_with or (inherit is not None and inherit.teacher.caches()):
+            return tokenized(stage, stage.domain)  # a cache was written for the blocks of the whole text
+        share = 0.0 if stage.memory() is None or stage.recipe.replay is None else stage.recipe.replay.share
+        return corpus_for(stage, stage.domain, stage.plan(stage.section.tokens).tokens * (1 - share))
+    corpus = tokenized(stage, stage.domain)
 
     def selected() -> Path:
         inputs = SelectionInputs(

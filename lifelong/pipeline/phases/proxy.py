@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -9,10 +10,10 @@ from transformers import PreTrainedModel
 from lifelong import distributed
 from lifelong.files import atomic_directory, remove_tree
 from lifelong.pipeline.phases.phase import Phase
-from lifelong.pipeline.phases.prepare import tokenized
+from lifelong.pipeline.phases.prepare import corpus_for
 from lifelong.pipeline.stage import Stage
 from lifelong.replay.memory import ReplayMemory, write_memory_snapshot
-from lifelong.stream.blocks import BlockStore
+from lifelong.stream.blocks import StoredBlocks
 from lifelong.stream.cards.domain import Domain, load_domain
 
 
@@ -30,7 +31,7 @@ class Proxy(Phase):
         stage.context.observer.phase_started(self.name, 0)
         missing = distributed.run_on_main_process(lambda: _missing(stage))
         # a corpus is tokenised by the first process, and all of them have to come
-        stores = [(domain, tokens, tokenized(stage, domain)) for domain, tokens in missing]
+        stores = [(domain, tokens, corpus_for(stage, domain, tokens)) for domain, tokens in missing]
         distributed.run_on_main_process(lambda: _write(stage, stores) if stores else None)
         return model
 
@@ -49,7 +50,7 @@ def _missing(stage: Stage) -> list[tuple[Domain, int]]:
     return [(domain, tokens) for domain, tokens in domains if domain.name not in known]
 
 
-def _write(stage: Stage, stores: list[tuple[Domain, int, BlockStore]]) -> None:
+def _write(stage: Stage, stores: Sequence[tuple[Domain, int, StoredBlocks]]) -> None:
     replay, kept, out = stage.recipe.replay, stage.kept_memory, stage.work.proxied.path
     assert replay is not None, "a card is named there"
     before = ReplayMemory.open(kept).experiences if kept is not None else ()

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.stream.cards.document import Bad, Document
+from lifelong.stream.cards.document import Bad, Document, RawDocument
 from lifelong.stream.cards.domain import SPLITS, Domain
 from lifelong.stream.cards.overlap import DuplicateFilter
+from lifelong.stream.cards.pieces import FileRange
 
 _REASONS_KEPT = 5
 TELL_EVERY = 1_000_000  # bytes
@@ -99,13 +100,37 @@ def _content(domain: Domain) -> dict[str, Any]:
     return {source.kind: [*source.model_dump(mode="json").values(), *keys]}
 
 
+def read_piece(domain: Domain, piece: Sequence[FileRange], tally: Tally) -> Iterator[Document]:
+    """Documents of the training split in a piece of the corpus.
+
+    Raises:
+        InputError: see `read_documents`; a piece may hold no document.
+    """
+    from lifelong.stream.cards.readers import read_range
+
+    reading = domain.source.reading_of(domain, domain.reading)
+    rows = (row for part in piece for row in read_range(part, reading))
+    for document in _without_held_out(domain, "train", _readable(domain, rows, tally)):
+        tally.documents += 1
+        tally.bytes += document.num_bytes
+        yield document
+
+
 def _of_split(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
     own = domain.source.own_splits
+    if split in own and split != "train":
+        return _from_source(domain, split, tally)
+    return _without_held_out(domain, split, _from_source(domain, "train", tally))
+
+
+def _without_held_out(domain: Domain, split: str, documents: Iterator[Document]) -> Iterator[Document]:
+    """Those of the training text that belong to a split which the source does not have."""
+    own = domain.source.own_splits
     cut = [name for name in ("valid", "test") if name not in own]
-    if split in own and (split != "train" or not cut):
-        yield from _from_source(domain, split, tally)
+    if not cut:
+        yield from documents
         return
-    for document in _from_source(domain, "train", tally):
+    for document in documents:
         # the first 53 bits of the key, as a number in [0, 1): equal texts always fall on the same side
         place = int(document.key[:16], 16) / 2.0**64
         drawn = int(place / domain.held_out)
@@ -114,7 +139,11 @@ def _of_split(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
 
 
 def _from_source(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
-    for place, text in domain.source.read(domain, split, domain.reading):
+    return _readable(domain, domain.source.read(domain, split, domain.reading), tally)
+
+
+def _readable(domain: Domain, rows: Iterable[RawDocument], tally: Tally) -> Iterator[Document]:
+    for place, text in rows:
         problem = text.reason if isinstance(text, Bad) else _problem(domain, place, text)
         if problem is None and isinstance(text, str):
             if text.strip():

@@ -14,13 +14,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from lifelong.allowed import not_allowed
 from lifelong.errors import InputError, did_you_mean
 from lifelong.schema import Section
+from lifelong.stream.cards.remote import is_remote, remote_files, remote_identity
 
 Patterns = Annotated[
     tuple[str, ...],
@@ -44,7 +45,7 @@ class CardFile(Section):
 
 
 def outside_names(card: CardFile, patterns: Mapping[str, Iterable[str] | None]) -> Iterator[str]:
-    """Patterns that reach out of the card's folder, each behind its key: by a full path, `~`, or a variable.
+    """Patterns that reach out of the card's folder, each behind its key: by a URL, a full path, `~`, or a variable.
 
     `$LIFELONG_...` do not count: the user has set them for exactly this, while `$HOME` is set everywhere.
     """
@@ -53,6 +54,8 @@ def outside_names(card: CardFile, patterns: Mapping[str, Iterable[str] | None]) 
 
 
 def _leads_out(pattern: str, folder: Path) -> bool:
+    if is_remote(pattern):
+        return True
     variables = [match[1] or match[2] for match in _VARIABLE.finditer(pattern)]
     if variables and all(name.startswith("LIFELONG_") or not os.environ.get(name) for name in variables):
         return False  # one that is not set is refused when the card is read
@@ -99,6 +102,9 @@ def expand_patterns(card: CardFile, patterns: Iterable[str], where: str) -> list
     place = f"{card.path or card.name}: {where}"
     found: dict[Path, None] = {}
     for pattern in patterns:
+        if is_remote(pattern):
+            found.update(dict.fromkeys(remote_files(pattern, place)))
+            continue
         expanded = expand_variables(pattern, place)
         if ".." in Path(expanded).parts:
             raise InputError(
@@ -167,11 +173,14 @@ def _nearest_file(path: Path) -> str:
     return f" in {folder}" + did_you_mean(path.name, names, limit=8)
 
 
-def file_digest(path: Path, memo_dir: Path | None = None) -> str:
+def file_digest(path: Any, memo_dir: Path | None = None) -> str:
     """BLAKE2b of the content. With `memo_dir`, a file of the same path, size and time is not read again.
 
-    The content alone counts: the same corpus in another place has the same fingerprint.
+    The content alone counts: the same corpus in another place has the same fingerprint. Of a file on a network it is
+    what its server says of the content, by which it is not read.
     """
+    if not isinstance(path, Path):
+        return hashlib.blake2b(json.dumps(remote_identity(path)).encode(), digest_size=32).hexdigest()
     status = path.stat()
     name = str(path.resolve())
     state = [name, status.st_size, status.st_mtime_ns]

@@ -14,14 +14,17 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lifelong.errors import InputError, did_you_mean
 from lifelong.stream.cards.document import Bad, RawDocument, Reading
+from lifelong.stream.cards.pieces import FileRange
+from lifelong.stream.cards.remote import open_remote
 
 FORMATS = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
@@ -45,6 +48,8 @@ FORMATS = {
     ),
 }
 _COMPRESSED = (".gz", ".zst")
+# what may be read from the middle, where it is not compressed: a quoted cell may hold a line break, a table has no mark
+_DIVISIBLE = ("jsonl", "parquet", "text")
 # a damaged file gives an error for a whole buffer: a small one loses few of the documents before it
 _BUFFER_BYTES = 1 << 16
 _CUT_SHORT = (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid, OSError)
@@ -70,46 +75,80 @@ def format_of(path: Path, declared: str | None = None) -> str:
     )
 
 
+def is_divisible(path: Path, kind: str, *, blocks: bool) -> bool:
+    """Whether a file can be read from the middle; `blocks`: blank lines divide plain text into documents."""
+    return kind in _DIVISIBLE and path.suffix.lower() not in _COMPRESSED and (blocks or kind != "text")
+
+
 def read_file(path: Path, kind: str, reading: Reading) -> Iterator[RawDocument]:
     """Raw documents of one file: (place, text or Bad). `place` is `file:line` or `file row n`."""
-    reader: Callable[[Path, Reading], Iterator[RawDocument]] = _READERS[kind]
+    return read_range(FileRange(path, kind), reading)
+
+
+def read_range(part: FileRange, reading: Reading) -> Iterator[RawDocument]:
+    """Raw documents that begin in a range of a file, as `read_file` gives those of all of it.
+
+    Where the range does not begin with the file, lines are told by their offset in bytes.
+    """
+    reader: Callable[[FileRange, Reading], Iterator[RawDocument]] = _READERS[part.format]
     try:
-        yield from reader(path, reading)
+        yield from reader(part, reading)
     except (PermissionError, FileNotFoundError) as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{part.path}: cannot be read ({error.strerror})") from None
 
 
 def _open(path: Path) -> IO[bytes]:
+    raw: Any = path.open("rb") if isinstance(path, Path) else open_remote(path)
     if path.suffix.lower() == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"), _BUFFER_BYTES)
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER_BYTES)
     if path.suffix.lower() == ".zst":
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), _BUFFER_BYTES)
-    return path.open("rb")
+        return io.BufferedReader(pa.input_stream(raw, compression="zstd"), _BUFFER_BYTES)
+    return cast("IO[bytes]", raw)
 
 
-def _lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes | Bad]]:
-    """Lines with their numbers from 1; a line beyond `max_bytes` is passed over without being held."""
-    number = 0
+@dataclass(frozen=True)
+class _Line:
+    """`start`: its offset in the file, unpacked."""
+
+    place: str
+    start: int
+    raw: bytes | Bad
+
+
+def _lines(part: FileRange, max_bytes: int) -> Iterator[_Line]:
+    """Lines from the first that begins in a range to the end of the file; one beyond `max_bytes` is not held."""
+    path, number, start = part.path, 0, part.begin
     with _open(path) as file:
         try:
+            if part.begin:
+                file.seek(part.begin - 1)
+                start += _pass_over(file) - 1
             while line := file.readline(max_bytes + 2):
                 number += 1
-                if len(line) > max_bytes + 1 and not line.endswith(b"\n"):
-                    length = len(line)
-                    while line and not line.endswith(b"\n"):
-                        line = file.readline(1 << 20)
-                        length += len(line)
+                place = f"{path}, byte {start:,}" if part.begin else f"{path}:{number}"
+                length = len(line)
+                if length > max_bytes + 1 and not line.endswith(b"\n"):
+                    length += _pass_over(file)
                     limit = f"max_document_bytes allows {max_bytes:,}"
-                    yield number, Bad(f"{path}:{number}: a line of {length:,} bytes; {limit}")
+                    yield _Line(place, start, Bad(f"{place}: a line of {length:,} bytes; {limit}"))
                 else:
-                    yield number, line
+                    yield _Line(place, start, line)
+                start += length
         except _CUT_SHORT as error:
             if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile) and error.errno:
                 raise
-            yield (
-                number + 1,
-                Bad(f"{path}:{number + 1}: the compressed file is cut short or damaged ({error})"),
-            )
+            place = f"{path}:{number + 1}"
+            yield _Line(place, start, Bad(f"{place}: the compressed file is cut short or damaged ({error})"))
+
+
+def _pass_over(file: IO[bytes]) -> int:
+    """Bytes up to the end of the line."""
+    length = 0
+    while line := file.readline(1 << 20):
+        length += len(line)
+        if line.endswith(b"\n"):
+            break
+    return length
 
 
 def _decoded(raw: bytes, place: str) -> str | Bad:
@@ -119,10 +158,12 @@ def _decoded(raw: bytes, place: str) -> str | Bad:
         return Bad(f"{place}: not UTF-8 ({error.reason} at byte {error.start + 1})")
 
 
-def _read_jsonl(path: Path, reading: Reading) -> Iterator[RawDocument]:
+def _read_jsonl(part: FileRange, reading: Reading) -> Iterator[RawDocument]:
     # the line also holds the other fields and escapes: twice the text, and some more, is still fine
-    for number, raw in _lines(path, 2 * reading.max_bytes + (1 << 16)):
-        place = f"{path}:{number}"
+    for found in _lines(part, 2 * reading.max_bytes + (1 << 16)):
+        if part.end is not None and found.start >= part.end:
+            return
+        raw, place = found.raw, found.place
         line = raw if isinstance(raw, Bad) else _decoded(raw.removeprefix(codecs.BOM_UTF8), place)
         if isinstance(line, Bad):
             yield place, line
@@ -152,16 +193,17 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _read_csv(path: Path, reading: Reading, delimiter: str = ",") -> Iterator[RawDocument]:
+def _read_csv(part: FileRange, reading: Reading, delimiter: str = ",") -> Iterator[RawDocument]:
+    path = part.path
     faults: list[Bad] = []
 
     def texts() -> Iterator[str]:
-        for number, raw in _lines(path, reading.max_bytes):
-            line = raw if isinstance(raw, Bad) else _decoded(raw, f"{path}:{number}")
+        for found in _lines(part, reading.max_bytes):
+            line = found.raw if isinstance(found.raw, Bad) else _decoded(found.raw, found.place)
             if isinstance(line, Bad):
                 faults.append(line)
             else:
-                yield line.removeprefix("\ufeff") if number == 1 else line
+                yield line.removeprefix("\ufeff") if found.start == 0 else line
 
     previous = csv.field_size_limit(2**31 - 1)
     rows = csv.reader(texts(), delimiter=delimiter)
@@ -189,13 +231,14 @@ def _read_csv(path: Path, reading: Reading, delimiter: str = ",") -> Iterator[Ra
         csv.field_size_limit(previous)
 
 
-def _read_tsv(path: Path, reading: Reading) -> Iterator[RawDocument]:
-    return _read_csv(path, reading, "\t")
+def _read_tsv(part: FileRange, reading: Reading) -> Iterator[RawDocument]:
+    return _read_csv(part, reading, "\t")
 
 
-def _read_parquet(path: Path, reading: Reading) -> Iterator[RawDocument]:
+def _read_parquet(part: FileRange, reading: Reading) -> Iterator[RawDocument]:
+    path = part.path
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path if isinstance(path, Path) else open_remote(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a valid parquet file ({str(error).splitlines()[0]})") from None
     with file:
@@ -203,9 +246,9 @@ def _read_parquet(path: Path, reading: Reading) -> Iterator[RawDocument]:
         if reading.text_field not in names:
             hint = did_you_mean(reading.text_field, names)
             raise InputError(f"{path}: there is no column {reading.text_field!r}{hint}; set text_field")
-        number = 0
+        groups, number = _row_groups(file.metadata, part)
         try:
-            for batch in file.iter_batches(batch_size=256, columns=[reading.text_field]):
+            for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[reading.text_field]):
                 for value in batch.column(0).to_pylist():
                     number += 1
                     place = f"{path} row {number}"
@@ -215,10 +258,27 @@ def _read_parquet(path: Path, reading: Reading) -> Iterator[RawDocument]:
             yield place, Bad(f"{place}: the file is damaged ({str(error).splitlines()[0]})")
 
 
-def _read_text(path: Path, reading: Reading) -> Iterator[RawDocument]:
+def _row_groups(metadata: Any, part: FileRange) -> tuple[list[int], int]:
+    """Row groups that begin in a range, each of which is read whole, and the rows before them."""
+    chosen: list[int] = []
+    before = 0
+    for number in range(metadata.num_row_groups):
+        column = metadata.row_group(number).column(0)
+        begin = column.data_page_offset
+        if column.has_dictionary_page:
+            begin = min(begin, column.dictionary_page_offset)
+        if part.begin <= begin and (part.end is None or begin < part.end):
+            chosen.append(number)
+        elif not chosen:
+            before += metadata.row_group(number).num_rows
+    return chosen, before
+
+
+def _read_text(part: FileRange, reading: Reading) -> Iterator[RawDocument]:
     if reading.blocks:
-        yield from _read_blocks(path, reading)
+        yield from _read_blocks(part, reading)
         return
+    path = part.path
     try:
         with _open(path) as file:
             raw = file.read(reading.max_bytes + 1)
@@ -245,24 +305,32 @@ def _decoded_lines(raw: bytes, path: Path) -> str | Bad:
         return Bad(f"{path}:{line}: not UTF-8 ({error.reason})")
 
 
-def _read_blocks(path: Path, reading: Reading) -> Iterator[RawDocument]:
+def _read_blocks(part: FileRange, reading: Reading) -> Iterator[RawDocument]:
+    """A block belongs to the range in which the blank line before it begins, the first to that of the file's begin."""
     block: list[str] = []
-    size, first, fault = 0, 1, None
-    for number, raw in _lines(path, reading.max_bytes):
-        line = raw if isinstance(raw, Bad) else _decoded(raw, f"{path}:{number}")
-        if isinstance(line, Bad):
+    size, first, fault, is_ours = 0, "", None, part.begin == 0
+    for found in _lines(part, reading.max_bytes):
+        line = found.raw if isinstance(found.raw, Bad) else _decoded(found.raw, found.place)
+        if isinstance(line, str) and not line.strip():
+            if block or fault:
+                yield first, fault or _joined(block, size, reading, first)
+                block, size, fault = [], 0, None
+            is_ours = part.end is None or found.start < part.end
+            if not is_ours:
+                return
+        elif not is_ours:
+            if part.end is not None and found.start >= part.end:
+                return
+        elif isinstance(line, Bad):
+            first = first if block or fault else found.place
             fault = fault or line
-        elif line.strip():
-            first = first if block or fault else number
+        else:
+            first = first if block or fault else found.place
             size += len(line)
             if size <= reading.max_bytes:
                 block.append(line.removeprefix("\ufeff"))
-            continue
-        elif block or fault:
-            yield f"{path}:{first}", fault or _joined(block, size, reading, f"{path}:{first}")
-            block, size, fault = [], 0, None
     if block or fault:
-        yield f"{path}:{first}", fault or _joined(block, size, reading, f"{path}:{first}")
+        yield first, fault or _joined(block, size, reading, first)
 
 
 def _joined(block: list[str], size: int, reading: Reading, place: str) -> str | Bad:
@@ -271,7 +339,7 @@ def _joined(block: list[str], size: int, reading: Reading, place: str) -> str | 
     return "".join(block).replace("\r\n", "\n").rstrip("\n")
 
 
-_READERS: dict[str, Callable[[Path, Reading], Iterator[RawDocument]]] = {
+_READERS: dict[str, Callable[[FileRange, Reading], Iterator[RawDocument]]] = {
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
     "csv": _read_csv,

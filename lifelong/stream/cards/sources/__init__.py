@@ -19,6 +19,7 @@ from lifelong.plugins import load_plugin, plugin_names
 from lifelong.schema import Section, shortened
 from lifelong.stream.cards.document import RawDocument, Reading
 from lifelong.stream.cards.paths import CardFile
+from lifelong.stream.cards.pieces import CorpusFile
 
 PACKAGE = "lifelong.stream.cards.sources"
 
@@ -60,6 +61,14 @@ class Source(Section):
             InputError: the text is not there or cannot be read.
         """
         raise NotImplementedError
+
+    def files_of(self, card: CardFile) -> list[CorpusFile] | None:
+        """Files of the training split, whose parts `read_range` can read; None where only `read` knows how."""
+        return None
+
+    def reading_of(self, card: CardFile, reading: Reading) -> Reading:
+        """Reading options of these files."""
+        return reading
 
     def fingerprint(self, card: CardFile, memo_dir: Path | None) -> dict[str, Any] | None:
         """Values that pin the content of all splits, in JSON; None has the documents themselves hashed.

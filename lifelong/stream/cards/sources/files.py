@@ -13,6 +13,8 @@ from pydantic import Field
 
 from lifelong.stream.cards.document import RawDocument, Reading
 from lifelong.stream.cards.paths import CardFile, Patterns, expand_patterns, file_digest, outside_names
+from lifelong.stream.cards.pieces import CorpusFile
+from lifelong.stream.cards.remote import is_remote, open_remote, size_of
 from lifelong.stream.cards.sources import Source
 
 _RATIO_BYTES = 1 << 20
@@ -42,10 +44,22 @@ class FileSource(Source):
         from lifelong.stream.cards.readers import format_of, read_file
 
         paths = self._paths(card, split)
-        reading = replace(reading, blocks=self._by_blocks(card))
+        reading = self.reading_of(card, reading)
         formats = [(path, format_of(path, self.format)) for path in paths]
         for path, name in formats:
             yield from read_file(path, name, reading)
+
+    def files_of(self, card: CardFile) -> list[CorpusFile]:
+        """All of them."""
+        from lifelong.stream.cards.readers import format_of, is_divisible
+
+        blocks = self._by_blocks(card)
+        formats = [(path, format_of(path, self.format)) for path in self._paths(card, "train")]
+        return [CorpusFile(path, kind, whole=not is_divisible(path, kind, blocks=blocks)) for path, kind in formats]
+
+    def reading_of(self, card: CardFile, reading: Reading) -> Reading:
+        """Plain text by file or by block."""
+        return replace(reading, blocks=self._by_blocks(card))
 
     def fingerprint(self, card: CardFile, memo_dir: Path | None) -> dict[str, Any]:
         """Digests of the files of all splits; a file is read once per path, size and time where `memo_dir` is given."""
@@ -57,7 +71,7 @@ class FileSource(Source):
 
     def num_bytes(self, card: CardFile) -> float:
         """Bytes of the training files, unpacked, by what their beginnings unpack to."""
-        return sum(path.stat().st_size * _unpacked(path) for path in self._paths(card, "train"))
+        return sum(size_of(path) * _unpacked(path) for path in self._paths(card, "train"))
 
     @classmethod
     def portable(cls, given: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -83,7 +97,7 @@ class FileSource(Source):
 def _unpacked(path: Path) -> float:
     if path.suffix != ".gz":
         return 1.0
-    with path.open("rb") as stream:
+    with path.open("rb") if isinstance(path, Path) else open_remote(path) as stream:
         packed = stream.read(_RATIO_BYTES)
     try:
         return len(zlib.decompressobj(wbits=31).decompress(packed)) / max(1, len(packed))
@@ -93,7 +107,7 @@ def _unpacked(path: Path) -> float:
 
 def _portable(pattern: str, out: Path) -> str:
     """The pattern as a card in `out` must say it: below the card, below $LIFELONG_DATA, or in full."""
-    if pattern.startswith(("$", "~")):
+    if pattern.startswith(("$", "~")) or is_remote(pattern):
         return pattern
     full = Path(os.path.normpath(Path.cwd() / pattern))
     if full.is_relative_to(out.resolve()):
