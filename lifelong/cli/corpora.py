@@ -15,6 +15,8 @@ from lifelong.errors import InputError, did_you_mean
 
 TABLE_ROWS = 500  # a longer list is for a pager or grep: rich takes seconds to lay it out
 
+FullOption = Annotated[bool, typer.Option("--full", help="Read all of a large corpus, not a sample.")]
+
 domain_app = typer.Typer(
     cls=Verbs, no_args_is_help=True, context_settings=HELP, help="Add, list, inspect and check corpora."
 )
@@ -47,9 +49,10 @@ def domain_add(
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the card.")] = Path("domains"),
+    full: FullOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a card after reading the corpus, and show what it holds."""
+    """Write a card after reading the corpus, of a large one a sample, and show what it holds."""
     from lifelong.stream.cards.summary import add_domain
 
     quiet_libraries()
@@ -61,7 +64,7 @@ def domain_add(
         "on_bad_document": on_bad_document, "licence": licence,
     }  # fmt: skip
     keys = {**options, **_keys(settings or ())}
-    card, summary = add_domain(name, out=out, tokenizer=_tokenizer(tokenizer), **keys)
+    card, summary = add_domain(name, out=out, tokenizer=_tokenizer(tokenizer), full=full, **keys)
     _show_summary(summary, as_json)
     if not as_json:
         say(f"card: {card}")
@@ -96,6 +99,7 @@ def domain_list(as_json: JsonOption = False) -> None:
 def domain_show(
     card: Annotated[str, typer.Argument(metavar="CARD", help="Name or path of a domain card.")],
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Count tokens with this one.")] = None,
+    full: FullOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Documents, bytes, samples, repeats and overlap with other domains."""
@@ -104,7 +108,7 @@ def domain_show(
 
     domain = load_domain(card)
     quiet_libraries()
-    _show_summary(describe_domain(domain, _tokenizer(tokenizer)), as_json)
+    _show_summary(describe_domain(domain, _tokenizer(tokenizer), full=full), as_json)
 
 
 def domain_check(
@@ -119,7 +123,7 @@ def domain_check(
 
     quiet_libraries()
     for card in cards:
-        summary = describe_domain(load_domain(card, allow_paths=allow_paths))
+        summary = describe_domain(load_domain(card, allow_paths=allow_paths), full=True)
         say(f"{summary.name}: {sum(summary.documents.values()):,} documents read")
         for warning in summary.warnings:
             say(f"  ! {warning}")

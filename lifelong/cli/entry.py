@@ -15,10 +15,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from lifelong import distributed
+from lifelong.cli.caches import cache_app
 from lifelong.cli.corpora import domain_app
 from lifelong.cli.federate import federate_app
 from lifelong.cli.inspect import check, list_names, report, schema, status
-from lifelong.cli.models import cache, evaluate, expand, merge
+from lifelong.cli.models import evaluate, expand, merge
 from lifelong.cli.push import push
 from lifelong.cli.recipes import recipe_app
 from lifelong.cli.run import extend, init, plan, run
@@ -45,7 +46,6 @@ for verb, example in (
     (evaluate, "evaluate runs/quickstart --domain licences --stage initial"),
     (merge, "merge runs/quickstart --weight 0.5 --out merged"),
     (expand, "expand gpt2 gpt2-grown --layers 16"),
-    (cache, "cache runs/quickstart --domain licences --out targets"),
     (push, "push runs/quickstart --to my-name/quickstart --private"),
     (check, "check runs/quickstart"),
     (list_names, "list recipes"),
@@ -54,6 +54,7 @@ for verb, example in (
     add(app, verb, example, "list" if verb is list_names else None)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(domain_app, name="domain")
+app.add_typer(cache_app, name="cache")
 app.add_typer(federate_app, name="federate")
 
 SEVERAL_PROCESSES = ("run", "extend")

@@ -1,4 +1,4 @@
-"""Checkpoints: grow, evaluate, cache targets, merge."""
+"""Checkpoints: grow, evaluate, merge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lifelong.cli.terminal import CardsOption, JsonOption, quiet_libraries, say, show
+from lifelong.cli.terminal import JsonOption, quiet_libraries, say, show
 from lifelong.errors import InexactGrowthError, InputError
 
 
@@ -190,54 +190,6 @@ def evaluate(
         typer.echo(json.dumps(figures, indent=1))
     else:
         show(losses_table(losses, find_source(model, stage).label))
-
-
-def cache(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="The teacher: checkpoint folder, hub id, or run folder (last stage).")
-    ],
-    domain: CardsOption,
-    out: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of the cache.")],
-    tau: Annotated[float | None, typer.Option(help="Keep p >= tau, sample the rest unbiased; default 0.05.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the K most probable tokens instead.")] = None,
-    renormalise: Annotated[bool, typer.Option("--renormalise", help="Renormalise the top K to sum to one.")] = False,
-    draws: Annotated[int | None, typer.Option(help="Draw this many tokens at random instead.")] = None,
-    temperature: Annotated[float, typer.Option(help="As in the recipe that will use it.")] = 1.0,
-    sequence_length: Annotated[int, typer.Option(help="As in the recipe.")] = 256,
-    objective: Annotated[str, typer.Option(help="clm or mlm.")] = "clm",
-    tokens: Annotated[str | None, typer.Option(help="Maximum tokens per domain, e.g. 2M.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="Default: the model's own.")] = None,
-    mask_seed: Annotated[int, typer.Option(help="mlm: seed of the masks.")] = 0,
-    mask_patterns: Annotated[int, typer.Option(help="mlm: masks of each block.")] = 1,
-    device: Annotated[str | None, typer.Option(help="Default: cuda if available.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a teacher's predictions on corpora as sparse targets; resumes where an earlier call stopped."""
-    from lifelong.schema import parse_count
-
-    count = parse_count(tokens)
-    if tokens is not None and not isinstance(count, int):
-        raise InputError(f"cache --tokens: a number like 2M, not {tokens!r}")
-    quiet_libraries()
-    from lifelong.inherit.write_cache import CacheRequest, default_device, make_scheme, write_cache
-    from lifelong.ledger.storage import storage_faults
-    from lifelong.report.progress import cache_progress
-
-    request = CacheRequest(
-        model, domain, make_scheme(tau=tau, top_k=top_k, draws=draws, renormalise=renormalise), temperature, objective,
-        sequence_length, count if isinstance(count, int) else None, tokenizer, mask_seed, mask_patterns,
-        device=device or default_device(),
-    )  # fmt: skip
-    then = "then run the same command again: it goes on where it stopped"
-    with storage_faults(out, f"cache {str(out)!r}", then), cache_progress(quiet=as_json) as progress:
-        written = write_cache(request, out, progress)
-    if as_json:
-        typer.echo(json.dumps(written.to_json(), indent=1))
-    else:
-        say(
-            f"{out}: {written.blocks:,} blocks, {written.tokens:,} predicted tokens, {written.num_bytes:,} bytes "
-            f"({written.bytes_per_token:.1f} per token)"
-        )
 
 
 def merge(

@@ -31,7 +31,8 @@ from lifelong.stream.cards.documents import Tally, read_piece
 from lifelong.stream.cards.domain import Domain
 from lifelong.stream.cards.pieces import PIECE_BYTES, Pieces
 from lifelong.stream.ordering import key_of, permuted
-from lifelong.stream.tokenize import block_settings, default_cache_dir, settings_hash, write_once
+from lifelong.stream.shard_cache import cache_limit, prune_shards, shards_folder
+from lifelong.stream.tokenize import block_settings, settings_hash, write_once
 from lifelong.stream.tokenizers.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ WINDOWS = (1, 1, 2, 4, 8, 16)
 _BLOCKS_A_PIECE = 128
 _BYTES_A_TOKEN = 4
 _OPEN_SHARDS = 64
+_PRUNE_EVERY = 500
 
 
 class ShardedCorpus:
@@ -79,7 +81,7 @@ class ShardedCorpus:
     ) -> None:
         self.domain, self.tokenizer, self.pieces = domain, tokenizer, pieces
         self.sequence_length, self.num_blocks, self.seed, self.stage = sequence_length, num_blocks, seed, stage
-        self.cache_dir = (cache_dir if cache_dir is not None else default_cache_dir()) / "shards"
+        self.cache_dir, self._made = shards_folder(cache_dir), 0
         self._tell, self._read = tell, read
         self._bytes_read = 0
         self._epochs: dict[int, _Epoch] = {}
@@ -227,6 +229,9 @@ class ShardedCorpus:
             facts = {"domain": self.domain.name, "split": "train"}
             write_once(folder, documents, self.encoder, settings, facts=facts, tell=self._tell)
         os.utime(folder)  # when it was last of use: what is oldest goes first
+        self._made += 1
+        if self._made % _PRUNE_EVERY == 1:
+            prune_shards(self.cache_dir, cache_limit())
         return folder
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from lifelong.cli.terminal import state
 from tests.support import recipe_data, run_cli, write_domain
 
 VERBS = [
-    *([verb] for verb in ["init", "run", "status", "extend", "plan", "report", "evaluate", "merge", "expand", "cache", "push", "check", "list", "schema"]),
+    *([verb] for verb in ["init", "run", "status", "extend", "plan", "report", "evaluate", "merge", "expand", "push", "check", "list", "schema"]),
     *(["recipe", verb] for verb in ("show", "copy")),
+    *(["cache", verb] for verb in ("write", "prune")),
     *(["domain", verb] for verb in ("add", "list", "show", "check")),
     *(["federate", verb] for verb in ("simulate", "serve", "join")),
 ]  # fmt: skip

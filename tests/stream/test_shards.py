@@ -17,6 +17,7 @@ from lifelong.stream import shards
 from lifelong.stream.cards.documents import Tally, read_documents, read_piece
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.cards.pieces import Pieces
+from lifelong.stream.shard_cache import prune_shards
 from lifelong.stream.shards import ShardedCorpus
 
 
@@ -214,3 +215,22 @@ def test_lengths_are_those_of_the_blocks(corpus_of):
     corpus = corpus_of()
     assert np.array_equal(corpus.lengths(), [len(corpus[row].ids) for row in range(len(corpus))])
     corpus.close()
+
+
+def test_the_cache_keeps_what_was_used_last(corpus_of, tmp_path, monkeypatch):
+    corpus = corpus_of()
+    expected = rows_of(corpus, 0, 200)
+    corpus.close()
+    folder = tmp_path / "cache" / "shards"
+    before = prune_shards(folder, 10**9)
+    assert before.removed == 0
+    assert before.kept >= 4
+    newest = max(folder.glob("*/*/"), key=lambda path: path.stat().st_mtime_ns)
+    after = prune_shards(folder, before.kept_bytes // 2)
+    assert after.kept_bytes <= before.kept_bytes // 2 < before.kept_bytes == after.kept_bytes + after.removed_bytes
+    assert newest.is_dir()
+    monkeypatch.setenv("LIFELONG_CACHE_LIMIT", "1kB")
+    assert rows_of(corpus_of(), 0, 200) == expected
+    monkeypatch.setenv("LIFELONG_CACHE_LIMIT", "much")
+    with pytest.raises(InputError, match="LIFELONG_CACHE_LIMIT: a size like 20GB, not 'much'"):
+        corpus_of().begin()

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lifelong.errors import InputError, UnknownNameError
-from lifelong.stream.cards.documents import Tally, read_documents, source_fingerprint
+from lifelong.stream.cards.documents import Tally, read_documents, read_piece, source_fingerprint
 from lifelong.stream.cards.domain import Domain, load_domain
+from lifelong.stream.cards.pieces import Pieces
 
 from .conftest import sentences
 
@@ -85,6 +86,8 @@ def test_hub_layout_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         assert train | test == set(TEXTS)
         assert not train & test
         assert source_fingerprint(domain, "train") == source_fingerprint(domain, "train")
+        pieces = Pieces(domain.source.files_of(domain) or [], 1)
+        assert {d.text for n in range(len(pieces)) for d in read_piece(domain, pieces[n], Tally())} == train
     with pytest.raises(InputError, match="did you mean 'article'"):
         next(iter(read_documents(_load(tmp_path, source, text_field="articles"), "train")))
     with pytest.raises(InputError, match=r"source\.hub.*cannot be loaded"):

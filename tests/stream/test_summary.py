@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lifelong.errors import InputError
 from lifelong.report.domain_table import summary_table
+from lifelong.stream.cards import summary as summaries
 from lifelong.stream.cards.documents import read_documents
 from lifelong.stream.cards.domain import Domain, list_domains, load_domain
 from lifelong.stream.cards.summary import add_domain, describe_domain
@@ -130,3 +131,24 @@ def test_a_domain_is_shown_in_80_columns_whatever_its_text_holds(known: Path) ->
     assert "see [/LICENCE]" in shown
     assert f"of {summary.compared:,} documents (0.0%)" in shown
     assert "sample 3" in shown
+
+
+def test_of_a_large_text_a_sample_is_read_and_full_reads_it_once(write_card, monkeypatch):
+    domain = write_card("large", sentences(5, 3000), licence="CC0-1.0")
+    exact = describe_domain(domain, against=[])
+    assert (exact.sampled, exact.warnings) == (1.0, [])
+    monkeypatch.setattr(summaries, "COMPARED_BYTES", 100_000)
+    monkeypatch.setattr(summaries, "PIECE_BYTES", 10_000)
+    estimated = describe_domain(domain, against=[])
+    assert estimated.sampled < 0.5
+    assert "--full" in estimated.warnings[0]
+    for split in ("train", "valid", "test"):
+        close = 0.05 if split == "train" else 0.5
+        assert abs(estimated.documents[split] / exact.documents[split] - 1) < close
+        assert abs(estimated.bytes[split] / exact.bytes[split] - 1) < close
+    reads = []
+    read = type(domain.source).read
+    monkeypatch.setattr(type(domain.source), "read", lambda *given: reads.append(given) or read(*given))
+    full = describe_domain(domain, against=[], full=True)
+    assert (full.documents, full.bytes, full.sampled) == (exact.documents, exact.bytes, 1.0)
+    assert len(reads) == 1

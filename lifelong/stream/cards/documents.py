@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,14 +106,36 @@ def read_piece(domain: Domain, piece: Sequence[FileRange], tally: Tally) -> Iter
     Raises:
         InputError: see `read_documents`; a piece may hold no document.
     """
-    from lifelong.stream.cards.readers import read_range
-
-    reading = domain.source.reading_of(domain, domain.reading)
-    rows = (row for part in piece for row in read_range(part, reading))
-    for document in _without_held_out(domain, "train", _readable(domain, rows, tally)):
+    for document in _without_held_out(domain, "train", _of_piece(domain, piece, tally)):
         tally.documents += 1
         tally.bytes += document.num_bytes
         yield document
+
+
+def read_splits(
+    domain: Domain, tallies: Mapping[str, Tally], pieces: Iterable[Sequence[FileRange]] | None = None
+) -> Iterator[tuple[str, Document]]:
+    """Documents of the training text with the split that they belong to; of all of it, or of some pieces.
+
+    Raises:
+        InputError: see `read_documents`.
+    """
+    found = _from_source(domain, "train", tallies["train"])
+    if pieces is not None:
+        found = (document for piece in pieces for document in _of_piece(domain, piece, tallies["train"]))
+    split_of = _splits(domain)
+    for document in found:
+        split = split_of(document)
+        tallies[split].documents += 1
+        tallies[split].bytes += document.num_bytes
+        yield split, document
+
+
+def _of_piece(domain: Domain, piece: Sequence[FileRange], tally: Tally) -> Iterator[Document]:
+    from lifelong.stream.cards.readers import read_range
+
+    reading = domain.source.reading_of(domain, domain.reading)
+    return _readable(domain, (row for part in piece for row in read_range(part, reading)), tally)
 
 
 def _of_split(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
@@ -124,18 +146,21 @@ def _of_split(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:
 
 
 def _without_held_out(domain: Domain, split: str, documents: Iterator[Document]) -> Iterator[Document]:
-    """Those of the training text that belong to a split which the source does not have."""
-    own = domain.source.own_splits
-    cut = [name for name in ("valid", "test") if name not in own]
-    if not cut:
-        yield from documents
-        return
-    for document in documents:
+    """Those of the training text that belong to a split."""
+    split_of = _splits(domain)
+    return (document for document in documents if split_of(document) == split)
+
+
+def _splits(domain: Domain) -> Callable[[Document], str]:
+    """Tells the split of a document of the training text, from which those are cut that the source does not have."""
+    cut, share = [name for name in ("valid", "test") if name not in domain.source.own_splits], domain.held_out
+
+    def split_of(document: Document) -> str:
         # the first 53 bits of the key, as a number in [0, 1): equal texts always fall on the same side
-        place = int(document.key[:16], 16) / 2.0**64
-        drawn = int(place / domain.held_out)
-        if (cut[drawn] if drawn < len(cut) else "train") == split:
-            yield document
+        drawn = int(int(document.key[:16], 16) / 2.0**64 / share)
+        return cut[drawn] if drawn < len(cut) else "train"
+
+    return split_of
 
 
 def _from_source(domain: Domain, split: str, tally: Tally) -> Iterator[Document]:

@@ -97,13 +97,14 @@ def read_range(part: FileRange, reading: Reading) -> Iterator[RawDocument]:
         raise InputError(f"{part.path}: cannot be read ({error.strerror})") from None
 
 
-def _open(path: Path) -> IO[bytes]:
-    raw: Any = path.open("rb") if isinstance(path, Path) else open_remote(path)
+def _open(path: Any) -> IO[bytes]:
+    ours = isinstance(path, Path)
     if path.suffix.lower() == ".gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER_BYTES)
+        return io.BufferedReader(gzip.open(path if ours else open_remote(path), "rb"), _BUFFER_BYTES)
     if path.suffix.lower() == ".zst":
-        return io.BufferedReader(pa.input_stream(raw, compression="zstd"), _BUFFER_BYTES)
-    return cast("IO[bytes]", raw)
+        packed = pa.input_stream(str(path) if ours else open_remote(path), compression="zstd")
+        return io.BufferedReader(packed, _BUFFER_BYTES)
+    return cast("IO[bytes]", path.open("rb") if ours else open_remote(path))
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _patiently(path: Any, ask: Callable[[], T]) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return ask()
-        except (FileNotFoundError, PermissionError, NotImplementedError):
+        except (FileNotFoundError, PermissionError, NotImplementedError, ImportError):
             raise
         except Exception:  # every file system raises its own
             if attempt + 1 == ATTEMPTS:

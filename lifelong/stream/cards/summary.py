@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from lifelong.errors import InputError, LifelongError
 from lifelong.files import write_text
 from lifelong.records import NAME_PATTERN
 from lifelong.stream.cards.document import Document
-from lifelong.stream.cards.documents import Tally, read_documents
+from lifelong.stream.cards.documents import Tally, read_documents, read_splits
 from lifelong.stream.cards.domain import (
     SPLITS,
     Domain,
@@ -23,7 +23,9 @@ from lifelong.stream.cards.domain import (
     read_card,
 )
 from lifelong.stream.cards.overlap import DuplicateFilter
+from lifelong.stream.cards.pieces import PIECE_BYTES, Pieces
 from lifelong.stream.cards.sources import source_kinds
+from lifelong.stream.ordering import key_of, permuted
 from lifelong.stream.tokenizers.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ SAMPLE_CHARACTERS = 300
 # signatures cost about a second per 3 MB: beyond this much text the rates are those of the beginning
 COMPARED_BYTES = 20_000_000
 OTHERS_BYTES = 250_000
+# of a larger text so many pieces are read, and its figures are estimates
+SAMPLED_PIECES = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class DomainSummary:
 
     `left_out` counts empty, bad and repeated documents of the training split, `bad_reasons` says why for the
     first. `overlaps` lists only what does overlap; `unread` names known domains that could not be compared.
+    `sampled` is the share of a large text that was read: counts of all of it are estimates then.
     """
 
     name: str
@@ -75,18 +80,24 @@ class DomainSummary:
     tokens: int | None = None
     fertility: float | None = None
     bytes_per_token: float | None = None
+    sampled: float = 1.0
 
     @property
     def warnings(self) -> list[str]:
         """Warnings to read before training on the domain."""
         found = [f"held-out text of {o.domain} ({o.split}) is in it: {o.documents} of {o.compared} documents"
                  for o in self.overlaps if o.split != "train"]  # fmt: skip
+        if self.sampled < 1:
+            found.append(
+                f"estimated from {self.sampled:.2g} of the text, in {SAMPLED_PIECES} places; a document that cannot be "
+                "read may be elsewhere: --full reads all of it"
+            )
         if not self.licence:
             found.append("the card names no licence")
         if self.exact_duplicates + self.near_duplicates > 0.05:
             rate = self.exact_duplicates + self.near_duplicates
             found.append(f"{rate:.0%} of its documents repeat others; `dedup: near` drops them")
-        if self.bytes["train"] > COMPARED_BYTES:
+        if self.bytes["train"] > COMPARED_BYTES and self.sampled == 1:
             found.append(f"repeats and overlap were searched in the first {COMPARED_BYTES // 10**6} MB only")
         if self.left_out["bad"]:
             found.append(f"{self.left_out['bad']} documents could not be read, the first: {self.bad_reasons[0]}")
@@ -102,41 +113,49 @@ def describe_domain(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     against: Sequence[str] | None = None,
+    full: bool = False,
 ) -> DomainSummary:
-    """Reads all splits of a domain once and tells what they hold.
+    """What the splits of a domain hold, counted, or estimated from a sample where the text is large.
 
     Args:
         domain: the card.
         tokenizer: for the number of tokens and the fertility.
         against: names of the domains to compare with; all known ones if absent. Those of the hub, and those
             whose files are not here, are left out and named.
+        full: read all of it, however large.
 
     Raises:
         InputError: a split is empty or a document cannot be read.
     """
     tallies = {split: Tally() for split in SPLITS}
+    pieces = None if full else _pieces_of_large(domain)
+    share = 1.0 if pieces is None else SAMPLED_PIECES / len(pieces)
     seen = DuplicateFilter(near=True)
     samples: list[str] = []
     counted = _Counted(tokenizer)
     compared = 0
-    for document in counted.passing(read_documents(domain, "train", tallies["train"])):
+    for split, document in counted.passing(_documents(domain, tallies, pieces)):
+        if split != "train":
+            continue
         if len(samples) < NUM_SAMPLES:
             samples.append(_shortened(document.text))
         if tallies["train"].bytes <= COMPARED_BYTES:
             compared += 1
             seen.is_new(document)
-    for split in ("valid", "test"):
-        for _ in counted.passing(read_documents(domain, split, tallies[split])):
-            pass
+    for split, tally in tallies.items():
+        if not tally.documents:
+            next(read_documents(domain, split), None)  # which says why
     overlaps, unread = _overlaps(domain, seen, known_domains() if against is None else against)
     train = tallies["train"]
     total_bytes = sum(tally.bytes for tally in tallies.values())
+    factors = {split: 1 if split != "train" and split in domain.source.own_splits else 1 / share for split in SPLITS}
+    whole_bytes = {split: round(tally.bytes * factors[split]) for split, tally in tallies.items()}
     return DomainSummary(
         name=domain.name,
         card=str(domain.path) if domain.path else None,
         licence=domain.licence,
-        documents={split: tally.documents for split, tally in tallies.items()},
-        bytes={split: tally.bytes for split, tally in tallies.items()},
+        documents={split: round(tally.documents * factors[split]) for split, tally in tallies.items()},
+        bytes=whole_bytes,
         left_out={"empty": train.empty, "bad": train.bad, "repeated": train.duplicates},
         bad_reasons=train.bad_reasons,
         samples=samples,
@@ -145,10 +164,32 @@ def describe_domain(
         compared=compared,
         overlaps=overlaps,
         unread=unread,
-        tokens=counted.tokens if tokenizer is not None else None,
+        tokens=round(counted.tokens * sum(whole_bytes.values()) / max(1, total_bytes)) if tokenizer else None,
         fertility=counted.tokens / max(1, counted.words) if tokenizer is not None else None,
         bytes_per_token=total_bytes / max(1, counted.tokens) if tokenizer is not None else None,
+        sampled=share,
     )
+
+
+def _pieces_of_large(domain: Domain) -> Pieces | None:
+    """Pieces of a text of which a sample is enough; None where all of it is to be read."""
+    files = domain.source.files_of(domain)
+    if files is None or domain.take_bytes is not None:
+        return None
+    pieces = Pieces(files, PIECE_BYTES)
+    return pieces if pieces.num_bytes > COMPARED_BYTES and len(pieces) > SAMPLED_PIECES else None
+
+
+def _documents(domain: Domain, tallies: Mapping[str, Tally], pieces: Pieces | None) -> Iterator[tuple[str, Document]]:
+    """Documents with their split; a text from which splits are cut is read once, where that tells the same."""
+    alone = list(SPLITS)
+    if pieces is not None or (domain.dedup == "none" and domain.take_bytes is None):
+        key = key_of("sample of a domain")
+        places = [permuted(number, len(pieces), key) for number in range(SAMPLED_PIECES)] if pieces is not None else []
+        yield from read_splits(domain, tallies, None if pieces is None else [pieces[place] for place in places])
+        alone = [split for split in ("valid", "test") if split in domain.source.own_splits]
+    for split in alone:
+        yield from ((split, document) for document in read_documents(domain, split, tallies[split]))
 
 
 class _Counted:
@@ -158,12 +199,12 @@ class _Counted:
         self._encoder = Encoder(tokenizer) if tokenizer is not None else None
         self.tokens = self.words = 0
 
-    def passing(self, documents: Iterable[Document]) -> Iterable[Document]:
+    def passing(self, documents: Iterable[tuple[str, Document]]) -> Iterable[tuple[str, Document]]:
         iterator = iter(documents)
         while batch := list(islice(iterator, 64)):
             if self._encoder is not None:
-                self.tokens += sum(len(ids) for ids in self._encoder.encode_batch([d.text for d in batch]))
-                self.words += sum(len(d.text.split()) for d in batch)
+                self.tokens += sum(len(ids) for ids in self._encoder.encode_batch([d.text for _, d in batch]))
+                self.words += sum(len(d.text.split()) for _, d in batch)
             yield from batch
 
 
@@ -207,14 +248,16 @@ def add_domain(
     *,
     out: Path = Path("domains"),
     tokenizer: PreTrainedTokenizerBase | None = None,
+    full: bool = False,
     **keys: Any,
 ) -> tuple[Path, DomainSummary]:
-    """Writes a card after reading the corpus with it; where that fails, nothing is written.
+    """Writes a card after reading the corpus with it, of a large one a sample; where that fails, nothing is written.
 
     Args:
         name: of the domain and of the card.
         out: folder of the card.
         tokenizer: for the summary.
+        full: read all of it, however large.
         **keys: of the card (`text_field`, `held_out`, `dedup`, ...) and of its source: exactly one of the kinds
             (`files`, `hub`, `python_text`, ...) and what else the kind takes (`valid`, `revision`, ...). None is left
             out. Patterns of files are relative to the working folder.
@@ -235,7 +278,7 @@ def add_domain(
         draft = Path(folder) / card.name
         draft.write_text(text, encoding="utf-8")
         domain = _read_draft(draft, card)
-    summary = describe_domain(domain.model_copy(update={"path": card.resolve()}), tokenizer)
+    summary = describe_domain(domain.model_copy(update={"path": card.resolve()}), tokenizer, full=full)
     write_text(card, text)
     allow_card(domain)
     return card, summary

@@ -13,9 +13,12 @@ from pydantic import Field
 from lifelong.errors import InputError, did_you_mean
 from lifelong.stream.cards.document import RawDocument, Reading
 from lifelong.stream.cards.paths import CardFile, expand_variables, outside_names, require_inside, require_readable
+from lifelong.stream.cards.pieces import CorpusFile
+from lifelong.stream.cards.remote import is_remote
 from lifelong.stream.cards.sources import Source
 
 _REMOTE = ("hf://", "https://", "http://")
+_READ_ALIKE = {".parquet", ".jsonl", ".ndjson"}
 
 
 class HubSource(Source):
@@ -80,6 +83,23 @@ class HubSource(Source):
             place = f"{self.hub}[{name}] row {number}"
             yield place, reading.text(row.get(field), place)
 
+    def files_of(self, card: CardFile) -> list[CorpusFile] | None:
+        """Its data files, where they are read as `datasets` would read them: parquet and JSON lines."""
+        from lifelong.stream.cards.readers import format_of, is_divisible
+
+        data_files = _builder(card, self).config.data_files or {}
+        if self.split not in data_files:  # a slice of a split, or a data set that a script makes
+            return None
+        names = [str(name) for name in data_files[self.split]]
+        paths = [_file(name) for name in names if "::" not in name]  # a member of an archive
+        if len(paths) < len(names) or not all(_READ_ALIKE & set(path.suffixes) for path in paths):
+            return None
+        kinds = [format_of(path) for path in paths]
+        return [
+            CorpusFile(path, kind, whole=not is_divisible(path, kind, blocks=False))
+            for path, kind in zip(paths, kinds, strict=True)
+        ]
+
     def fingerprint(self, card: CardFile, memo_dir: Path | None) -> dict[str, Any]:
         """Values that pin the content: the commit where it is known, else a hash of the local data files."""
         builder = _builder(card, self)
@@ -102,6 +122,14 @@ def _builder(card: CardFile, source: HubSource) -> Any:
             if local:
                 require_readable(Path(name), None if Path(source.hub).is_absolute() else card.folder.resolve(), place)
     return builder
+
+
+def _file(name: str) -> Any:
+    if not is_remote(name):
+        return Path(name)
+    from upath import UPath
+
+    return UPath(name)
 
 
 def _location(card: CardFile, source: HubSource) -> tuple[str, bool]:
