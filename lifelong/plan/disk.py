@@ -4,7 +4,7 @@
 |---|---|
 | model of a stage | 4 P; as much again where the next stage starts from a pre-decay checkpoint |
 | resumable checkpoint | 4 P and the moments; `save_total_limit` of them and the one being written, of one stage |
-| tokenised corpus | 2 or 4 bytes a token by the size of the vocabulary, and 8 a document |
+| tokenised corpus | 2 or 4 bytes a token by the size of the vocabulary, and 8 a document; of a large one what is read |
 | replay memory | 4 bytes a token; two generations while a stage is committed |
 | self-generated text | 28 bytes a token with its targets; twice where what every model wrote is kept |
 | held-out text | 4 bytes per token, and the text itself |
@@ -91,8 +91,8 @@ def disk_plan(
     tokens_of: dict[str, float] = {}
     for card in cards:
         facts = texts.get(card)
-        tokens = facts.tokens if facts is not None else None
-        documents = facts.documents if facts is not None else None
+        tokens = facts.read_tokens if facts is not None else None
+        documents = facts.documents * facts.read_bytes / max(1.0, facts.text_bytes) if facts is not None else None
         tokens_of[card] = float(wanted.get(card, 0)) if tokens is None else tokens
         tokenised += tokens_of[card] * wide + SEGMENT_BYTES * (documents or 0)
         tokenised += BLOCK_BYTES * tokens_of[card] / recipe.sequence_length + FILE_BYTES

@@ -34,6 +34,7 @@ from lifelong.recipe.check import check_recipe
 from lifelong.recipe.files import load_recipe, parse_recipe
 from lifelong.recipe.recipe import Recipe
 from lifelong.replay.steering import STEERED, affordable_probes
+from lifelong.report.units import quantity
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.steps import stage_plan
 from lifelong.train.arguments import blocks_per_step, micro_batches, training_arguments
@@ -343,6 +344,13 @@ def _notes(recipe: Recipe, stages: Sequence[PlannedStage], shapes: Shapes, look:
         f"{card}: was not read ({reason.splitlines()[0][:160]})"
         for card, reason in look.unread.items()
         if card not in hub
+    ]
+    notes += [
+        f"{fact.name}: of {quantity(fact.text_bytes, 'B')} of text {quantity(fact.read_bytes, 'B')} will be read, in "
+        f"pieces from all over it, and tokenised while it trains, {fact.read_bytes * fact.encoding_seconds:,.0f} s of "
+        "this processor"
+        for fact in look.facts.values()
+        if fact.read_bytes < fact.text_bytes
     ]
     if recipe.methods:
         names = ", ".join(method.name for method in recipe.methods)

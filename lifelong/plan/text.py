@@ -6,16 +6,19 @@ Only text that is here is looked at, and only its beginning; a hub data set is l
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lifelong.errors import LifelongError
-from lifelong.recipe.recipe import Recipe
+from lifelong.recipe.recipe import Recipe, StageSection
 from lifelong.stream.cards.document import Document
 from lifelong.stream.cards.documents import read_documents
 from lifelong.stream.cards.domain import Domain, load_domain
 from lifelong.stream.cards.overlap import DuplicateFilter
+from lifelong.stream.shards import pieces_of, pieces_read
 from lifelong.stream.tokenize import train_tokenizer
 from lifelong.stream.tokenizers.encoding import Encoder
 from lifelong.stream.tokenizers.load import load_tokenizer
@@ -40,6 +43,8 @@ class CorpusStats:
         tokens_per_word: likewise, words being separated by white space.
         heldout_tokens: of the held-out split.
         complete: whether all of the training split was read.
+        read_bytes: of text that the run will read; less than there is where it is read in pieces.
+        encoding_seconds: that the tokenizer takes for a byte on this machine.
     """
 
     name: str
@@ -49,6 +54,13 @@ class CorpusStats:
     tokens_per_word: float | None
     heldout_tokens: float | None
     complete: bool
+    read_bytes: float = 0.0
+    encoding_seconds: float = 0.0
+
+    @property
+    def read_tokens(self) -> float | None:
+        """Tokens that the run will make of it."""
+        return None if self.tokens is None else self.tokens * self.read_bytes / max(1.0, self.text_bytes)
 
     @property
     def tokens(self) -> float | None:
@@ -78,7 +90,7 @@ def sample_corpora(recipe: Recipe) -> CorpusSample:
             train := _try_beginning(domain, "train", unread, card)
         ):
             read[card] = train
-            facts[card] = _facts(domain, train, held, encoder)
+            facts[card] = _facts(recipe, card, domain, train, held, encoder)
     if reason:
         unread["tokenizer"] = reason
     stages = list(dict.fromkeys(stage.domain for stage in recipe.stages))
@@ -89,13 +101,17 @@ def sample_corpora(recipe: Recipe) -> CorpusSample:
 def _readable(recipe: Recipe) -> tuple[dict[str, Domain], dict[str, str]]:
     found: dict[str, Domain] = {}
     unread: dict[str, str] = {}
-    for card in dict.fromkeys(name for stage in recipe.stages for name in (stage.domain, *stage.together_with)):
+    for card in dict.fromkeys(name for stage in recipe.stages for name in _cards(stage)):
         domain = load_domain(card)
         if domain.source.remote:
             unread[card] = domain.source.remote
         else:
             found[card] = domain
     return found, unread
+
+
+def _cards(stage: StageSection) -> tuple[str, ...]:
+    return (stage.domain, *stage.together_with)
 
 
 def _tokenizer(recipe: Recipe, domains: Mapping[str, Domain]) -> tuple[Any, str]:
@@ -132,23 +148,48 @@ def _try_beginning(domain: Domain, split: str, unread: dict[str, str], card: str
         return []
 
 
-def _facts(domain: Domain, train: Sequence[Document], held: Sequence[Document], encoder: Encoder | None) -> CorpusStats:
+def _facts(
+    recipe: Recipe,
+    card: str,
+    domain: Domain,
+    train: Sequence[Document],
+    held: Sequence[Document],
+    encoder: Encoder | None,
+) -> CorpusStats:
     size = sum(document.num_bytes for document in train)
     complete = size < READ_BYTES
     whole = float(size) if complete else max(size, domain.source.num_bytes(domain) or size)
     if domain.take_bytes is not None:
         whole = min(whole, domain.take_bytes)
     bytes_per_token = tokens_per_word = None
+    encoding = 0.0
     if encoder is not None:
         texts = [encoder.rendered(text) for text in _texts(train, ENCODED_BYTES)]
+        begun = time.process_time()
         tokens = sum(len(ids) for ids in encoder.encode_batch(texts))
-        bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, tokens)
+        length = sum(len(text.encode()) for text in texts)
+        encoding = (time.process_time() - begun) / max(1, length)
+        bytes_per_token = length / max(1, tokens)
         tokens_per_word = tokens / max(1, sum(len(text.split()) for text in texts))
     held_bytes = sum(document.num_bytes for document in held)
     heldout = held_bytes / bytes_per_token if bytes_per_token and held_bytes < READ_BYTES else None
+    read = whole
+    if not complete and bytes_per_token is not None:
+        read = min(whole, _read_in_pieces(recipe, card, domain, bytes_per_token))
+    documents = len(train) * whole / max(1, size)
     return CorpusStats(
-        domain.name, whole, len(train) * whole / max(1, size), bytes_per_token, tokens_per_word, heldout, complete
+        domain.name, whole, documents, bytes_per_token, tokens_per_word, heldout, complete, read, encoding
     )
+
+
+def _read_in_pieces(recipe: Recipe, card: str, domain: Domain, bytes_per_token: float) -> float:
+    """Bytes of the windows that the largest budget of a domain needs."""
+    pieces = pieces_of(domain, recipe.sequence_length)
+    if pieces is None or any(recipe.reads_all(stage) for stage in recipe.stages if card in _cards(stage)):
+        return math.inf
+    budgets = [float(stage.tokens) for stage in recipe.stages if stage.domain == card]
+    each = pieces.num_bytes / len(pieces)
+    return each * pieces_read(max(budgets, default=0.0) * bytes_per_token / each, len(pieces))
 
 
 def _texts(documents: Sequence[Document], limit: int) -> list[str]:

@@ -249,6 +249,11 @@ class Recipe(Section):
             return None
         return self.model.checkpoint if self.tokenizer is None else self.tokenizer.checkpoint
 
+    def reads_all(self, stage: StageSection) -> bool:
+        """Whether all text of a stage is read, however large: several domains, a choice, a cache of all its blocks."""
+        caches = self.inherit is not None and bool(self.inherit.teacher.caches())
+        return bool(stage.together_with or stage.select is not None or caches)
+
     @property
     def protects_behaviour(self) -> bool:
         """Whether anything holds a trained model to what it did before: replay, a teacher, methods, watched text."""

@@ -95,15 +95,8 @@ class ShardedCorpus:
         cls, domain: Domain, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, **settings: Any
     ) -> ShardedCorpus | None:
         """The corpus in shards, or None where it is small or can be read in no other order than its own."""
-        if domain.dedup != "none" or domain.take_bytes is not None:
-            return None  # both are about all of the text that comes before
-        files = domain.source.files_of(domain)
-        if files is None:
-            return None
-        pieces = Pieces(files, max(PIECE_BYTES, _BLOCKS_A_PIECE * _BYTES_A_TOKEN * sequence_length))
-        if len(pieces) < 2 or pieces.num_bytes <= WHOLE_BYTES:
-            return None
-        return cls(domain, tokenizer, pieces, sequence_length=sequence_length, **settings)
+        pieces = pieces_of(domain, sequence_length)
+        return None if pieces is None else cls(domain, tokenizer, pieces, sequence_length=sequence_length, **settings)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -186,7 +179,10 @@ class ShardedCorpus:
             return self._stores[piece]
         made = self._ahead.pop(piece, None) if os.getpid() == self._owner else None
         folder = made.result() if made is not None else self._shard(piece, self._read)
-        self._stores[piece] = BlockStore(folder / "blocks.arrow")
+        try:
+            self._stores[piece] = BlockStore(folder / "blocks.arrow")
+        except CorruptionError:  # pruned in between, by this process or another one
+            self._stores[piece] = BlockStore(self._shard(piece) / "blocks.arrow")
         while len(self._stores) > _OPEN_SHARDS:
             self._stores.popitem(last=False)
         return self._stores[piece]
@@ -225,13 +221,13 @@ class ShardedCorpus:
             if read is not None:
                 read(self.domain.name, self._bytes_read)
 
+        if self._made % _PRUNE_EVERY == 0:
+            prune_shards(self.cache_dir, cache_limit())
+        self._made += 1
         with _alone(folder):
             facts = {"domain": self.domain.name, "split": "train"}
             write_once(folder, documents, self.encoder, settings, facts=facts, tell=self._tell)
-        os.utime(folder)  # when it was last of use: what is oldest goes first
-        self._made += 1
-        if self._made % _PRUNE_EVERY == 1:
-            prune_shards(self.cache_dir, cache_limit())
+            os.utime(folder)  # when it was last of use: what is oldest goes first
         return folder
 
     def __getstate__(self) -> dict[str, Any]:
@@ -308,6 +304,25 @@ class _Epoch:
 def window_pieces(number: int) -> int:
     """Pieces of the n-th window of an epoch."""
     return WINDOWS[min(number, len(WINDOWS) - 1)]
+
+
+def pieces_of(domain: Domain, sequence_length: int) -> Pieces | None:
+    """Pieces of the training text; None where it is small, or has to be read from its beginning."""
+    if domain.dedup != "none" or domain.take_bytes is not None:
+        return None  # both are about all of the text that comes before
+    files = domain.source.files_of(domain)
+    if files is None:
+        return None
+    pieces = Pieces(files, max(PIECE_BYTES, _BLOCKS_A_PIECE * _BYTES_A_TOKEN * sequence_length))
+    return pieces if len(pieces) > 1 and pieces.num_bytes > WHOLE_BYTES else None
+
+
+def pieces_read(needed: float, total: int) -> int:
+    """Pieces of the windows that hold as many as are needed."""
+    read = number = 0
+    while read < min(needed, total):
+        read, number = read + window_pieces(number), number + 1
+    return min(read, total)
 
 
 @contextlib.contextmanager

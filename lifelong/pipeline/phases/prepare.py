@@ -113,10 +113,10 @@ def _require_same_files(stage: Stage, domain: str, pieces: Pieces) -> None:
 
 def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore | ShardedCorpus:
     """The stage's domain, or what `select:` chooses of it."""
-    select, inherit = stage.section.select, stage.recipe.inherit
+    select = stage.section.select
     if select is None:
-        if stage.section.together_with or (inherit is not None and inherit.teacher.caches()):
-            return tokenized(stage, stage.domain)  # a cache was written for the blocks of the whole text
+        if stage.recipe.reads_all(stage.section):
+            return tokenized(stage, stage.domain)
         share = 0.0 if stage.memory() is None or stage.recipe.replay is None else stage.recipe.replay.share
         return corpus_for(stage, stage.domain, stage.plan(stage.section.tokens).tokens * (1 - share))
     corpus = tokenized(stage, stage.domain)
