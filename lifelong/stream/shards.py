@@ -107,8 +107,9 @@ class ShardedCorpus:
         """Make the first window, and tell of it; of what is made later training tells.
 
         Raises:
-            InputError: the text holds no document, or one that cannot be read.
+            InputError: the text holds no document, or one that cannot be read; $LIFELONG_CACHE_LIMIT is no size.
         """
+        prune_shards(self.cache_dir, cache_limit())
         self._epoch(0).reaches(0)
         self._read = None
 
@@ -221,9 +222,9 @@ class ShardedCorpus:
             if read is not None:
                 read(self.domain.name, self._bytes_read)
 
+        self._made += 1
         if self._made % _PRUNE_EVERY == 0:
             prune_shards(self.cache_dir, cache_limit())
-        self._made += 1
         with _alone(folder):
             facts = {"domain": self.domain.name, "split": "train"}
             write_once(folder, documents, self.encoder, settings, facts=facts, tell=self._tell)
