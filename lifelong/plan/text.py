@@ -89,7 +89,7 @@ def sample_corpora(recipe: Recipe) -> CorpusSample:
 def _readable(recipe: Recipe) -> tuple[dict[str, Domain], dict[str, str]]:
     found: dict[str, Domain] = {}
     unread: dict[str, str] = {}
-    for card in dict.fromkeys(name for stage in recipe.stages for name in (stage.domain, *stage.together_with)):
+    for card in dict.fromkeys(name for stage in recipe.stages for name in stage.cards):
         domain = load_domain(card)
         if domain.source.remote:
             unread[card] = domain.source.remote

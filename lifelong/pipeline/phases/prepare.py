@@ -33,7 +33,8 @@ class Prepare(Phase):
         if stage.section.together_with:
             others = [load_domain(card) for card in stage.section.together_with]
             names = [stage.domain.name, *(other.name for other in others)]
-            stage.corpus = JointBlocks([stage.corpus, *(tokenized(stage, other) for other in others)], names)
+            corpora = [stage.corpus, *(tokenized(stage, other) for other in others)]
+            stage.corpus = JointBlocks(corpora, names, stage.section.shares)
         _evaluate_before(stage, model)
         return model
 
@@ -84,7 +85,7 @@ def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore:
             cache_dir=stage.context.ledger.folder.cache,
             use_cpu=bool(stage.recipe.train.get("use_cpu")),
         )
-        return select_corpus(inputs, corpus, tokens=stage.section.tokens, folder=stage.work.selected.path).path
+        return select_corpus(inputs, corpus, tokens=stage.section.own_tokens, folder=stage.work.selected.path).path
 
     return BlockStore(distributed.run_on_main_process(selected))
 
