@@ -62,6 +62,8 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
             check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
         with open_together(Path(out)) as ledger, nothing_left_of_a_refusal(ledger.folder):
             distributed.run_on_main_process(lambda: bind_recipe(ledger, recipe))
+            if not distributed.is_main_process():
+                ledger.refresh()
             return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
