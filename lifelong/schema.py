@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -179,7 +179,37 @@ def _lines_of_keys(node: Any, prefix: Location = ()) -> dict[Location, int]:
         if isinstance(key, yaml.ScalarNode):
             lines[(*prefix, key.value)] = key.start_mark.line + 1
             lines.update(_lines_of_keys(value, (*prefix, key.value)))
+    for index, value in enumerate(node.value if isinstance(node, yaml.SequenceNode) else ()):
+        lines[(*prefix, index)] = value.start_mark.line + 1
+        lines.update(_lines_of_keys(value, (*prefix, index)))
     return lines
+
+
+class Origin:
+    """Where something was written: its file and the line of every key. Takes no part in what it says.
+
+    Args:
+        path: of the file; empty where there is none.
+        lines: line of every key that stands in that file, by its path.
+    """
+
+    def __init__(self, path: str = "", lines: Mapping[Location, int] | None = None) -> None:
+        self.path = path
+        self._lines = {tuple(map(str, location)): line for location, line in (lines or {}).items()}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origin)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def numbered(self, message: str) -> str:
+        """A message `a.b[0].c: ...` with the line of that key in front; as it is where nobody wrote the key there."""
+        place = re.match(r"[\w.\[\]-]+(?=: )", message)
+        parts = tuple(re.findall(r"[\w-]+", place[0])) if place else ()
+        line = self._lines.get(parts)
+        if line is None and message.endswith(": is missing"):
+            line = self._lines.get(parts[:-1])
+        return message if line is None else f"line {line}: {message}"
 
 
 MULTIPLIERS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "t": 1_000_000_000_000}
@@ -216,6 +246,10 @@ def parse_fraction(value: object) -> object:
 
 
 RANGES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+UNNAMED = "constrained-"
+"""Begins parts of a path that pydantic adds to name the form of a value, and that nobody has written."""
 
 
 class Written:
@@ -336,7 +370,7 @@ def _path(location: Location) -> str:
     for part in location:
         if isinstance(part, int):
             dotted += f"[{part}]"
-        elif not part.startswith(("literal[", "function-", "constrained-")):
+        elif not part.startswith(("literal[", "function-", UNNAMED)):
             dotted += f".{part}" if dotted else part
     return dotted or "recipe"
 

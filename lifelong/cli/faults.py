@@ -18,11 +18,16 @@ MEMORY = (
 )  # fmt: skip
 RESUMES = "what is committed is whole, and the same command goes on from there"
 
+SMALLER = (
+    "A run may go on in smaller pieces without losing a step: halve train.per_device_train_batch_size and double "
+    "train.gradient_accumulation_steps, or set train.gradient_checkpointing=true"
+)
+
 
 def fault_message(error: Exception) -> str | None:
     """What happened and what to do; None for an error that nothing but a bug explains."""
     if _is_out_of_memory(error):
-        return f"there is not enough memory ({_line(error)}); {RESUMES} with more of it, or with smaller batches"
+        return f"there is not enough memory ({_line(error)}); {RESUMES} with more of it. {SMALLER}"
     from lifelong.ledger.storage import storage_message
 
     if isinstance(error, OSError) or _is_of_safetensors(error):

@@ -44,6 +44,10 @@ def expand(
             "Default: full for small models, quick for others."
         ),
     ] = None,
+    add_tokens_from: Annotated[
+        tuple[str, int] | None,
+        typer.Option(metavar="CARD N", help="Add N tokens that the text of a domain card needs, to the tokenizer too."),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print the plan only; loads no weights.")] = False,
     seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
     as_json: JsonOption = False,
@@ -55,7 +59,9 @@ def expand(
         "experts": experts, "experts_per_token": experts_per_token,
     }  # fmt: skip
     targets = {axis: size for axis, size in named.items() if size is not None}
-    if not targets:
+    if explain and add_tokens_from is not None:
+        raise InputError("expand --explain: loads no text; leave --add-tokens-from out, or name --vocab-size")
+    if not targets and add_tokens_from is None:
         raise InputError("expand: name at least one larger size, for example --layers 12 --hidden-size 768")
     if out.exists() and not explain:
         raise InputError(f"{str(out)!r} already exists; choose a new folder")
@@ -74,9 +80,13 @@ def expand(
     from lifelong.report.table import expansion_table
 
     with _terminable(), progress_bar(f"grow {Path(source).name}") as told:
-        report = expand_checkpoint(
-            source, out, targets=targets, seed=seed, verify=_level(verify), progress=told, **chosen
-        )
+        options = {"targets": targets, "seed": seed, "verify": _level(verify), "progress": told, **chosen}
+        if add_tokens_from is None:
+            report = expand_checkpoint(source, out, **options)
+        else:
+            from lifelong.lineage.add_tokens import expand_with_tokens
+
+            report = expand_with_tokens(source, out, *add_tokens_from, **options)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
     else:

@@ -29,6 +29,7 @@ from lifelong.expand.shards import (
     INDEX,
     WEIGHTS,
     CheckpointReader,
+    FileEntry,
     ShardWriter,
     Slot,
     sharded,
@@ -56,6 +57,9 @@ COMPANIONS = (
     "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 Progress = Callable[[str, float], None]
+Finish = Callable[[Path, list[FileEntry]], Mapping[str, Any]]
+"""What else is done to a folder that is verified and not there yet, given its parameters with a row for each token.
+What it returns is kept in `expansion.json`, `notes` among the notes of the report."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
     max_shard_bytes: int = MAX_SHARD_BYTES,
     verify: Level | None = None,
     progress: Progress | None = None,
+    finish: Finish | None = None,
 ) -> ExpansionReport:
     """Grow the checkpoint `source` into the new folder `out`, which appears complete and verified or not at all.
 
@@ -137,6 +142,7 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
         verify: `full`; `quick`, a few tokens in float64; `none`, no logits. By default `full` for models that can be
             held in float64 and `quick` for larger ones: it takes no longer than the growth.
         progress: told what is being done, and the fraction done.
+        finish: see `Finish`.
 
     Returns:
         What was measured. Where `passed` is false nothing was written.
@@ -155,7 +161,7 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
         config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, seed=seed, **sizes
     )
     _check_room(plan, out)
-    folder = _folder(source)
+    folder = source_model(source)
     old = _open_source(folder, plan.family, config)
     notes = _vocabulary_notes(folder, plan)
     mapping = expansion_map(plan, old.model_class)
@@ -175,7 +181,9 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
             report = replace(report, seconds=time.monotonic() - started)
             if not report.passed:
                 raise _NotExactError
-            write_json(partial / "expansion.json", {**report.to_json(), "map": mapping.to_json()})
+            kept = dict(finish(partial, _token_rows(plan, mapping, old, partial))) if finish is not None else {}
+            report = replace(report, notes=(*report.notes, *kept.pop("notes", ())))
+            write_json(partial / "expansion.json", {**report.to_json(), **kept, "map": mapping.to_json()})
     except _NotExactError:
         pass
     except OSError as error:
@@ -268,7 +276,8 @@ def _newest_model(source: str) -> str:
     return str(run.stages[-1].model)
 
 
-def _folder(source: str) -> Path:
+def source_model(source: str) -> Path:
+    """Folder of a checkpoint, fetched where it is on the hub; of the newest model of a run."""
     source = _newest_model(source)
     if Path(source).is_dir():
         return Path(source)
@@ -366,6 +375,17 @@ def _write_companions(source: Path, out: Path) -> None:
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)
     copy_domain_tokenizers(source, out)
+
+
+def _token_rows(plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path) -> list[FileEntry]:
+    """Written parameters with a row for each token."""
+    if plan.target_family.converted_files:
+        raise InputError(
+            f"--add-tokens-from: files of {plan.target_family.name} store other tensors than the model has"
+        )
+    model = empty_model(grown_class(plan, old.model_class), plan.target_config)
+    parts = CheckpointReader(folder, plan.target_family, model).parts
+    return [parts[name][0][0] for name, tensor in mapping.tensors.items() if tensor.axes[0] == "vocab"]
 
 
 def _verify_written(

@@ -83,7 +83,7 @@ class Order:
 def silo_domains(recipe: Recipe) -> list[str]:
     """Names of the domains of a federation, in the recipe's order."""
     stage = recipe.stages[0]
-    return [Path(card).stem for card in (stage.domain, *stage.together_with)]
+    return [Path(card).stem for card in stage.cards]
 
 
 def check_federated(recipe: Recipe) -> None:
@@ -102,6 +102,8 @@ def check_federated(recipe: Recipe) -> None:
     if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
         lines.append("tokenizer.merge: all silos read with one tokenizer; name a checkpoint that all have")
     stage = recipe.stages[0]
+    if stage.shares is not None:
+        lines.append("stages[0].together_with: every silo trains as much as the others; write a list, without shares")
     asked = {
         "stages[0].expand": stage.expand, "stages[0].select": stage.select, "inherit": recipe.inherit,
         "replay": recipe.replay, "recover": recipe.recover, "methods": recipe.methods, "budget": recipe.budget,

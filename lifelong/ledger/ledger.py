@@ -239,6 +239,22 @@ class Ledger:
                 return
             self._append(following[0])
 
+    def restart(self) -> None:
+        """Forget the initial model and what was prepared, as long as no stage is committed.
+
+        The ledger goes first: whenever the process dies, what is left is an older state or one that is made anew.
+        """
+        assert not self.stages, "committed stages stay"
+        self.clear_work_dir()
+        self.folder.ledger.unlink(missing_ok=True)
+        if self.folder.initial.path.is_dir():
+            self.folder.work_root.mkdir()
+            self.folder.initial.path.rename(self.folder.work_root / INITIAL)  # at once: half of it would be damaged
+        for name in COMMITTED_FOLDERS:
+            remove_tree(self.out / name)
+        self.clear_work_dir()
+        self._lines = []
+
     def clear_work_dir(self) -> None:
         """Remove what was only needed while a stage was being prepared."""
         remove_tree(self.folder.work_root)

@@ -12,7 +12,7 @@ from lifelong.files import write_sealed, write_text
 from lifelong.ledger.ledger import Ledger
 from lifelong.lm.checkpoint import load_config
 from lifelong.pipeline.environment import environment
-from lifelong.recipe.changes import can_amend, differing_keys
+from lifelong.recipe.changes import binding_changes, can_amend, keeps_beginning
 from lifelong.recipe.check import check_recipe
 from lifelong.recipe.files import apply_override, parse_recipe, read_recipe_file
 from lifelong.recipe.outside import outside_names
@@ -57,12 +57,17 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
 def amend_recipe(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
     """Take another recipe for the stages to come, if it is another one and it may be.
 
+    What changes no figure goes into a stage that has begun; after any other change the stage restarts.
+
     Raises:
         InputError: it says something else about what is committed; names the keys that differ.
     """
+    done = len(ledger.stages)
     if existing.fingerprint == recipe.fingerprint:
         return
-    different = differing_keys(existing.to_plain(), recipe.to_plain())
+    different = binding_changes(existing, recipe)
+    if done == len(recipe.stages) and not different:
+        return  # nothing is left to train
     if different == ["evaluate.tokens"] and recipe.evaluate.tokens == "auto":
         return  # what was held out stays: the folder was begun when 100k was the default, or with a figure of its own
     if not can_amend(ledger, different):
@@ -70,9 +75,16 @@ def amend_recipe(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
             f"run folder {str(ledger.out)!r} belongs to another recipe; different: {', '.join(different)}. "
             "Choose another --out, or undo the change"
         )
-    check_recipe(recipe, start=len(ledger.stages), config=last_config(ledger))
-    ledger.clear_work_dir()
-    put_in_force(ledger, recipe)
+    check_recipe(recipe, start=done, config=last_config(ledger))
+    if not different:
+        put_in_force(ledger, recipe)
+    elif done or keeps_beginning(existing, recipe, different):
+        ledger.clear_work_dir()
+        put_in_force(ledger, recipe)
+    else:
+        ledger.restart()
+        write_text(ledger.folder.recipe, recipe.to_yaml())
+        remember_allowed(outside_names(recipe))
 
 
 def put_in_force(ledger: Ledger, recipe: Recipe) -> None:
@@ -87,7 +99,7 @@ def last_config(ledger: Ledger) -> Any:
 
 
 def bind_recipe(ledger: Ledger, recipe: Recipe) -> None:
-    """Bind a run folder to its recipe; after a broken budget, the recipe of the stages to come may be mended.
+    """Bind a run folder to its recipe, or to another one that it may change to.
 
     Raises:
         InputError: the folder belongs to another recipe; names the keys that differ.

@@ -20,6 +20,7 @@ from lifelong.pipeline.phases import PHASES
 from lifelong.pipeline.phases.remember import memory_folder
 from lifelong.pipeline.stage import Stage
 from lifelong.records import ComputeLedger, DomainLoss, ExpansionReport, StageRecord
+from lifelong.stream.joint import JointBlocks
 from lifelong.train.phase import PhaseLog
 
 
@@ -34,6 +35,7 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
         "probes": [asdict(point) for curve in curves for point in curve.probes],
         "facts": None if stage.facts is None else stage.facts.to_json(asked.facts, asked.tokens),
         **unmapped_json(curves),
+        **shares_json(stage),
     }
     write_json(folder.history, history)
     cost = ComputeLedger()
@@ -107,6 +109,15 @@ def replay_counts(curves: Sequence[PhaseLog]) -> dict[str, int]:
         for domain, tokens in curve.replayed.items():
             counts[domain] = counts.get(domain, 0) + tokens
     return counts
+
+
+def shares_json(stage: Stage) -> dict[str, Any]:
+    """Tokens by domain of a stage of several domains by shares, rows counted as full."""
+    if not isinstance(stage.corpus, JointBlocks) or stage.corpus.shares is None:
+        return {}
+    plan = stage.plan(stage.section.tokens)
+    rows = stage.corpus.rows_of(plan.num_steps * plan.blocks_per_step)
+    return {"tokens_by_domain": {name: count * stage.recipe.sequence_length for name, count in rows.items()}}
 
 
 def unmapped_json(curves: Sequence[PhaseLog]) -> dict[str, Any]:

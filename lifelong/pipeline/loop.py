@@ -35,7 +35,7 @@ from lifelong.recipe.recipe import Recipe
 from lifelong.records import RunObserver, RunResult, StageRecord
 from lifelong.report.write import summarise
 from lifelong.stream.cards.domain import load_domain
-from lifelong.stream.shards import ShardedCorpus
+from lifelong.stream.shards import close
 from lifelong.train.phase import StopRequest
 
 
@@ -63,6 +63,8 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path, observer: RunObserv
             check_recipe(recipe)  # before the folder is made; a run that goes on may have lost its first corpora
         with open_together(Path(out)) as ledger, nothing_left_of_a_refusal(ledger.folder):
             distributed.run_on_main_process(lambda: bind_recipe(ledger, recipe))
+            if not distributed.is_main_process():
+                ledger.refresh()
             return run_stages(ledger, recipe, observer or RunObserver(), stop)
 
 
@@ -142,8 +144,7 @@ def run_stage(stage: Stage, model: PreTrainedModel) -> tuple[StageRecord, PreTra
                 model = phase.run(stage, model)
         record = distributed.run_on_main_process(lambda: commit_stage(stage, model))
     finally:
-        if isinstance(stage.corpus, ShardedCorpus):
-            stage.corpus.close()
+        close(stage.corpus)
     ledger = stage.context.ledger
     if not distributed.is_main_process():
         ledger.refresh()

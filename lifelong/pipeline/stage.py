@@ -99,7 +99,7 @@ class Stage:
     @property
     def domains(self) -> list[Domain]:
         """Its own domain, and those that it is trained on together with."""
-        return [self.domain, *(load_domain(card) for card in self.section.together_with)]
+        return [self.domain, *(load_domain(card) for card in self.section.cards[1:])]
 
     def has(self, path: Path) -> bool:
         """Whether an earlier call has reached this point; the same in all processes."""

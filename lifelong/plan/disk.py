@@ -84,9 +84,9 @@ def disk_plan(
         vocab_size: tokens of the tokenizer.
     """
     names = list(dict.fromkeys(stage.domain for stage in recipe.stages))
-    cards = list(dict.fromkeys(card for stage in recipe.stages for card in (stage.domain, *stage.together_with)))
+    cards = list(dict.fromkeys(card for stage in recipe.stages for card in stage.cards))
     wide = SMALL_ID_BYTES if vocab_size <= SMALL_VOCABULARY else ID_BYTES
-    wanted = {stage.domain: stage.tokens for stage in recipe.stages}
+    wanted = {card: tokens for stage in recipe.stages for card, tokens in stage.tokens_by_card().items()}
     tokenised = 0.0
     tokens_of: dict[str, float] = {}
     for card in cards:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lifelong.plan.text import CorpusStats
@@ -62,13 +63,15 @@ def _repetition(recipe: Recipe, stages: Sequence[Any], texts: Mapping[str, Corpu
         return
     read: dict[str, float] = {}
     for section, stage in zip(recipe.stages, stages, strict=True):
-        stats = texts.get(section.domain)
-        if section.together_with or stats is None or not stats.tokens:
-            continue
-        read[section.domain] = read.get(section.domain, 0.0) + section.tokens * (1 - stage.replay_share)
-        if (passes := read[section.domain] / stats.tokens) > MOST_PASSES:
+        for card, tokens in section.tokens_by_card().items() if section.shares or not section.together_with else ():
+            stats = texts.get(card)
+            if stats is None or not stats.tokens:
+                continue
+            read[card] = read.get(card, 0.0) + tokens * (1 - stage.replay_share)
+            if (passes := read[card] / stats.tokens) <= MOST_PASSES:
+                continue
             yield (
-                f"stage {stage.index}: reads the {stats.tokens:,.0f} tokens of {stage.domain} {passes:.1f} times "
+                f"stage {stage.index}: reads the {stats.tokens:,.0f} tokens of {Path(card).stem} {passes:.1f} times "
                 "without a teacher; from about four times on one pays, also beside replay: 3.139 against 3.202 nats at "
                 "four, 3.196 against 3.536 at eight (pilot of 2026-11-24, docs/log.md). Try inherit: {teacher: "
                 "previous, on: new, alpha: 0.3, schedule: constant}; fewer tokens, or train.weight_decay at about 30 "

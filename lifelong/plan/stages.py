@@ -352,6 +352,10 @@ def _notes(recipe: Recipe, stages: Sequence[PlannedStage], shapes: Shapes, look:
         for fact in look.facts.values()
         if fact.read_bytes < fact.text_bytes
     ]
+    for index, section in enumerate(recipe.stages):
+        if section.shares is not None:
+            parts = [f"{Path(card).stem} {tokens:,.0f}" for card, tokens in section.tokens_by_card().items()]
+            notes.append(f"stage {index}: tokens by domain: {', '.join(parts)}")
     if recipe.methods:
         names = ", ".join(method.name for method in recipe.methods)
         notes.append(f"tensors that methods keep for themselves ({names}) are not in the memory figures")

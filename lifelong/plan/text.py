@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lifelong.errors import LifelongError
-from lifelong.recipe.recipe import Recipe, StageSection
+from lifelong.recipe.recipe import Recipe
 from lifelong.stream.cards.document import Document
 from lifelong.stream.cards.documents import read_documents
 from lifelong.stream.cards.domain import Domain, load_domain
@@ -101,17 +101,13 @@ def sample_corpora(recipe: Recipe) -> CorpusSample:
 def _readable(recipe: Recipe) -> tuple[dict[str, Domain], dict[str, str]]:
     found: dict[str, Domain] = {}
     unread: dict[str, str] = {}
-    for card in dict.fromkeys(name for stage in recipe.stages for name in _cards(stage)):
+    for card in dict.fromkeys(name for stage in recipe.stages for name in stage.cards):
         domain = load_domain(card)
         if domain.source.remote:
             unread[card] = domain.source.remote
         else:
             found[card] = domain
     return found, unread
-
-
-def _cards(stage: StageSection) -> tuple[str, ...]:
-    return (stage.domain, *stage.together_with)
 
 
 def _tokenizer(recipe: Recipe, domains: Mapping[str, Domain]) -> tuple[Any, str]:
@@ -185,9 +181,9 @@ def _facts(
 def _read_in_pieces(recipe: Recipe, card: str, domain: Domain, bytes_per_token: float) -> float:
     """Bytes of the windows that the largest budget of a domain needs."""
     pieces = pieces_of(domain, recipe.sequence_length)
-    if pieces is None or any(recipe.reads_all(stage) for stage in recipe.stages if card in _cards(stage)):
+    if pieces is None or any(recipe.reads_all(stage) for stage in recipe.stages if card in stage.cards):
         return math.inf
-    budgets = [float(stage.tokens) for stage in recipe.stages if stage.domain == card]
+    budgets = [stage.tokens_by_card().get(card, 0.0) for stage in recipe.stages]
     each = pieces.num_bytes / len(pieces)
     return each * pieces_read(max(budgets, default=0.0) * bytes_per_token / each, len(pieces))
 

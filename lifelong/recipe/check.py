@@ -33,7 +33,7 @@ from lifelong.recipe.fresh import fresh_config
 from lifelong.recipe.recipe import WRITES, Recipe
 from lifelong.replay.generate import start_ids, stream_shape
 from lifelong.replay.settings import SELF_GENERATED
-from lifelong.replay.steering import check_budget, check_steering
+from lifelong.replay.steering import check_budget, check_steering, check_weights
 from lifelong.select.corpus import check_selection
 from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.tokenizers.check import check_merge
@@ -116,8 +116,9 @@ Check = Callable[[CheckContext], Iterable[str]]
 def _refuse(checks: Iterable[Check], context: CheckContext) -> None:
     lines = list(dict.fromkeys(line for check in checks for line in _lines(check, context)))
     if lines:
-        count = f"{len(lines)} error{'s' * (len(lines) > 1)}"
-        raise InputError(f"recipe {context.recipe.name}: {count}\n  " + "\n  ".join(lines))
+        recipe, count = context.recipe, f"{len(lines)} error{'s' * (len(lines) > 1)}"
+        file = f" ({recipe.origin.path})" if recipe.origin.path else ""
+        raise InputError(f"recipe {recipe.name}{file}: {count}\n  " + "\n  ".join(map(recipe.origin.numbered, lines)))
 
 
 def _lines(check: Check, context: CheckContext) -> Iterator[str]:
@@ -309,21 +310,30 @@ def _check_select(context: CheckContext) -> Iterator[str]:
 
 
 def _check_cards(context: CheckContext) -> Iterator[str]:
-    stages = context.recipe.stages[context.start :]
-    cards = [name for stage in stages for name in (stage.domain, *stage.together_with)]
     recipe, replay = context.recipe, context.recipe.replay
+    cards: dict[str, str] = {}  # where each is named first
+    for index, stage in enumerate(recipe.stages[context.start :], context.start):
+        cards.setdefault(stage.domain, f"stages[{index}].domain")
+        for card in stage.together_with:
+            key = f".{card}" if stage.shares is not None else ""
+            cards.setdefault(card, f"stages[{index}].together_with{key}")
     if replay is not None and replay.generate is not None and replay.generate.start is not None:
-        cards.append(replay.generate.start)
+        cards.setdefault(replay.generate.start, "replay.generate.start")
     if context.start == 0:
-        cards += [*(recipe.watch or ()), *(replay.proxy or () if replay is not None else ())]
-    for card in dict.fromkeys(cards):
-        yield from refusals(load_domain, card)
+        for card in recipe.watch or ():
+            cards.setdefault(card, "watch")
+        for card in (replay.proxy or ()) if replay is not None else ():
+            cards.setdefault(card, f"replay.proxy.{card}")
+    for card, place in cards.items():
+        yield from (f"{place}: {line}" for line in refusals(load_domain, card))
 
 
 def _check_replay(context: CheckContext) -> Iterator[str]:
     recipe = context.recipe
     if recipe.replay is not None:
         yield from check_steering(recipe.replay_mix, [recipe.train, *(stage.train for stage in recipe.stages)])
+        if (domains := _replayed_domains(context)) is not None:
+            yield from check_weights(recipe.replay, recipe.replay_mix, domains)
         yield from _check_generate(context)
         yield from _check_proxy(context)
     if context.start == 0 and context.domains is not None and context.joint is not None:
@@ -375,8 +385,8 @@ def _check_proxy(context: CheckContext) -> Iterator[str]:
             yield f"replay.proxy.{card}: `tokenizer.merge` names no tokenizer for it"
 
 
-def _taught_domains(context: CheckContext) -> list[str] | None:
-    """Domains that a teacher may be named for: those of the stages, and what else is replayed."""
+def _replayed_domains(context: CheckContext) -> list[str] | None:
+    """Domains of the stages, and what else is replayed: also those that a teacher may be named for."""
     replay = context.recipe.replay
     if context.domains is None or replay is None:
         return context.domains
@@ -391,7 +401,7 @@ def _check_inherit(context: CheckContext) -> Iterator[str]:
             Given(
                 inherit.temperature,
                 inherit.until,
-                _taught_domains(context),
+                _replayed_domains(context),
                 recipe.objective,
                 recipe.sequence_length,
                 inherit.on,

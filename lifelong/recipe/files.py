@@ -25,7 +25,7 @@ from lifelong.errors import InputError, UnknownNameError
 from lifelong.ledger.folder import RunFolder
 from lifelong.plugins import shipped_folder
 from lifelong.recipe.recipe import Recipe
-from lifelong.schema import YAML_DEPTH, Yaml, parse_yaml, read_yaml, shortened, validation_lines
+from lifelong.schema import YAML_DEPTH, Origin, Yaml, parse_yaml, read_yaml, shortened, validation_lines
 
 Read = Callable[[Path], dict[str, Any]]
 ANY_SIZE = "any-size"
@@ -180,7 +180,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     data, path = _resolved(recipe, overrides)
     set_keys = [override.partition("=")[0] for override in overrides]
-    return parse_recipe(data, where=str(path), set_keys=set_keys)
+    return parse_recipe(data, set_keys=set_keys, origin=Origin(str(path), read_yaml(path, Yaml).lines))
 
 
 def _resolved(recipe: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
@@ -220,23 +220,29 @@ def known_recipes() -> list[str]:
     return recipe_names(_recipe_folders())
 
 
-def parse_recipe(data: Mapping[str, Any], where: str = "recipe", set_keys: Sequence[str] = ()) -> Recipe:
+def parse_recipe(
+    data: Mapping[str, Any], where: str = "recipe", set_keys: Sequence[str] = (), origin: Origin | None = None
+) -> Recipe:
     """A recipe from plain values.
 
     Args:
         data: the values.
         where: the file, for messages.
         set_keys: paths that were given on the command line: what is wrong there is not in the file.
+        origin: the file and its lines, where it was one.
 
     Raises:
         InputError: names every wrong key and value with its dotted path.
     """
+    origin = origin or Origin()
     try:
-        return Recipe.model_validate(dict(data))
+        recipe = Recipe.model_validate(dict(data))
     except ValidationError as error:
-        lines = [f"  {_blamed(line, set_keys)}" for line in validation_lines(error, Recipe)]
+        lines = [f"  {_blamed(line, set_keys, origin)}" for line in validation_lines(error, Recipe)]
         plural = "s" if len(lines) > 1 else ""
-        raise InputError(f"{where}: {len(lines)} error{plural}\n" + "\n".join(lines)) from None
+        raise InputError(f"{origin.path or where}: {len(lines)} error{plural}\n" + "\n".join(lines)) from None
+    recipe._origin = origin
+    return recipe
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -276,8 +282,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             node = node[index]
 
 
-def _blamed(line: str, set_keys: Sequence[str]) -> str:
-    """The line with `--set` in front where its key was given there."""
+def _blamed(line: str, set_keys: Sequence[str], origin: Origin) -> str:
+    """The line with `--set` in front where its key was given there, or with its line in the file."""
     place = re.sub(r"\[(\d+)\]", r".\1", line.partition(":")[0])
     given = any(place == key or place.startswith(f"{key}.") or key.startswith(f"{place}.") for key in set_keys)
-    return f"--set {line}" if given else line
+    return f"--set {line}" if given else origin.numbered(line)

@@ -40,7 +40,7 @@ def _outside(recipe: Recipe, start: int) -> Iterator[tuple[str, Any]]:
     yield from _reaching(recipe.train, "train")
     yield from _cards_beside(recipe, start)
     for index, stage in enumerate(recipe.stages[start:], start):
-        for card in (stage.domain, *stage.together_with):
+        for card in stage.cards:
             if _is_path(card):
                 yield f"stages[{index}].domain", card
         for role, source in stage.select.models() if stage.select is not None else ():

@@ -9,12 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
+from fractions import Fraction as Rational
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    BeforeValidator,
+    Discriminator,
     Field,
+    PrivateAttr,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -27,8 +34,19 @@ from lifelong.inherit.settings import InheritSection
 from lifelong.methods._settings import MethodSection
 from lifelong.plugins import plugin_names
 from lifelong.replay.settings import ReplaySection
-from lifelong.schema import Count, Fraction, PositiveCount, Section, expand_variables
+from lifelong.schema import (
+    PER_CENT,
+    UNNAMED,
+    Count,
+    Fraction,
+    Origin,
+    PositiveCount,
+    Section,
+    expand_variables,
+    parse_fraction,
+)
 from lifelong.select.settings import SelectSection
+from lifelong.stream.shares import exact_shares
 from lifelong.stream.tokenizers.settings import TokenizerSection
 from lifelong.train.settings import LrSection
 
@@ -73,6 +91,17 @@ class ModelSection(Shape):
         return self
 
 
+Share = Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1), PER_CENT]
+Together = Annotated[
+    Annotated[tuple[str, ...], Tag(f"{UNNAMED}list")] | Annotated[dict[str, Share], Tag(f"{UNNAMED}shares")],
+    Discriminator(lambda value: f"{UNNAMED}{'shares' if isinstance(value, Mapping) else 'list'}"),
+]
+
+
+def _stem(card: str) -> str:
+    return Path(card).stem
+
+
 class StageSection(Section):
     """One domain of the stream.
 
@@ -81,7 +110,8 @@ class StageSection(Section):
         tokens: how much of it, and of what is replayed beside it, is trained on.
         expand: sizes to which the model grows before the stage.
         select: which documents of the corpus are trained on.
-        together_with: other domains that are trained on in equal parts (joint training).
+        together_with: other domains that are trained on: a list in equal parts (joint training), or card -> its share
+            of the stage's tokens; the stage's own domain gets the rest.
         train: TrainingArguments of this stage alone, over those of the recipe.
     """
 
@@ -89,8 +119,37 @@ class StageSection(Section):
     tokens: PositiveCount
     expand: ExpandSection | None = None
     select: SelectSection | None = None
-    together_with: tuple[str, ...] = ()
+    together_with: Together = ()
     train: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _shares_leave_something(self) -> StageSection:
+        if isinstance(self.together_with, dict) and _stem(self.domain) in map(_stem, self.together_with):
+            raise ValueError(f"together_with: {_stem(self.domain)!r} is the stage's own domain, which gets the rest")
+        if isinstance(self.together_with, dict):
+            exact_shares(self.together_with)
+        return self
+
+    @property
+    def cards(self) -> tuple[str, ...]:
+        """Its own domain, and those that it is trained on together with."""
+        return (self.domain, *self.together_with)
+
+    @cached_property
+    def shares(self) -> tuple[Rational, ...] | None:
+        """Of `cards`, in the stage's tokens; None where they come in equal parts."""
+        weighted = isinstance(self.together_with, dict) and self.together_with
+        return exact_shares(weighted) if weighted else None
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens of the stage's own domain, at most."""
+        return self.tokens if self.shares is None else math.ceil(self.tokens * self.shares[0])
+
+    def tokens_by_card(self) -> dict[str, float]:
+        """Tokens of each of `cards`."""
+        shares = self.shares or (Rational(1, len(self.cards)),) * len(self.cards)
+        return {card: float(self.tokens * share) for card, share in zip(self.cards, shares, strict=True)}
 
 
 class RecoverSection(Section):
@@ -172,6 +231,12 @@ class Recipe(Section):
     facts: FactsSection | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     expect: dict[str, Expectation] = {}
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @property
+    def origin(self) -> Origin:
+        """The file that it was read from, with its lines."""
+        return self._origin
 
     @field_validator("expect")
     @classmethod
@@ -250,9 +315,9 @@ class Recipe(Section):
         return self.model.checkpoint if self.tokenizer is None else self.tokenizer.checkpoint
 
     def reads_all(self, stage: StageSection) -> bool:
-        """Whether all text of a stage is read, however large: several domains, a choice, a cache of all its blocks."""
+        """Whether all text of a stage is read, however large: equal parts, a choice, a cache of all its blocks."""
         caches = self.inherit is not None and bool(self.inherit.teacher.caches())
-        return bool(stage.together_with or stage.select is not None or caches)
+        return bool((stage.together_with and stage.shares is None) or stage.select is not None or caches)
 
     @property
     def protects_behaviour(self) -> bool:

@@ -19,7 +19,7 @@ from lifelong.errors import InputError
 from lifelong.replay.memory import ReplayMemory
 from lifelong.stream.blocks import Blocks
 from lifelong.stream.collator import PackedRow
-from lifelong.stream.joint import domain_of
+from lifelong.stream.joint import JointBlocks, domain_of
 from lifelong.stream.ordering import key_of, permuted, uniforms
 from lifelong.stream.shards import drawn, has_blocks
 
@@ -47,7 +47,8 @@ class StageDataset:
     After n steps, floor(sum of share * blocks_per_step over them) rows were replayed: no step is a whole block
     away from its share, and neither is their sum, however often the share changes. Among the replayed rows
     every domain is at most about one block away from its weight at any time. New text and each domain of the memory are
-    walked through in a fresh permutation per epoch, so within an epoch nothing comes twice.
+    walked through in a fresh permutation per epoch, so within an epoch nothing comes twice; where domains share a stage
+    by weights, each of them on its own.
 
     Args:
         new_blocks: blocks of the stage's domain; None: replay alone, as a recovery after growth.
@@ -244,12 +245,26 @@ class StageDataset:
         return self._draws[number]
 
     def _new_row(self, cursor: int) -> PackedRow:
+        if isinstance(self._new, JointBlocks) and self._new.shares is not None:
+            return self._row_of_share(self._new, cursor)
         epoch, row = drawn(self._new, cursor, lambda epoch: key_of(self.seed, "new", self.stage_index, epoch))
         return PackedRow(
             block=self._new[row],
             domain_id=self._columns.get(domain_of(self._new, row, self._domain), self._new_column),
             is_replay=False,
             mask_key=key_of(self.seed, "mask", self.stage_index, epoch, row),
+        )
+
+    def _row_of_share(self, joint: JointBlocks, cursor: int) -> PackedRow:
+        """Each domain is walked through on its own: an epoch of one has nothing to do with that of another."""
+        which, own = joint.owner(cursor)
+        blocks, name = joint.corpora[which], joint.domains[which]
+        epoch, row = drawn(blocks, own, lambda epoch: key_of(self.seed, "share", self.stage_index, name, epoch))
+        return PackedRow(
+            block=blocks[row],
+            domain_id=self._columns.get(name, self._new_column),
+            is_replay=False,
+            mask_key=key_of(self.seed, "mask of share", self.stage_index, name, epoch, row),
         )
 
     def _replay_row(self, domain: int, cursor: int) -> PackedRow:

@@ -57,6 +57,7 @@ class ReplaySection(Section):
     Attributes:
         memory_tokens: size of the memory over all domains.
         share: of the trained tokens that is replayed.
+        weights: domain -> factor on its part of what `mix` gives it; 1 for a domain that is not named.
         mix: how replay is divided among earlier domains.
         policy: which documents are kept.
         probes: evaluations of a stage that steer the mix.
@@ -68,6 +69,7 @@ class ReplaySection(Section):
 
     memory_tokens: Count = 200_000
     share: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1), PER_CENT] = 0.3
+    weights: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
     mix: Literal["uniform", "proportional", "adaptive", "budget"] | None = None
     policy: Annotated[
         Literal["reservoir", "experience-balanced", "domain-balanced", "loss-ranked", "diverse"],

@@ -63,7 +63,11 @@ def first_weights(inputs: ReplayInputs, memory: ReplayMemory) -> dict[str, float
         domain: [loss.nats_per_token for row in inputs.losses for loss in row if loss.domain == domain]
         for domain in memory.domains
     }
-    return replay_weights(inputs.mix, memory, history)
+    given = inputs.section.weights or {}
+    return {
+        domain: weight * given.get(domain, 1.0)
+        for domain, weight in replay_weights(inputs.mix, memory, history).items()
+    }
 
 
 def budget_reference(inputs: ReplayInputs, domain: str) -> float:
@@ -168,6 +172,18 @@ def check_steering(mix: str, sections: Sequence[Mapping[str, Any]]) -> Iterator[
             f"train.dataloader_num_workers: {workers}, but `replay.mix: {mix}` chooses rows while it "
             "trains; set 0, or take `replay.mix: uniform` or `proportional`"
         )
+
+
+def check_weights(section: ReplaySection, mix: str, domains: Sequence[str]) -> Iterator[str]:
+    """Lines for replay weights of domains that nothing is kept of, or beside a mix that decides on its own."""
+    if section.weights and mix in STEERED:
+        yield (
+            f"replay.weights: `mix: {mix}` moves the weights while it trains; take `mix: uniform` or `proportional`, "
+            "or leave weights out"
+        )
+    for domain in section.weights or ():
+        if domain not in domains:
+            yield str(UnknownNameError("replayed domain", domain, domains, f"replay.weights.{domain}"))
 
 
 def check_budget(budget: Iterable[str], domains: Sequence[str]) -> Iterator[str]:

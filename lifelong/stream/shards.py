@@ -356,4 +356,11 @@ def drawn(corpus: Any, cursor: int, key: Callable[[int], int]) -> tuple[int, int
 
 def has_blocks(corpus: Any) -> bool:
     """Whether there is anything to train on, found out without counting it."""
-    return isinstance(corpus, ShardedCorpus) or len(corpus) > 0
+    return any(isinstance(part, ShardedCorpus) or len(part) > 0 for part in getattr(corpus, "corpora", [corpus]))
+
+
+def close(corpus: Any) -> None:
+    """Make no more shards ahead, of one corpus or of several together."""
+    for part in getattr(corpus, "corpora", [corpus]):
+        if isinstance(part, ShardedCorpus):
+            part.close()

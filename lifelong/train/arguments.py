@@ -89,7 +89,7 @@ def training_arguments(
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
             disable_tqdm=True,
-            **{"save_strategy": "no", **values},
+            **{"save_strategy": "steps" if "save_steps" in values else "no", **values},
         )
     except Exception as error:  # of transformers, accelerate, torch, deepspeed: each its own
         raise InputError(f"train: {' '.join(str(error).split())}") from None
@@ -152,21 +152,27 @@ def micro_batches(section: Mapping[str, Any], processes: int) -> dict[str, int]:
     Raises:
         InputError: the sequences of a step cannot be divided equally.
     """
-    size = section.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"])
-    accumulation = section.get("gradient_accumulation_steps", 1)
-    if processes == 1 or not (_is_count(size) and _is_count(accumulation)):
+    step = sequences_per_step(section)
+    if processes == 1 or step is None:
         return {}
-    step = int(size) * int(accumulation)
+    size = section.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"])
     if step % processes:
         known = [count for count in range(1, step + 1) if step % count == 0 and count < 2 * processes]
         raise InputError(
             f"train: an optimizer step of {step} sequences (per_device_train_batch_size {int(size)} x "
-            f"gradient_accumulation_steps {int(accumulation)}) cannot be divided among {processes} processes; start "
+            f"gradient_accumulation_steps {step // int(size)}) cannot be divided among {processes} processes; start "
             f"{' or '.join(map(str, known[-3:]))}, or set gradient_accumulation_steps to a multiple of {processes}"
         )
     own = step // processes
     taken = max(count for count in range(1, min(int(size), own) + 1) if own % count == 0)
     return {"per_device_train_batch_size": taken, "gradient_accumulation_steps": own // taken}
+
+
+def sequences_per_step(section: Mapping[str, Any]) -> int | None:
+    """Sequences of an optimizer step as a `train:` section says; None where it says no number."""
+    size = section.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"])
+    accumulation = section.get("gradient_accumulation_steps", 1)
+    return int(size) * int(accumulation) if _is_count(size) and _is_count(accumulation) else None
 
 
 def _is_count(value: Any) -> bool:

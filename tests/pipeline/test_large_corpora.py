@@ -86,3 +86,19 @@ def test_loaders_of_other_processes_read_the_same_rows(big, finished, tmp_path):
     ours, theirs = comparable(tmp_path / "run"), comparable(finished)
     model = "stages/01-farm/model/model.safetensors"
     assert ours[model] == theirs[model]
+
+
+def test_shares_of_large_corpora_are_read_in_pieces_too(big, tmp_path):
+    data = recipe_data(
+        big, stages=[{"domain": str(big / "sea.yaml"), "tokens": 3000, "together_with": {str(big / "farm.yaml"): 0.25}}]
+    )
+    data.pop("replay")
+    data["tokenizer"] = {"train": {"vocab_size": 300}}
+    run_recipe(parse_recipe(data), tmp_path / "whole")
+    made = len(list(default_cache_dir().rglob("blocks.arrow")))
+    assert 1 < made < 40
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(parse_recipe(data), tmp_path / "run", Dies(0, 6))
+    shutil.rmtree(default_cache_dir())
+    run_recipe(parse_recipe(data), tmp_path / "run")
+    assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")

@@ -112,3 +112,51 @@ def test_all_train_keys_are_known_by_their_own_names():
     from lifelong.train.arguments import check_train_section
 
     assert check_train_section({"gradient_accumulation_steps": 2, "bf16": True}) == []
+
+
+def _with_shares(tmp_path, shares):
+    path = tmp_path / "shares.yaml"
+    path.write_text(
+        "name: r\nmodel: {family: llama}\ntokenizer: {train: {}}\nstages:\n"
+        f"  - {{domain: python-stdlib, tokens: 1M}}\n  - domain: licences\n    tokens: 2M\n    together_with: {shares}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(("shares", "message"), [
+    ("{python-stdlib: 1.2}", r"line 8: stages\[1\].together_with.python-stdlib: input should be less than 1"),
+    ("{python-stdlib: 0}", r"line 8: stages\[1\].together_with.python-stdlib: input should be greater than 0"),
+    ("{python-stdlib: .nan}", r"line 8: stages\[1\].together_with.python-stdlib: .*number"),
+    ("{python-stdlib: 0.7, bio: 0.4}", r"line 6: stages\[1\]: together_with: the shares sum to 1.1"),
+    ("{licences: 0.2}", r"line 6: stages\[1\]: together_with: 'licences' is the stage's own domain"),
+])  # fmt: skip
+def test_shares_that_cannot_be_are_refused_with_file_and_line(shares, message, tmp_path):
+    with pytest.raises(InputError, match=rf"shares.yaml: 1 error\n  {message}"):
+        load_recipe(_with_shares(tmp_path, shares))
+
+
+def test_an_unknown_card_of_a_share_is_named_with_its_line(tmp_path):
+    from lifelong.recipe.check import check_recipe
+
+    recipe = load_recipe(_with_shares(tmp_path, "{python-stdlibb: 20%}"))
+    assert (recipe.stages[1].own_tokens, recipe.to_plain()["stages"][1]["together_with"]) == (
+        1_600_000, {"python-stdlibb": 0.2},
+    )  # fmt: skip
+    message = r"line 8: stages\[1\].together_with.python-stdlibb: there is no domain .*; did you mean 'python-stdlib'"
+    with pytest.raises(InputError, match=message):
+        check_recipe(recipe)
+
+
+@pytest.mark.parametrize(("replay", "changes", "message"), [
+    ({"weights": {"licence": 2}}, {}, r"replay.weights.licence: there is no replayed domain .* 'licences'"),
+    ({"weights": {"licences": 2}, "mix": "adaptive"}, {}, "replay.weights: `mix: adaptive` moves the weights"),
+    ({"weights": {"licences": 2}}, {"budget": {"licences": 0.1}}, "replay.weights: `mix: budget` moves the weights"),
+])  # fmt: skip
+def test_replay_weights_that_cannot_be_are_refused(replay, changes, message):
+    from lifelong.recipe.check import check_recipe
+
+    stages = [{"domain": name, "tokens": "1k"} for name in ("licences", "python-stdlib")]
+    with pytest.raises(InputError, match=message):
+        check_recipe(parse_recipe({**GOOD, "stages": stages, "replay": replay, **changes}))
+    with pytest.raises(InputError, match=r"replay.weights.a: input should be greater than 0"):
+        parse_recipe({**GOOD, "replay": {"weights": {"a": 0}}})

@@ -166,3 +166,21 @@ def test_impossible_settings_are_refused(cards, changes, message):
     with pytest.raises(InputError) as caught:
         parse_recipe(three_domains(cards, **changes))
     assert message in str(caught.value)
+
+
+def test_weights_multiply_what_the_mix_gives_a_domain(tmp_path):
+    from types import SimpleNamespace
+
+    from lifelong.replay.settings import ReplaySection
+    from lifelong.replay.steering import ReplayInputs, first_weights
+
+    seen = {"old": 300, "older": 100, "oldest": 100}
+    memory = SimpleNamespace(domains=list(seen), seen_tokens_of=seen.__getitem__)
+
+    def weights(mix):
+        section = ReplaySection(weights={"older": 2.0, "oldest": 0.5}, mix=mix)
+        found = first_weights(ReplayInputs(section, mix, {}, [], [], {}, 0), memory)
+        return [found[name] / found["oldest"] for name in seen]
+
+    assert weights("uniform") == pytest.approx([2, 4, 1])
+    assert weights("proportional") == pytest.approx([6, 4, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -38,7 +39,9 @@ class Prepare(Phase):
         if stage.section.together_with:
             others = [load_domain(card) for card in stage.section.together_with]
             names = [stage.domain.name, *(other.name for other in others)]
-            stage.corpus = JointBlocks([stage.corpus, *(tokenized(stage, other) for other in others)], names)
+            tokens = list(stage.section.tokens_by_card().values())[1:]
+            corpora = [stage.corpus, *map(partial(_text, stage), others, tokens)]
+            stage.corpus = JointBlocks(corpora, names, stage.section.shares)
         _evaluate_before(stage, model)
         return model
 
@@ -111,14 +114,18 @@ def _require_same_files(stage: Stage, domain: str, pieces: Pieces) -> None:
         )
 
 
+def _text(stage: Stage, domain: Domain, tokens: float) -> BlockStore | ShardedCorpus:
+    """Training blocks of one domain of the stage."""
+    if stage.recipe.reads_all(stage.section):
+        return tokenized(stage, domain)
+    share = 0.0 if stage.memory() is None or stage.recipe.replay is None else stage.recipe.replay.share
+    return corpus_for(stage, domain, tokens * (1 - share))
+
+
 def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore | ShardedCorpus:
     """The stage's domain, or what `select:` chooses of it."""
-    select = stage.section.select
-    if select is None:
-        if stage.recipe.reads_all(stage.section):
-            return tokenized(stage, stage.domain)
-        share = 0.0 if stage.memory() is None or stage.recipe.replay is None else stage.recipe.replay.share
-        return corpus_for(stage, stage.domain, stage.plan(stage.section.tokens).tokens * (1 - share))
+    if (select := stage.section.select) is None:
+        return _text(stage, stage.domain, stage.section.own_tokens)
     corpus = tokenized(stage, stage.domain)
 
     def selected() -> Path:
@@ -133,7 +140,7 @@ def _corpus(stage: Stage, previous: PreTrainedModel) -> BlockStore | ShardedCorp
             cache_dir=stage.context.ledger.folder.cache,
             use_cpu=bool(stage.recipe.train.get("use_cpu")),
         )
-        return select_corpus(inputs, corpus, tokens=stage.section.tokens, folder=stage.work.selected.path).path
+        return select_corpus(inputs, corpus, tokens=stage.section.own_tokens, folder=stage.work.selected.path).path
 
     return BlockStore(distributed.run_on_main_process(selected))
 
