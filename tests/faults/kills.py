@@ -497,6 +497,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder unless named")
     parser.add_argument("--keep", type=Path, help="new folder for the run that was left alone")
     parser.add_argument("--rich", action="store_true", help="the streams of RICH in turns")
+    parser.add_argument("--pieces", type=int, metavar="BYTES", help="read corpora in pieces of this size, as large ones")
     options = parser.parse_args()
     if options.rich and options.keep:
         parser.error("--keep is for the one stream without --rich")
@@ -513,6 +514,11 @@ def main() -> int:
         print(f"{now.table()}\n", file=sys.stderr, flush=True)
 
     with _folder(options.folder) as folder:
+        if options.pieces:
+            from lifelong.stream import shards
+
+            shards.WHOLE_BYTES, shards.PIECE_BYTES, shards._BLOCKS_A_PIECE = 0, options.pieces, 1
+            os.environ["LIFELONG_CACHE"] = str(folder / "cache")
         tally, streams = Tally(), list(RICH) if options.rich else [""]
         for number, rich in enumerate(streams):
             here, kills = folder / rich, len(range(number, options.kills, len(streams)))
