@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from lifelong.expand import model_shape
@@ -63,7 +64,7 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
         files={},
         expansion=_expansion(folder),
         replay=replay_counts(curves),
-        notes=unmapped_notes(curves),
+        notes=(*unmapped_notes(curves), *precision_notes(model, stage.released_dtype)),
         committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
         sources={domain.name: domain.provenance for domain in stage.domains},
     )
@@ -107,6 +108,15 @@ def replay_counts(curves: Sequence[PhaseLog]) -> dict[str, int]:
         for domain, tokens in curve.replayed.items():
             counts[domain] = counts.get(domain, 0) + tokens
     return counts
+
+
+def precision_notes(model: PreTrainedModel, released: torch.dtype | None = None) -> tuple[str, ...]:
+    """Precision of what was evaluated, where it is not float32 throughout."""
+    if model.dtype == torch.bfloat16:
+        return ("weights are held and evaluated in bfloat16",)
+    if released == torch.bfloat16:
+        return ("trained in float32; the model is written, and evaluated, as bfloat16 rounds it; trunk/ holds float32",)
+    return ()
 
 
 def unmapped_json(curves: Sequence[PhaseLog]) -> dict[str, Any]:

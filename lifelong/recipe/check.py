@@ -22,7 +22,7 @@ from lifelong.expand.settings import ExpandSection
 from lifelong.inherit.teachers._teacher import Given
 from lifelong.inherit.vocabularies import check_vocabularies
 from lifelong.lm.attention import check_attention
-from lifelong.lm.checkpoint import load_config, meta_model
+from lifelong.lm.checkpoint import load_config, meta_model, stored_dtype
 from lifelong.lm.flops import num_parameters
 from lifelong.lm.objective import objective_of
 from lifelong.methods._context import check_methods, uses_sharding
@@ -40,6 +40,7 @@ from lifelong.stream.tokenizers.check import check_merge
 from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
 from lifelong.train.arguments import check_processes, check_train_section
 from lifelong.train.carried_moments import check_carry
+from lifelong.train.optimizer import check_optimizer
 from lifelong.train.policies._policy import make_policy
 from lifelong.train.rehearsal import (
     OF_THE_DEVICE,
@@ -167,6 +168,33 @@ def _rehearse_training(context: CheckContext) -> Iterator[str]:
         section = {key: value for key, value in {**context.recipe.train, **stage.train}.items() if key not in left_out}
         if different.setdefault(json.dumps(section, sort_keys=True, default=str), str(index)) == str(index):
             yield from _rehearsed(f"stages[{index}].train" if stage.train else "train", rehearse_training, section)
+
+
+def _check_weights(context: CheckContext) -> Iterator[str]:
+    """What weights in bfloat16 cannot be trained with."""
+    recipe = context.recipe
+    stored = "float32"
+    if recipe.model.dtype == "auto" and recipe.model.checkpoint is not None:
+        config = context.config if context.config is not None else _first_config(recipe)
+        stored = stored_dtype(config)
+        if stored not in ("float32", "bfloat16"):
+            named = recipe.model.checkpoint
+            yield f"model.dtype: {named!r} is stored in {stored}, which is not trained here; write float32"
+    if (stored if recipe.model.dtype == "auto" else recipe.model.dtype) != "bfloat16":
+        return
+    made = [method for section in recipe.methods for method in _made(section)]
+    beside = any(method.exclusive and method.adds_parameters for method in made) and recipe.model.checkpoint is not None
+    for index, stage in enumerate(recipe.stages[context.start :], context.start):
+        section = {**recipe.train, **stage.train}
+        where = f"stages[{index}].train" if stage.train else "train"
+        if section.get("fp16"):
+            yield f"{where}.fp16: scales gradients, which bfloat16 does not need; take bf16, or model.dtype: float32"
+        if not beside:
+            yield from check_optimizer(section, where)
+        rates = stage.expand.entry_rates if stage.expand is not None else None
+        if rates is not None and not {rates.old, rates.new} <= {0, 1}:
+            where = f"stages[{index}].expand.rates"
+            yield f"{where}: parts of a step are lost in bfloat16; take 0 and 1, or model.dtype: float32"
 
 
 def _check_methods(context: CheckContext) -> Iterator[str]:
@@ -460,6 +488,7 @@ def _check_sharding(context: CheckContext) -> Iterator[str]:
 # in the order of their lines
 CHECKS: tuple[Check, ...] = (
     _check_train,
+    _check_weights,
     _check_methods,
     _check_carry,
     _check_model_and_growth,

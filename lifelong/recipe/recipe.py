@@ -48,6 +48,7 @@ class ModelSection(Shape):
         revision: commit hash or tag of a hub checkpoint.
         family: architecture of a randomly initialised model (lifelong list families).
         config: further keys of the family's configuration.
+        dtype: of the weights that are trained and written; `auto` is the checkpoint's own, float32 for a new model.
         attn_implementation: of training: PyTorch's (`sdpa`), FlashAttention (`flash`), FlexAttention (`flex`).
     """
 
@@ -55,6 +56,7 @@ class ModelSection(Shape):
     revision: str | None = None
     family: str | None = None
     config: dict[str, Any] = {}
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     attn_implementation: Literal["auto", "sdpa", "flash", "flex"] = "auto"
 
     @field_validator("checkpoint")

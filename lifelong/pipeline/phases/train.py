@@ -40,6 +40,7 @@ class Train(TrainingPhase):
     name = "train"
     folder = WorkFolder.trained.name
     reloads = False
+    releases = True
 
     def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:
         """The stage's corpus, and the memory by the methods' weights; begins the methods."""
