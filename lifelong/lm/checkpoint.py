@@ -110,7 +110,6 @@ def cast_weights(model: PreTrainedModel, dtype: str | torch.dtype) -> PreTrained
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     for parameter in model.parameters():
         parameter.data = parameter.data.to(wanted)
-    model.config.dtype = wanted
     return model
 
 

@@ -200,7 +200,13 @@ def _check_weights(context: CheckContext) -> Iterator[str]:
 def _check_methods(context: CheckContext) -> Iterator[str]:
     recipe = context.recipe
     has_memory = bool(recipe.replay and recipe.replay.memory_tokens)
-    return check_methods(recipe.methods, recipe.train, has_memory=has_memory, keeps_pre_decay=context.keeps_pre_decay)
+    yield from check_methods(
+        recipe.methods,
+        recipe.train,
+        has_memory=has_memory,
+        keeps_pre_decay=context.keeps_pre_decay,
+        here=context.here,
+    )
 
 
 def _check_carry(context: CheckContext) -> Iterator[str]:
@@ -241,6 +247,10 @@ def _check_model_and_growth(context: CheckContext) -> Iterator[str]:
         yield from (lines := list(_rehearsed("model", _rehearse_model, config, recipe.objective)))
         if lines:
             return
+    if recipe.methods:
+        model = meta_model(_shallow(config, int(config.num_hidden_layers)), recipe.objective)
+        for method in (method for section in recipe.methods for method in _made(section)):
+            yield from method.check_model(model)
     if context.here:
         yield from _check_attention(recipe, config, start)
     for index, stage in enumerate(recipe.stages[start:], start):

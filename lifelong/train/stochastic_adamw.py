@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lifelong.lm.rounding import put_rounded
 from lifelong.stream.ordering import key_of
 
-FIELD_BITS = 16
-"""Bits by which float32 is longer than bfloat16."""
 CHUNK = {"cpu": 1 << 18, "other": 1 << 23}
 """Entries that are stepped at a time, in float32: what a processor's cache holds, or enough for an accelerator."""
 
@@ -105,25 +104,3 @@ def _chunks(held: list[Tensor], gradient: Tensor) -> Iterator[tuple[list[Tensor]
     for start in range(0, flat[0].numel(), size):
         *states, part = (value[start : start + size] for value in flat)
         yield states, part
-
-
-def put_rounded(targets: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> None:
-    """Put float32 values into tensors; into those of bfloat16 rounded up or down by chance, right in the mean.
-
-    Args:
-        targets: up to three pairs of (where to, value), all of one size.
-        generator: of the random bits.
-    """
-    bits = None
-    for place, (target, value) in enumerate(targets):
-        if target.dtype != torch.bfloat16:
-            target.copy_(value)
-            continue
-        if bits is None:  # three fields of one draw
-            bits = torch.randint(
-                1 << 3 * FIELD_BITS, value.shape, dtype=torch.int64, device=value.device, generator=generator
-            )
-        field = (bits >> place * FIELD_BITS).bitwise_and_(0xFFFF).int()
-        # adding below the mantissa's end carries into it with the right probability; the sign is apart
-        rounded = (field + value.view(torch.int32)).bitwise_and_(-(1 << FIELD_BITS))
-        target.copy_(rounded.view(torch.float32))

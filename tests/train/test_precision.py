@@ -13,10 +13,11 @@ from lifelong.errors import InputError
 from lifelong.files import read_json
 from lifelong.ledger.ledger import read_records
 from lifelong.lm.checkpoint import cast_weights, load_model, weights_fingerprint
+from lifelong.lm.rounding import put_rounded
 from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
-from lifelong.train.stochastic_adamw import CHUNK, StochasticAdamW, put_rounded
+from lifelong.train.stochastic_adamw import CHUNK, StochasticAdamW
 from tests.support import WORDS, Dies, recipe_data, tiny_checkpoint, write_domain
 from tests.trajectories.runs import comparable
 
