@@ -52,6 +52,11 @@ def quantised_layers(model: Any) -> dict[str, nn.Linear]:
     return {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear and layer is not head}
 
 
+def is_quantised(model: Any) -> bool:
+    """Whether any layer is held in four bits."""
+    return any(type(layer).__name__ == "Linear4bit" for layer in model.modules())
+
+
 def _quantise(model: PreTrainedModel) -> None:
     from bitsandbytes.nn import Linear4bit, Params4bit
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lifelong.errors import InputError, did_you_mean
 from lifelong.lm.rounding import put_rounded
-from lifelong.methods._frozen_base import BASES, FOUR_BITS, four_bit_lines, hold_base, restore_base
+from lifelong.methods._frozen_base import BASES, FOUR_BITS, four_bit_lines, hold_base, is_quantised, restore_base
 from lifelong.methods._method import Method, StageContext
 
 ADAPTER, FOLDER = "domain", "adapter"
@@ -85,8 +85,7 @@ class Plugin(Method):
         from peft.tuners.lora import LoraModel
 
         config = LoraConfig(**self._sizes(), target_modules=self.targets)
-        if self.base == FOUR_BITS:
-            setattr(model, "is_loaded_in_4bit", True)  # noqa: B010  # peft looks at it
+        setattr(model, "is_loaded_in_4bit", is_quantised(model))  # noqa: B010  # peft looks at it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapted = LoraModel(model, {ADAPTER: config}, ADAPTER)

@@ -23,8 +23,10 @@ from torch import Tensor
 from lifelong.lm.rounding import put_rounded
 from lifelong.stream.ordering import key_of
 
-CHUNK = {"cpu": 1 << 18, "other": 1 << 23}
+CHUNK = {"cpu": 1 << 18, "other": 1 << 22}
 """Entries that are stepped at a time, in float32: what a processor's cache holds, or enough for an accelerator."""
+CHUNK_BYTES = 52
+"""Of an entry while it is stepped: its four numbers and their temporaries, and the random bits."""
 
 
 class StochasticAdamW(torch.optim.Optimizer):
