@@ -144,6 +144,11 @@ def load_config(source: str | Path, revision: str | None = None) -> Any:
         )
 
 
+def as_stored(model: PreTrainedModel, source: str | Path) -> PreTrainedModel:
+    """The model in the precision that a checkpoint is stored in, in place; sums were made in float32 before."""
+    return cast_weights(model, stored_dtype(load_config(source)))
+
+
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 over names, shapes and values of all weights and the configuration's architecture.
 

@@ -232,7 +232,7 @@ def prepare_tokenizer(
         observer.phase_started("prepare", 0)
         with atomic_directory(folder) as partial:
             if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
-                merged = merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint)
+                merged = merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint, recipe.model.revision)
                 merged.save(partial)
                 observer.noted(merged.summary())
             else:
@@ -260,7 +260,7 @@ def make_tokenizer(recipe: Recipe, domains: Sequence[Domain], observer: RunObser
             read=observer.text_read,
         )
     source = section.checkpoint if section is not None else recipe.model.checkpoint
-    return load_tokenizer(str(source))
+    return load_tokenizer(str(source), revision=recipe.revision_of(source))
 
 
 def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -221,7 +221,7 @@ def _check_carry(context: CheckContext) -> Iterator[str]:
     if recipe.model.checkpoint is None or recipe.tokenizer is None or context.start > 0:
         return
     source = recipe.tokenizer.checkpoint
-    own = tokenizer_fingerprint(load_tokenizer(recipe.model.checkpoint))
+    own = tokenizer_fingerprint(load_tokenizer(recipe.model.checkpoint, revision=recipe.model.revision))
     if source is None or tokenizer_fingerprint(load_tokenizer(source)) != own:
         yield (
             f"carry_optimizer: the moments of {recipe.model.checkpoint!r} belong to its own tokenizer, and "
@@ -397,7 +397,7 @@ def _check_generate(context: CheckContext) -> Iterator[str]:
             f"{recipe.sequence_length}"
         )
     elif section.start is not None and recipe.tokenizer is None and context.here:
-        tokenizer = load_tokenizer(str(recipe.model.checkpoint))
+        tokenizer = load_tokenizer(str(recipe.model.checkpoint), revision=recipe.model.revision)
         yield from refusals(start_ids, tokenizer, section, load_domain(section.start), recipe.sequence_length)
 
 
@@ -461,7 +461,7 @@ def _check_chat(context: CheckContext) -> Iterator[str]:
     """A chat template is rendered before anything is trained."""
     if (source := context.recipe.chat_checkpoint) is None or context.start > 0:
         return
-    if (tokenizer := template_tokenizer(source)) is not None:
+    if (tokenizer := template_tokenizer(source, context.recipe.revision_of(source))) is not None:
         yield from refusals(check_template, tokenizer, _positions(context.recipe))
 
 

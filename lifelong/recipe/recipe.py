@@ -251,6 +251,10 @@ class Recipe(Section):
             return None
         return self.model.checkpoint if self.tokenizer is None else self.tokenizer.checkpoint
 
+    def revision_of(self, source: str | None) -> str | None:
+        """Revision of a hub checkpoint, where it is the one that training starts from."""
+        return self.model.revision if source == self.model.checkpoint else None
+
     @property
     def protects_behaviour(self) -> bool:
         """Whether anything holds a trained model to what it did before: replay, a teacher, methods, watched text."""

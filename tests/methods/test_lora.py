@@ -98,8 +98,7 @@ def test_the_folder_says_what_peft_asks(run, checkpoint):
 
 def test_an_adapter_grows_with_the_model(run, checkpoint, tmp_path):
     """Grown base with grown adapter is the old base with the old adapter."""
-    from lifelong.expand import grow, plan_expansion
-    from lifelong.expand import grow_adapter_folder
+    from lifelong.expand import grow, grow_adapter_folder, plan_expansion
 
     adapter = run / "stages" / "00-sea" / "adapter"
     base = load_model(checkpoint, "clm")

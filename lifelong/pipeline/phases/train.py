@@ -183,6 +183,7 @@ def _distiller(stage: Stage, student: PreTrainedModel, num_steps: int) -> Distil
             heldout_nats=heldout_nats,
             stored=stored_targets(stage),
             unstored=unstored_domains(stage),
+            previous_revision=recipe.model.revision if stage.index == 0 else None,
         ),
     )
 
