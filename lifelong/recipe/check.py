@@ -170,17 +170,20 @@ def _rehearse_training(context: CheckContext) -> Iterator[str]:
             yield from _rehearsed(f"stages[{index}].train" if stage.train else "train", rehearse_training, section)
 
 
+def trains_bfloat16(recipe: Recipe, config: Any) -> bool:
+    """Whether the weights of a run are held in bfloat16; `config` is of the model that it goes on from."""
+    return "bfloat16" in (recipe.model.dtype, recipe.model.dtype == "auto" and stored_dtype(config))
+
+
 def _check_weights(context: CheckContext) -> Iterator[str]:
     """What weights in bfloat16 cannot be trained with."""
     recipe = context.recipe
-    stored = "float32"
-    if recipe.model.dtype == "auto" and recipe.model.checkpoint is not None:
-        config = context.config if context.config is not None else _first_config(recipe)
-        stored = stored_dtype(config)
-        if stored not in ("float32", "bfloat16"):
-            named = recipe.model.checkpoint
-            yield f"model.dtype: {named!r} is stored in {stored}, which is not trained here; write float32"
-    if (stored if recipe.model.dtype == "auto" else recipe.model.dtype) != "bfloat16":
+    config = context.config
+    if config is None and recipe.model.dtype == "auto":
+        config = _first_config(recipe)
+    if recipe.model.dtype == "auto" and (stored := stored_dtype(config)) not in ("float32", "bfloat16"):
+        yield f"model.dtype: the checkpoint is stored in {stored}, which is not trained here; write float32"
+    if not trains_bfloat16(recipe, config):
         return
     made = [method for section in recipe.methods for method in _made(section)]
     beside = any(method.exclusive and method.adds_parameters for method in made) and recipe.model.checkpoint is not None
@@ -285,7 +288,7 @@ def _check_positions(recipe: Recipe, config: Any) -> Iterator[str]:
 def _check_attention(recipe: Recipe, config: Any, start: int) -> Iterator[str]:
     sections = [{**recipe.train, **stage.train} for stage in recipe.stages[start:]]
     model = meta_model(_shallow(config, int(config.num_hidden_layers)), recipe.objective)
-    half = all(section.get("bf16") or section.get("fp16") for section in sections)
+    half = all(section.get("bf16") or section.get("fp16") for section in sections) or trains_bfloat16(recipe, config)
     causal = objective_of(recipe.objective).is_causal
     yield from check_attention(recipe.model.attn_implementation, model, half=half, causal=causal)
 

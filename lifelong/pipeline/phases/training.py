@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from transformers import PreTrainedModel
 
 from lifelong import distributed
@@ -75,7 +76,8 @@ class TrainingPhase(Phase):
         folder = self.result(stage)
         there = stage.has(folder.path)
         if not there:
-            half = bool(stage.train_section.get("bf16") or stage.train_section.get("fp16"))
+            low = any(stage.train_section.get(key) for key in ("bf16", "fp16"))
+            half = low or model.dtype == torch.bfloat16
             with training_attention(model, stage.recipe.model.attn_implementation, half=half):
                 self._train(stage, model)
         stage.result = folder
