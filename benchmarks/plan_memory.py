@@ -5,6 +5,7 @@ all under PyTorch's profiler, which is told of every tensor's memory when it com
 model (Python, libraries, a workload with a toy model) is taken off both. On a GPU it is the allocator's peak.
 
     python -m benchmarks.plan_memory [--only NAME ...] [--how tensors resident] [--part memory run] [--json FILE]
+    python -m benchmarks.plan_memory --checkpoint FOLDER [--only float32 bfloat16 LoRA QLoRA]
 
 `plan / tensors` is what the plan is held to. `plan / resident` is smaller on a CPU: glibc keeps freed blocks below
 32 MB for later. With MALLOC_MMAP_THRESHOLD_=65536 it gives them back, at the price of speed.
@@ -32,9 +33,10 @@ import torch
 
 from benchmarks.inherit import resident
 from lifelong.expand import new_config
+from lifelong.lm.checkpoint import load_config
 from lifelong.plan import Devices, Speed, plan_recipe
 from lifelong.plan.disk import folder_bytes
-from lifelong.plan.memory import DeviceMemory, device_memory
+from lifelong.plan.memory import DeviceMemory, Held, device_memory
 from lifelong.plan.throughput import Workload, measure_throughput
 from lifelong.recipe import Recipe, load_recipe
 from lifelong.train.arguments import training_arguments
@@ -49,11 +51,24 @@ SHAPES: dict[str, tuple[Any, ...]] = {
     "llama, bf16": ("llama", "clm", 6, 256, 4, 8192, 256, {"per_device_train_batch_size": 4, "bf16": True}, None),
     "bert, eager": ("bert", "mlm", 3, 256, 4, 8192, 256, {"per_device_train_batch_size": 4}, None),
 }  # fmt: skip
+LORA = (("name", "lora"), ("rank", 8))
+# how a checkpoint (--checkpoint) is held
+HELD = {
+    "float32": Held(),
+    "bfloat16": Held("bfloat16"),
+    "LoRA": Held("float32", None, LORA),
+    "LoRA, bfloat16 base": Held("float32", "bfloat16", LORA),
+    "QLoRA": Held("float32", "4bit", LORA),
+}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LIMIT = 0.15
+CHECKPOINT_LENGTH = 64
 
 
-def workload_of(name: str) -> Workload:
+def workload_of(name: str, checkpoint: str | None = None) -> Workload:
+    if checkpoint is not None:
+        train = {"per_device_train_batch_size": 1, "use_cpu": DEVICE == "cpu"}
+        return Workload(load_config(checkpoint), "clm", CHECKPOINT_LENGTH, train, None, steps=1, held=HELD[name])
     family, objective, layers, width, heads, vocab, length, train, teacher = SHAPES[name]
 
     def shape(layers: int, width: int) -> Any:
@@ -74,14 +89,14 @@ def planned(workload: Workload) -> DeviceMemory:
         workload.config, training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0),
         Devices(1, "none", DEVICE), objective=workload.objective, length=workload.length,
         teachers=[workload.teacher] if workload.teacher is not None else [],
-        low_precision=bool(workload.train.get("bf16")),
+        low_precision=bool(workload.train.get("bf16")), held=workload.held,
     )  # fmt: skip
 
 
 # --- measured, each in a process of its own ------------------------------------------------------------------------
 
 
-def child(names: list[str], how: str) -> None:
+def child(names: list[str], how: str, checkpoint: str | None) -> None:
     """Print the bytes at the peak of each workload, over what was there before."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -90,7 +105,7 @@ def child(names: list[str], how: str) -> None:
     measure = {"cuda": cuda_peak, "tensors": tensor_peak, "resident": resident_peak}[how]
     for name in names:
         gc.collect()
-        print(json.dumps({name: measure(workload_of(name))}), flush=True)
+        print(json.dumps({name: measure(workload_of(name, checkpoint))}), flush=True)
 
 
 def cuda_peak(workload: Workload) -> int:
@@ -121,8 +136,9 @@ def tensor_peak(workload: Workload) -> int:
     return most
 
 
-def measured(names: list[str], how: str) -> dict[str, int]:
+def measured(names: list[str], how: str, checkpoint: str | None) -> dict[str, int]:
     command = [sys.executable, "-m", "benchmarks.plan_memory", "--child", *names, "--how", how]
+    command += ["--checkpoint", checkpoint] if checkpoint is not None else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{names}: {done.stderr[-2000:]}")
@@ -130,16 +146,16 @@ def measured(names: list[str], how: str) -> dict[str, int]:
     return {name: size for line in lines for name, size in json.loads(line).items()}
 
 
-def memory(names: list[str], ways: list[str]) -> dict[str, Any]:
+def memory(names: list[str], ways: list[str], checkpoint: str | None) -> dict[str, Any]:
     peaks: dict[str, dict[str, int]] = {name: {} for name in names}
     for how in ways:
         # what is resident depends on what the process did before; what tensors take does not
         for group in [[name] for name in names] if how == "resident" else [names]:
-            for name, peak in measured(group, how).items():
+            for name, peak in measured(group, how, checkpoint).items():
                 peaks[name][how] = peak
     found: dict[str, Any] = {}
     for name in names:
-        plan = planned(workload_of(name))
+        plan = planned(workload_of(name, checkpoint))
         found[name] = {"plan": plan.to_json(), **peaks[name]}
         ratios = ", ".join(
             f"plan / {how} {plan.total / peak:.3f} ({peak / 1e6:.0f} MB)" for how, peak in peaks[name].items()
@@ -213,22 +229,24 @@ def whole_run() -> dict[str, Any]:
 def main() -> None:
     """Print planned and measured side by side; exit 1 where memory is out by more than 15 %."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--only", nargs="+", choices=[*SHAPES, *HELD])
+    parser.add_argument("--checkpoint", help="its shape in every precision, instead of the shapes of this file")
     parser.add_argument("--part", choices=["memory", "run"], nargs="+", default=["memory", "run"])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", choices=SHAPES, nargs="+")
+    parser.add_argument("--child", choices=[*SHAPES, *HELD], nargs="+")
     usual = ["cuda"] if DEVICE == "cuda" else ["tensors", "resident"]
     parser.add_argument("--how", choices=["cuda", "tensors", "resident"], nargs="+", default=usual)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.how[0])
+        child(options.child, options.how[0], options.checkpoint)
         return
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    names = options.only or list(SHAPES if options.checkpoint is None else HELD)
     found: dict[str, Any] = {}
     if "memory" in options.part:
-        found["memory"] = memory(options.only, options.how)
-    if "run" in options.part:
+        found["memory"] = memory(names, options.how, options.checkpoint)
+    if "run" in options.part and options.checkpoint is None:
         found |= whole_run()
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -120,7 +120,7 @@ def load_source(source: ModelSource, objective: str) -> Any:
     Raises:
         InputError: it cannot be loaded, or is not the one that the run started from any more.
     """
-    model = load_model(source.weights, objective)
+    model = load_model(source.weights, objective, dtype=source.dtype)
     is_initial = source.record is not None and source.record.index < 0
     if is_initial and source.record and weights_fingerprint(model) != source.record.fingerprints.get("model"):
         raise InputError(

@@ -62,19 +62,19 @@ def stop_words() -> dict[str, frozenset[str]]:
     return {language: frozenset(words.split()) for language, words in _data()["stop_words"].items()}
 
 
-def template_tokenizer(source: str) -> Any:
+def template_tokenizer(source: str, revision: str | None = None) -> Any:
     """Tokenizer of a checkpoint where it has a chat template; None where it has none or cannot be loaded."""
     try:
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(source, revision=revision)
     except InputError:  # told where the run loads it
         return None
     return tokenizer if tokenizer.chat_template else None
 
 
 @cache
-def has_template(source: str) -> bool:
+def has_template(source: str, revision: str | None = None) -> bool:
     """Whether the tokenizer of a checkpoint has a chat template; asked again for every stage of a plan."""
-    return template_tokenizer(source) is not None
+    return template_tokenizer(source, revision) is not None
 
 
 def check_template(tokenizer: Any, positions: int | None = None) -> None:

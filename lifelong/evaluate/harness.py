@@ -57,7 +57,7 @@ def evaluate_with_harness(
         raise UnknownNameError("harness task", unknown[0], manager.all_tasks)
     answer = simple_evaluate(
         model="hf",
-        model_args={"pretrained": source.weights, "tokenizer": source.tokenizer, "dtype": "float32"},
+        model_args={"pretrained": source.weights, "tokenizer": source.tokenizer, "dtype": source.dtype},
         device="cuda" if torch.cuda.is_available() else "cpu",
         tasks=list(tasks),
         limit=limit,

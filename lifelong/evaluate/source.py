@@ -33,6 +33,11 @@ class ModelSource:
         return Path(self.weights).name if self.record is None else self.record.name
 
     @property
+    def dtype(self) -> str:
+        """Precision in which the run measured itself; float32 for a checkpoint."""
+        return str(self.recipe.get("model", {}).get("dtype", "float32"))
+
+    @property
     def use_cpu(self) -> bool:
         """Whether the run was kept off the accelerator."""
         return bool(self.recipe.get("train", {}).get("use_cpu"))

@@ -18,6 +18,7 @@ from lifelong.expand.positions import check_position_functions
 from lifelong.expand.shape import estimated_parameters
 from lifelong.expand.verify import ModelUnderTest, from_weights, verify
 from lifelong.expand.width import Strategy
+from lifelong.lm.checkpoint import cast_weights
 from lifelong.records import ExpansionReport
 
 
@@ -106,7 +107,7 @@ def _with_weights(model: Any, plan: ExpansionPlan, mapping: ExpansionMap, weight
 
     dtype = next(model.parameters()).dtype
     with no_init_weights():
-        grown = grown_class(plan, type(model))(plan.target_config).to(dtype)
+        grown = cast_weights(grown_class(plan, type(model))(plan.target_config), dtype)
     grown.tie_weights()
     values = mapping.apply_weights(weights)
     missing = grown.load_state_dict(values, strict=False)

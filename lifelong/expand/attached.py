@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lifelong.errors import ExpansionError
+from lifelong.errors import ExpansionError, InputError
 from lifelong.expand.axes import MEAN, AxisMap
 from lifelong.expand.lazy import tied_names
 from lifelong.expand.mapping import ExpansionMap
+from lifelong.files import atomic_directory
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
@@ -136,12 +142,52 @@ def grow_adapter(down_RI: Tensor, up_OR: Tensor, mapping: ExpansionMap, name: st
     if len(tensor_map.axes) != 2 or len(tensor_map.sources) != 1:
         raise ExpansionError(f"adapter of {name}: only plain matrices carry one")
     rows, columns = mapping.axes_of(tensor_map)
-    up = _along_rows(up_OR, rows) * tensor_map.factor
+    # an inserted layer that is still silent: what it adds is a constant, whatever it was copied from
+    up = _along_rows(up_OR, rows) * (tensor_map.factor if tensor_map.value is None else 0.0)
     shared = columns.scale / columns.counts[columns.source.clamp(min=0)] if columns.split else columns.scale
     down = _along_rows(down_RI.T, AxisMap(
         columns.source, columns.size, shared, columns.dual, columns.fresh, columns.constant
     )).T  # fmt: skip
     return down.contiguous(), up
+
+
+ADAPTER_WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."
+
+
+def grow_adapter_folder(adapter: str | Path, mapping: ExpansionMap, out: str | Path) -> None:
+    """A LoRA adapter as peft writes it, at the grown size: the grown base with it does what the old one did.
+
+    Args:
+        adapter: folder with `adapter_config.json` and `adapter_model.safetensors`.
+        mapping: of the growth, as in the `expansion.json` of the stage or of the grown checkpoint.
+        out: new folder.
+
+    Raises:
+        InputError: not such an adapter, or `out` exists.
+        ExpansionError: a weight with an adapter is no plain matrix with one source.
+    """
+    adapter, out = Path(adapter), Path(out)
+    if out.exists():
+        raise InputError(f"{str(out)!r} already exists; choose a new folder")
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        weights = load_file(adapter / ADAPTER_WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"adapter {str(adapter)!r}: cannot be read ({error})") from None
+    if config.get("peft_type") != "LORA" or config.get("fan_in_fan_out"):
+        raise InputError(f"adapter {str(adapter)!r}: LoRA on linear layers alone has a grown counterpart")
+    of = {key.removeprefix(PREFIX).partition(".lora_")[0] for key in weights}
+    grown: dict[str, Tensor] = {}
+    for name, tensor_map in mapping.tensors.items():
+        module, source = name.removesuffix(".weight"), tensor_map.sources[0] if tensor_map.sources else ""
+        if (old := source.removesuffix(".weight")) not in of:
+            continue
+        down_RI, up_OR = (weights[f"{PREFIX}{old}.lora_{part}.weight"] for part in "AB")
+        down_RI, up_OR = grow_adapter(down_RI, up_OR, mapping, name)
+        grown |= {f"{PREFIX}{module}.lora_A.weight": down_RI, f"{PREFIX}{module}.lora_B.weight": up_OR.contiguous()}
+    with atomic_directory(out) as partial:
+        shutil.copyfile(adapter / "adapter_config.json", partial / "adapter_config.json")
+        save_file(grown, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def _along_rows(value: Tensor, axis: AxisMap) -> Tensor:

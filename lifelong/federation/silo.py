@@ -134,7 +134,7 @@ class FederatedSilo:
         if self.card.name not in (names := silo_domains(recipe)):
             raise InputError(f"silo: domain {self.card.name!r} is not one of the federation's: {', '.join(names)}")
         source = recipe.tokenizer.checkpoint if recipe.tokenizer is not None else recipe.model.checkpoint
-        self.tokenizer = load_tokenizer(str(source))
+        self.tokenizer = load_tokenizer(str(source), revision=recipe.revision_of(source))
         self.collator = Collator.for_tokenizer(self.tokenizer, recipe.objective, recipe.sequence_length, self._seed)
 
     @property

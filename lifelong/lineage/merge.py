@@ -20,7 +20,7 @@ from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.integrity import damaged_files
 from lifelong.ledger.ledger import committed_stages, record_hash
-from lifelong.lm.checkpoint import load_model, save_model
+from lifelong.lm.checkpoint import as_stored, load_model, save_model
 from lifelong.records import StageRecord
 from lifelong.stream.tokenizers.load import copy_domain_tokenizers, load_tokenizer
 
@@ -107,7 +107,7 @@ def stage_ends(run: Path, recipe: Mapping[str, Any], stage: str | None = None) -
     _check_files(run, record, (folder.model / "model.safetensors", folder.expansion))
     new = load_model(folder.model, objective)
     source = _source_before(run, records, record, recipe)
-    old_model = load_model(source, objective)
+    old_model = load_model(source, objective, recipe["model"].get("revision") if record.index == 0 else None)
     old = weights_of(old_model)
     if record.expansion is not None:
         old = ExpansionMap.from_json(read_json(folder.expansion)["map"]).apply_weights(old)
@@ -133,7 +133,7 @@ def merge_stage(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_directory(out) as partial:
-            save_model(model, tokenizer, partial)
+            save_model(as_stored(model, source), tokenizer, partial)
             copy_domain_tokenizers(source, partial)
             origin = {"run": recipe["name"], "stage": ends.record.name, "record": record_hash(ends.record)}
             write_json(partial / "merge.json", {**origin, "weight": weight})

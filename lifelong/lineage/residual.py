@@ -26,7 +26,15 @@ from lifelong.ledger.history import read_history
 from lifelong.ledger.ledger import committed_stages, read_records, record_hash
 from lifelong.lineage.maps import carry_weights, maps_since
 from lifelong.lineage.merge import check_new, weights_of
-from lifelong.lm.checkpoint import load_config, load_model, save_model, to_accelerator, weights_fingerprint
+from lifelong.lm.checkpoint import (
+    as_stored,
+    cast_weights,
+    load_config,
+    load_model,
+    save_model,
+    to_accelerator,
+    weights_fingerprint,
+)
 from lifelong.records import ChatScores
 from lifelong.stream.tokenizers.load import load_tokenizer
 
@@ -104,7 +112,8 @@ def merge_residual(run: Path, recipe: Mapping[str, Any], instruct: str, base: st
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_directory(out) as partial:
-            save_model(model, tokenizer, partial)
+            save_model(as_stored(model, RunFolder(run).model(record.name)), tokenizer, partial)
+            cast_weights(model, "float32")
             write_json(partial / "merge.json", origin)
     except OSError as error:
         raise InputError(f"{str(out)!r} cannot be written: {error.strerror}") from None

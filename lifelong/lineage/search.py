@@ -25,7 +25,7 @@ from lifelong.ledger.history import read_history
 from lifelong.ledger.ledger import committed_stages, record_hash
 from lifelong.lineage.maps import carry_weights, maps_since
 from lifelong.lineage.merge import check_new, weights_of
-from lifelong.lm.checkpoint import load_model, save_model, to_accelerator
+from lifelong.lm.checkpoint import as_stored, cast_weights, load_model, save_model, to_accelerator
 from lifelong.records import LossMatrix
 from lifelong.stream.tokenizers.load import copy_domain_tokenizers, load_tokenizer
 
@@ -203,7 +203,8 @@ def search_merge(
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             with atomic_directory(out) as partial:
-                save_model(model, tokenizer, partial)
+                save_model(as_stored(model, RunFolder(run).model(record.name)), tokenizer, partial)
+                cast_weights(model, "float32")
                 copy_domain_tokenizers(folder.model(record.name), partial)
                 write_json(partial / "merge.json", {**origin, "weights": weights, "chosen_on": search.split})
         except OSError as error:

@@ -15,6 +15,7 @@ from lifelong.lm.foreign import loading
 from lifelong.lm.objective import objective_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -77,8 +78,16 @@ def _with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreT
     return plain
 
 
-def load_model(source: str | Path, objective: str, revision: str | None = None) -> PreTrainedModel:
-    """A model in float32 with the head of the objective (`clm` or `mlm`), from a folder or the hub.
+def load_model(
+    source: str | Path, objective: str, revision: str | None = None, dtype: str | torch.dtype = "float32"
+) -> PreTrainedModel:
+    """A model with the head of the objective (`clm` or `mlm`), from a folder or the hub.
+
+    Args:
+        source: folder or hub id.
+        objective: clm or mlm.
+        revision: commit hash or tag of a hub checkpoint.
+        dtype: of the weights; `auto` for the checkpoint's own.
 
     Raises:
         InputError: no such checkpoint, or one that transformers cannot load.
@@ -86,9 +95,27 @@ def load_model(source: str | Path, objective: str, revision: str | None = None) 
     auto_class = objective_of(objective).auto_class
     with loading("checkpoint", source, f"transformers cannot load it as {objective}"), _in_every_process():
         model: PreTrainedModel = auto_class.from_pretrained(
-            str(source), revision=revision or "main", dtype="float32", **SAFE
+            str(source), revision=revision or "main", dtype=dtype, **SAFE
         )
         return model
+
+
+def cast_weights(model: PreTrainedModel, dtype: str | torch.dtype) -> PreTrainedModel:
+    """Hold the parameters in another precision, in place.
+
+    Buffers stay: `model.to(torch.bfloat16)` would round the frequencies of rotary positions too.
+    """
+    import torch
+
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(wanted)
+    return model
+
+
+def stored_dtype(config: Any) -> str:
+    """Name of the precision that the weights of a checkpoint are stored in, as its configuration has it."""
+    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
 
 
 @contextlib.contextmanager
@@ -117,19 +144,24 @@ def load_config(source: str | Path, revision: str | None = None) -> Any:
         )
 
 
+def as_stored(model: PreTrainedModel, source: str | Path) -> PreTrainedModel:
+    """The model in the precision that a checkpoint is stored in, in place; sums were made in float32 before."""
+    return cast_weights(model, stored_dtype(load_config(source)))
+
+
 def weights_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over names, shapes and bytes of all weights and the configuration's architecture."""
-    digest = hashlib.sha256(model.config.model_type.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(_bytes_dtype()).numpy().tobytes())
-    return digest.hexdigest()
+    """SHA-256 over names, shapes and values of all weights and the configuration's architecture.
 
-
-def _bytes_dtype() -> Any:
+    Of values and not of their storage: a bfloat16 checkpoint has one fingerprint, however it was loaded.
+    """
     import torch
 
-    return torch.uint8
+    digest = hashlib.sha256(model.config.model_type.encode())
+    for name, held in sorted(model.state_dict().items()):
+        tensor = held.float() if held.dtype in (torch.bfloat16, torch.float16) else held
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def to_accelerator(model: PreTrainedModel) -> None:

@@ -27,7 +27,7 @@ from lifelong.stream.ordering import key_of, permuted
 
 
 def check_methods(
-    methods: Sequence[MethodSection], train: Mapping[str, Any], *, has_memory: bool, keeps_pre_decay: bool
+    methods: Sequence[MethodSection], train: Mapping[str, Any], *, has_memory: bool, keeps_pre_decay: bool, here: bool
 ) -> Iterator[str]:
     """A line for every method that is unknown, has a wrong setting or cannot be right in a run.
 
@@ -36,6 +36,7 @@ def check_methods(
         train: TrainingArguments of the recipe.
         has_memory: earlier text is kept.
         keeps_pre_decay: the learning rate keeps whole weights in the middle of a stage.
+        here: the run is to be on this machine.
 
     Raises:
         InputError: methods that cannot go together.
@@ -44,7 +45,8 @@ def check_methods(
     for section in sections:
         limits = {"memory": has_memory, "sharded": uses_sharding(train), "keeps_pre_decay": keeps_pre_decay}
         yield from refusals(_check_alone, section, **limits)
-    make_methods(sections)
+    for method in make_methods(sections) if here else ():
+        yield from method.check_here()
 
 
 def _check_alone(section: tuple[str, Mapping[str, Any]], **run: bool) -> None:
@@ -155,6 +157,7 @@ def _on(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
 def write_exports(methods: Sequence[Method], folder: Path) -> None:
     """Lay the files of the methods beside the stage's model."""
     for method in methods:
+        method.write_files(folder)
         for name, tensors in method.exports().items():
             save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / name)
 

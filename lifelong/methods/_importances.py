@@ -47,6 +47,12 @@ class Anchor:
         )
 
 
+def wide(value: Tensor) -> Tensor:
+    """The values in float32 or better: sums of bfloat16 lose what is small against them."""
+    value = value.detach()
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+
 def weights_of(model: PreTrainedModel) -> Tensors:
     """A copy of all parameters, tied ones once."""
     return {name: parameter.detach().clone() for name, parameter in stock_parameters(model).items()}
@@ -134,7 +140,7 @@ def mean_over_rows(
     """
     model = context.model
     names, parameters = zip(*((n, p) for n, p in stock_parameters(model).items() if p.requires_grad), strict=True)
-    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    sums = [torch.zeros_like(wide(parameter)) for parameter in parameters]
     training, count = model.training, 0
     model.eval()
     try:
@@ -143,12 +149,12 @@ def mean_over_rows(
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
             for running, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
-                    running.add_(made_of(gradient))
+                    running.add_(made_of(wide(gradient)))
             count += 1
     finally:
         model.train(training)
     means = {name: value / count for name, value in zip(names, sums, strict=True)}
-    return {name: means.get(name, torch.zeros_like(p)) for name, p in stock_parameters(model).items()}
+    return {name: means.get(name, torch.zeros_like(wide(p))) for name, p in stock_parameters(model).items()}
 
 
 def fisher_information(context: StageContext, samples: int) -> Tensors:

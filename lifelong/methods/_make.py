@@ -44,6 +44,8 @@ def _make_method(name: str, settings: Mapping[str, Any]) -> Method:
         if key not in fields:
             raise InputError(f"methods.{name}.{key}: unknown setting{did_you_mean(key, list(fields))}")
         default = fields[key].default
+        if isinstance(value, list) and fields[key].metadata.get("list"):
+            continue  # of words; the method says which
         if not _is_like(value, default):
             kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "a text")
             raise InputError(f"methods.{name}.{key}: must be {kind} ({default!r} by default), not {value!r}")

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -52,6 +54,8 @@ class StageContext:
         memory: of earlier stages; None where there is none.
         own_batches: (count) -> that many batches of one row each of the stage's own text, always the same ones.
         loss: (model, batch) -> mean CE of the batch in nats per token, differentiable; its rows are counted as cost.
+        start: reads the weights that the stage's training begins with once more.
+        base: names them for whoever reads the run folder: the checkpoint, or the path in the run before any growth.
     """
 
     stage_index: int
@@ -67,6 +71,8 @@ class StageContext:
     memory: MemoryBatches | None = None
     own_batches: Callable[[int], Iterator[Batch]] = lambda _: iter(())
     loss: Callable[[PreTrainedModel, Batch], Tensor] | None = None
+    start: Callable[[], PreTrainedModel] | None = None
+    base: Callable[[], str] = lambda: ""
 
 
 @dataclass
@@ -130,6 +136,18 @@ class Method:
     def exports(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Files to lay beside the stage's model: file name -> tensors, written as safetensors."""
         return {}
+
+    def write_files(self, folder: Path) -> None:
+        """Lay further files beside the stage's model."""
+
+    def check_here(self) -> Iterator[str]:
+        """A line for everything that this machine lacks for the method."""
+        return iter(())
+
+    def check_model(self, model: Any) -> Iterator[str]:
+        """A line for everything that is wrong about the settings for a model, which has no storage."""
+        del model
+        return iter(())
 
     def planned_tokens(self, num_steps: int, sequence_length: int, earlier_domains: int) -> float:
         """Expected `extra_tokens` after a stage, as far as known beforehand."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lifelong.methods._importances import Tensors
+from lifelong.methods._importances import Tensors, wide
 from lifelong.methods._method import Method, stock_parameters
 
 COUNT, MEAN = "count", "mean."
@@ -29,11 +29,11 @@ class RunningMean:
         parameters = stock_parameters(model)
         self.count += 1
         if self.count == 1:
-            self.mean = {name: _wide(value).clone() for name, value in parameters.items()}
+            self.mean = {name: wide(value).clone() for name, value in parameters.items()}
             return
         self.mean = {name: self.mean[name].to(value.device) for name, value in parameters.items()}  # after a resumption
         means = [self.mean[name] for name in parameters]
-        now = [_wide(value) for value in parameters.values()]
+        now = [wide(value) for value in parameters.values()]
         torch._foreach_lerp_(means, now, 1 / self.count if weight is None else weight)
 
     @torch.no_grad()
@@ -41,7 +41,7 @@ class RunningMean:
         """Move the weights to the mean, or `share` of the way, and free the mean."""
         for name, parameter in stock_parameters(model).items() if self.count else ():
             mean = self.mean[name].to(parameter.device)
-            parameter.copy_(mean if share == 1 else torch.lerp(_wide(parameter), mean, share))
+            parameter.copy_(mean if share == 1 else torch.lerp(wide(parameter), mean, share))
         self.mean, self.count = {}, 0
 
     def state_dict(self) -> Tensors:
@@ -54,11 +54,6 @@ class RunningMean:
         """Inverse of `state_dict`."""
         self.count = int(state[COUNT]) if COUNT in state else 0
         self.mean = {key[len(MEAN) :]: value for key, value in state.items() if key.startswith(MEAN)}
-
-
-def _wide(value: Tensor) -> Tensor:
-    value = value.detach()
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
 @dataclass

@@ -34,7 +34,8 @@ class Plugin(Method):
         """The penalty, or None without anchors."""
         if not self.anchors:
             return None
-        terms = [((p - self.anchors[n]) ** 2).sum() for n, p in model.named_parameters() if n in self.anchors]
+        moves = [p - self.anchors[n] for n, p in model.named_parameters() if n in self.anchors]
+        terms = [move.to(torch.promote_types(move.dtype, torch.float32)).square().sum() for move in moves]
         return torch.stack(terms).sum() * (0.5 * self.strength)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lifelong.methods._importances import Anchor, AnchoredMethod, Tensors, weights_of
+from lifelong.methods._importances import Anchor, AnchoredMethod, Tensors, weights_of, wide
 from lifelong.methods._method import StageContext, stock_parameters
 
 
@@ -33,7 +33,7 @@ class Plugin(AnchoredMethod):
         """Every weight's way begins here."""
         super().begin_stage(context)
         self.start = weights_of(context.model)
-        self.path = {name: torch.zeros_like(value) for name, value in self.start.items()}
+        self.path = {name: torch.zeros_like(wide(value)) for name, value in self.start.items()}
 
     def edit_gradients(self, model: PreTrainedModel) -> None:
         """Keep where the step starts and how the loss falls there."""
@@ -44,14 +44,15 @@ class Plugin(AnchoredMethod):
         """The fall in loss that each weight's step has brought about, to first order."""
         for name, parameter in stock_parameters(model).items():
             if name in self.gradients:
-                self.path[name] -= self.gradients[name] * (parameter.detach() - self.before_step[name])
+                move = wide(parameter) - wide(self.before_step[name])
+                self.path[name] -= wide(self.gradients[name]) * move
         self.before_step, self.gradients = {}, {}
 
     def end_stage(self, context: StageContext) -> None:
         """Add what this stage has shown; half the penalty's square needs twice the importance."""
         weights = weights_of(context.model)
         importances = {
-            name: 2 * way.clamp(min=0) / ((weights[name] - self.start[name]) ** 2 + self.damping)
+            name: 2 * way.clamp(min=0) / ((wide(weights[name]) - wide(self.start[name])) ** 2 + self.damping)
             for name, way in self.path.items()
         }
         if self.anchors:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,10 +21,10 @@ from lifelong.files import atomic_directory, write_json
 from lifelong.ledger.folder import INITIAL
 from lifelong.ledger.history import read_losses
 from lifelong.ledger.ledger import Ledger
-from lifelong.lm.checkpoint import load_model, weights_fingerprint
+from lifelong.lm.checkpoint import cast_weights, load_model, weights_fingerprint
 from lifelong.lm.flops import num_parameters
 from lifelong.lm.objective import objective_of
-from lifelong.pipeline.commit import loss_row
+from lifelong.pipeline.commit import loss_row, precision_notes
 from lifelong.pipeline.environment import computed_with, other_versions_note, package_versions
 from lifelong.pipeline.run import Run
 from lifelong.recipe.fresh import fresh_config
@@ -36,6 +37,7 @@ from lifelong.stream.tokenizers.check import merged_tokenizers, same_merge
 from lifelong.stream.tokenizers.load import load_tokenizer
 from lifelong.stream.tokenizers.merged import load_merged
 from lifelong.train.phase import StopRequest
+from lifelong.train.rehearsal import slow_weights_note
 
 MOST_UNKNOWN = 0.1
 
@@ -65,6 +67,9 @@ def begin(
     for note in watch_notes(context):
         observer.noted(note)
     model = initial_model(recipe, tokenizer)
+    if model.dtype == torch.bfloat16:
+        for note in slow_weights_note(use_cpu=bool(recipe.train.get("use_cpu"))):
+            observer.noted(note)
     observer.phase_started("evaluate", 0)
     losses = context.evaluate(model)
     observer.evaluated(-1, losses)
@@ -210,6 +215,7 @@ def initial_record(recipe: Recipe, model: PreTrainedModel, tokenizer: str, losse
         seeds={"model": recipe.seed},
         versions=package_versions(),
         files={},
+        notes=precision_notes(model),
         committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -226,7 +232,7 @@ def prepare_tokenizer(
         observer.phase_started("prepare", 0)
         with atomic_directory(folder) as partial:
             if recipe.tokenizer is not None and recipe.tokenizer.merge is not None:
-                merged = merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint)
+                merged = merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint, recipe.model.revision)
                 merged.save(partial)
                 observer.noted(merged.summary())
             else:
@@ -254,7 +260,7 @@ def make_tokenizer(recipe: Recipe, domains: Sequence[Domain], observer: RunObser
             read=observer.text_read,
         )
     source = section.checkpoint if section is not None else recipe.model.checkpoint
-    return load_tokenizer(str(source))
+    return load_tokenizer(str(source), revision=recipe.revision_of(source))
 
 
 def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -264,18 +270,19 @@ def initial_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         InputError: its vocabulary is smaller than the tokenizer's, or its positions end before a sequence does.
     """
     if recipe.model.checkpoint is not None:
-        model = load_model(recipe.model.checkpoint, recipe.objective, recipe.model.revision)
+        model = load_model(recipe.model.checkpoint, recipe.objective, recipe.model.revision, recipe.model.dtype)
         check_fits(recipe, model, tokenizer)
         return model
     transformers.set_seed(recipe.seed)
     config = fresh_config(recipe, len(tokenizer), tokenizer)
     try:
-        return objective_of(recipe.objective).auto_class.from_config(config)
+        model = objective_of(recipe.objective).auto_class.from_config(config)
     except (ValueError, KeyError) as error:
         raise InputError(
             f"model.family: {recipe.model.family!r} has no head for objective {recipe.objective!r}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
+    return cast_weights(model, recipe.model.dtype) if recipe.model.dtype == "bfloat16" else model
 
 
 def check_fits(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -300,4 +307,5 @@ def last_model(ledger: Ledger, recipe: Recipe) -> PreTrainedModel:
     """The model of the last committed stage."""
     if not ledger.stages:
         return initial_model(recipe, load_tokenizer(ledger.folder.initial.tokenizer))
-    return load_model(ledger.folder.stage(ledger.stages[-1].name).next_model, recipe.objective)
+    newest = ledger.folder.stage(ledger.stages[-1].name)
+    return load_model(newest.next_model, recipe.objective, dtype=recipe.model.dtype)

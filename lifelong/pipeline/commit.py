@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from lifelong.expand import model_shape
@@ -65,7 +66,7 @@ def commit_stage(stage: Stage, model: PreTrainedModel) -> StageRecord:
         files={},
         expansion=_expansion(folder),
         replay=replay_counts(curves),
-        notes=unmapped_notes(curves),
+        notes=(*unmapped_notes(curves), *precision_notes(model, stage.released_dtype)),
         committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
         sources={domain.name: domain.provenance for domain in stage.domains},
     )
@@ -118,6 +119,15 @@ def shares_json(stage: Stage) -> dict[str, Any]:
     plan = stage.plan(stage.section.tokens)
     rows = stage.corpus.rows_of(plan.num_steps * plan.blocks_per_step)
     return {"tokens_by_domain": {name: count * stage.recipe.sequence_length for name, count in rows.items()}}
+
+
+def precision_notes(model: PreTrainedModel, released: torch.dtype | None = None) -> tuple[str, ...]:
+    """Precision of what was evaluated, where it is not float32 throughout."""
+    if model.dtype == torch.bfloat16:
+        return ("weights are held and evaluated in bfloat16",)
+    if released == torch.bfloat16:
+        return ("trained in float32; the model is written, and evaluated, as bfloat16 rounds it; trunk/ holds float32",)
+    return ()
 
 
 def unmapped_json(curves: Sequence[PhaseLog]) -> dict[str, Any]:

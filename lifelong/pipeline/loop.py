@@ -149,7 +149,9 @@ def run_stage(stage: Stage, model: PreTrainedModel) -> tuple[StageRecord, PreTra
     if not distributed.is_main_process():
         ledger.refresh()
     trunk = ledger.folder.stage(record.name).trunk
-    return record, load_model(trunk, stage.recipe.objective) if trunk.is_dir() else model
+    if trunk.is_dir():
+        model = load_model(trunk, stage.recipe.objective, dtype=stage.recipe.model.dtype)
+    return record, model
 
 
 def _finished(ledger: Ledger) -> RunResult:

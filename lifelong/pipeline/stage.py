@@ -10,12 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lifelong import distributed
 from lifelong.evaluate.facts.injection import Fact
 from lifelong.evaluate.facts.stage import StageFacts, facts_of
 from lifelong.files import read_json
 from lifelong.ledger.folder import StageFolder, WorkFolder, stage_name
 from lifelong.ledger.history import read_losses
+from lifelong.lm.checkpoint import load_config, stored_dtype
 from lifelong.lm.objective import pad_id
 from lifelong.methods._grown_entries import GrownEntries
 from lifelong.methods._make import make_methods
@@ -95,6 +98,17 @@ class Stage:
     def has_learned(self) -> bool:
         """Whether the previous stage's model was trained, i.e. is not randomly initialised."""
         return self.index > 0 or self.recipe.model.checkpoint is not None
+
+    @cached_property
+    def released_dtype(self) -> torch.dtype | None:
+        """Precision in which the model is written, where it is trained in float32 and its checkpoint came in less."""
+        source = (
+            self.recipe.model.checkpoint if self.index == 0 else self.context.ledger.folder.model(self.previous.name)
+        )
+        if source is None or self.recipe.model.dtype != "float32":
+            return None
+        config = load_config(source, self.recipe.model.revision if self.index == 0 else None)
+        return torch.bfloat16 if stored_dtype(config) == "bfloat16" else None
 
     @property
     def domains(self) -> list[Domain]:

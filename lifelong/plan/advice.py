@@ -36,7 +36,8 @@ def warnings_of(recipe: Recipe, stages: Sequence[Any], shapes: Shapes) -> list[s
     remembers = recipe.replay and (recipe.replay.memory_tokens or recipe.replay.generate)
     if several and not joint and not (remembers and _replays(recipe)):
         warnings.append("no replay: earlier domains will be forgotten; see `replay:`")
-    if recipe.chat_checkpoint is not None and not recipe.protects_behaviour and has_template(recipe.chat_checkpoint):
+    source = recipe.chat_checkpoint
+    if source is not None and not recipe.protects_behaviour and has_template(source, recipe.revision_of(source)):
         warnings.append(UNPROTECTED_CHAT)
     for stage in stages:
         if stage.warmup_steps > LONGEST_WARMUP * stage.steps:

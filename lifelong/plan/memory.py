@@ -2,11 +2,13 @@
 
 | part | bytes, P parameters, N devices |
 |---|---|
-| weights | 4 P; sharded 4 P / N and what is gathered at a time |
-| gradients | 4 P once all are computed; sharded 4 P / N and those of one layer |
-| moments | 8 P for Adam (see `MOMENT_BYTES`); sharded 8 P / N |
+| weights | 4 P, in bfloat16 2 P, in four bits 0.52 P; sharded a part and what is gathered at a time |
+| gradients | 4 P once all are computed, in bfloat16 2 P; sharded a part and those of one layer |
+| moments | 8 P for Adam, in bfloat16 4 P (see `MOMENT_BYTES`); sharded a part |
 | activations, head | from the model, the loss and autograd themselves, see `plan.step` |
-| teacher | 4 P of the teacher, sharded as the student |
+| teacher | as the student's weights, of the teacher; sharded as the student |
+
+Beside an adapter on a frozen base, gradients and moments are those of the adapter, in float32.
 
 Three moments compete: within a micro-batch (gradients grow while activations go), the same with the gradients of
 earlier micro-batches there, and the step of the optimizer, when nothing but the state is there.
@@ -24,7 +26,10 @@ from typing import Any, Literal
 from lifelong.errors import InputError, UnknownNameError
 from lifelong.lm.checkpoint import meta_model
 from lifelong.lm.flops import num_parameters
+from lifelong.methods._frozen_base import BYTES_PER_WEIGHT, FOUR_BITS, quantised_layers
 from lifelong.plan.step import Moment, StepSettings, step_memory
+from lifelong.train.carried_moments import ADAM
+from lifelong.train.stochastic_adamw import CHUNK, CHUNK_BYTES
 
 SHARDINGS = ("none", "ddp", "fsdp2", "zero2", "zero3")
 FLOAT32, BFLOAT16 = 4, 2
@@ -97,6 +102,31 @@ class DeviceMemory:
 
 
 @dataclass(frozen=True)
+class Held:
+    """How a stage holds its weights.
+
+    Args:
+        dtype: of the weights that are trained, or written: float32 or bfloat16.
+        base: of the frozen weights beside an adapter, where it is another one; or `4bit`.
+        adapter: name and settings of the method that adds it, as sorted pairs; None where all weights are trained.
+    """
+
+    dtype: str = "float32"
+    base: str | None = None
+    adapter: tuple[tuple[str, Any], ...] | None = None
+
+    @property
+    def computes(self) -> str:
+        """Precision of the weights in a product."""
+        return self.dtype if self.base in (None, FOUR_BITS) else str(self.base)
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """Of a weight that is not in four bits."""
+        return BFLOAT16 if self.computes == "bfloat16" else FLOAT32
+
+
+@dataclass(frozen=True)
 class _State:
     """Bytes that do not depend on the batch: weights, moments and teacher always, gradients once they are computed."""
 
@@ -117,6 +147,7 @@ def device_memory(
     length: int,
     teachers: Sequence[Any] = (),
     low_precision: bool = False,
+    held: Held | None = None,
 ) -> DeviceMemory:
     """Memory of one device in a stage.
 
@@ -128,10 +159,12 @@ def device_memory(
         length: tokens of a row.
         teachers: configurations of the models that run beside the student.
         low_precision: autocast (`bf16`, `fp16`); asked apart, for arguments may be made where there is no such device.
+        held: precision of the weights, and an adapter on them; float32 and none where not given.
 
     Raises:
         InputError: the model cannot run on tensors without content.
     """
+    held = held or Held()
     settings = StepSettings(
         objective,
         arguments.per_device_train_batch_size,
@@ -141,9 +174,11 @@ def device_memory(
         bool(arguments.gradient_checkpointing),
         tuple(sorted((arguments.gradient_checkpointing_kwargs or {}).items())),
         max((int(teacher.hidden_size) for teacher in teachers), default=None),
+        held.computes,
+        held.adapter,
     )
     step = step_memory(config, settings)
-    state = _state(config, settings, devices, teachers, arguments)
+    state = _state(config, settings, devices, teachers, arguments, held, step.gradients)
     beside = state.gradients - step.gradients * state.gradient_share
     candidates = {"micro-batch": step.peak(state.gradient_share)}
     if arguments.gradient_accumulation_steps > 1:
@@ -159,41 +194,73 @@ def device_memory(
     return max(found, key=lambda memory: memory.total)
 
 
-def _state(config: Any, settings: StepSettings, devices: Devices, teachers: Sequence[Any], arguments: Any) -> _State:
+def _state(
+    config: Any,
+    settings: StepSettings,
+    devices: Devices,
+    teachers: Sequence[Any],
+    arguments: Any,
+    held: Held,
+    gradients: float,
+) -> _State:
     model = meta_model(config, settings.objective)
-    parameters = num_parameters(model)
-    taught_by = sum(num_parameters(meta_model(teacher, settings.objective)) for teacher in teachers)
-    count, low = devices.count, BFLOAT16 if settings.bf16 else FLOAT32
-    moments = moment_bytes(arguments) * parameters
-    stepping = FOREACH_BYTES * parameters if _optimizer(arguments) == "adamw_torch" and devices.kind == "cuda" else 0.0
-    whole = FLOAT32 * parameters
+    parameters, size = num_parameters(model), held.bytes_per_weight
+    taught_by = size * sum(num_parameters(meta_model(teacher, settings.objective)) for teacher in teachers)
+    count, low = devices.count, BFLOAT16 if settings.bf16 else size
+    rounds = held.adapter is None and size == BFLOAT16
+    trained = parameters if held.adapter is None else gradients / FLOAT32
+    gradients = trained * (size if held.adapter is None else FLOAT32)
+    moments = moment_bytes(arguments, rounds=rounds) * trained
+    stepping = 0.0
+    if rounds and _optimizer(arguments) in ADAM:
+        stepping = min(trained, CHUNK["cpu" if devices.kind == "cpu" else "other"]) * CHUNK_BYTES
+    elif _optimizer(arguments) == "adamw_torch" and devices.kind == "cuda":
+        stepping = FOREACH_BYTES * trained
+    whole = float(size * parameters)
+    if held.adapter is not None:
+        whole = _frozen_bytes(model, held) + FLOAT32 * trained
     if devices.sharding in ("none", "ddp"):
         # DDP reduces gradients in buckets of its own, as large as the gradients
-        buckets = whole if devices.sharding == "ddp" else 0
-        return _State(whole, whole + buckets, 1.0, moments, FLOAT32 * taught_by, stepping)
+        buckets = gradients if devices.sharding == "ddp" else 0
+        return _State(whole, gradients + buckets, 1.0, moments, taught_by, stepping)
     layer, rest = _layer_and_rest(model, parameters)
     if devices.sharding == "fsdp2":
         # embeddings and head stay gathered through the step; of the layers one is used while the next arrives
         gathered = low * (rest + 2 * layer) * (count > 1)
         reduced = FLOAT32 * layer * (count > 1)
         return _State(
-            whole / count + gathered, whole / count + reduced, 1 / count, moments / count, FLOAT32 * taught_by / count,
+            whole / count + gathered, gradients / count + reduced, 1 / count, moments / count, taught_by / count,
             stepping / count,
         )  # fmt: skip
     # DeepSpeed trains a copy in the low precision and keeps float32 weights and moments beside it, in parts
     master = FLOAT32 * parameters / count
     part = 1 / count
     if devices.sharding == "zero2":
-        weights, teacher_bytes = low * parameters + master, float(FLOAT32 * taught_by)
+        weights, teacher_bytes = low * parameters + master, float(taught_by)
     else:
-        weights, teacher_bytes = low * (parameters * part + (rest + 2 * layer)) + master, FLOAT32 * taught_by * part
+        weights, teacher_bytes = low * (parameters * part + (rest + 2 * layer)) + master, taught_by * part
     reduced = FLOAT32 * layer
-    return _State(weights, whole * part + reduced, part, moments * part, teacher_bytes, stepping * part)
+    return _State(weights, gradients * part + reduced, part, moments * part, teacher_bytes, stepping * part)
 
 
-def moment_bytes(arguments: Any) -> float:
-    """Bytes a parameter that the optimizer keeps; those of Adam where it is not known."""
-    return MOMENT_BYTES.get(_optimizer(arguments), 8.0)
+def _frozen_bytes(model: Any, held: Held) -> float:
+    """Of the base of an adapter; in four bits with the largest layer as it is multiplied."""
+    parameters, size = num_parameters(model), held.bytes_per_weight
+    if held.base != FOUR_BITS:
+        return float(size * parameters)
+    layers = [layer.weight.numel() for layer in quantised_layers(model).values()]
+    return BYTES_PER_WEIGHT * sum(layers) + size * (parameters - sum(layers) + max(layers, default=0))
+
+
+def moment_bytes(arguments: Any, *, rounds: bool = False) -> float:
+    """Bytes a parameter that the optimizer keeps; those of Adam where it is not known.
+
+    Args:
+        arguments: TrainingArguments.
+        rounds: weights and Adam's moments are in bfloat16.
+    """
+    size = MOMENT_BYTES.get(_optimizer(arguments), 8.0)
+    return size / 2 if rounds and _optimizer(arguments) in ADAM else size
 
 
 def _optimizer(arguments: Any) -> str:

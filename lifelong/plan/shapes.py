@@ -97,7 +97,7 @@ def _size_of(recipe: Recipe) -> int | None:
         return None
     try:
         if recipe.tokenizer.merge is not None:
-            return len(merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint).tokenizer)
+            return len(merged_tokenizers(recipe.tokenizer, recipe.model.checkpoint, recipe.model.revision).tokenizer)
         return len(load_tokenizer(recipe.tokenizer.checkpoint)) if recipe.tokenizer.checkpoint is not None else None
     except InputError:
         return None

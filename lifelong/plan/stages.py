@@ -13,7 +13,7 @@ from lifelong.errors import InputError
 from lifelong.expand import model_shape
 from lifelong.inherit.settings import PREVIOUS, InheritSection
 from lifelong.ledger.folder import parse_stage_model
-from lifelong.lm.checkpoint import meta_model
+from lifelong.lm.checkpoint import meta_model, stored_dtype
 from lifelong.lm.flops import (
     forward_flops_per_token,
     head_flops_per_token,
@@ -25,7 +25,7 @@ from lifelong.pipeline.phases import PHASES
 from lifelong.pipeline.phases.targets import needs_targets, planned_memory, planned_visits
 from lifelong.plan.advice import warnings_of
 from lifelong.plan.disk import DiskPlan, StageFiles, disk_plan
-from lifelong.plan.memory import FLOAT32, DeviceMemory, Devices, device_memory, moment_bytes
+from lifelong.plan.memory import BFLOAT16, FLOAT32, DeviceMemory, Devices, Held, device_memory, moment_bytes
 from lifelong.plan.regimes import regime_advice
 from lifelong.plan.shapes import Shapes
 from lifelong.plan.speed import Speed
@@ -40,7 +40,7 @@ from lifelong.stream.steps import stage_plan
 from lifelong.train.arguments import blocks_per_step, micro_batches, training_arguments
 from lifelong.train.learning_rates import stage_curve, stage_span, warmup_steps
 from lifelong.train.policies._policy import make_policy
-from lifelong.train.rehearsal import OF_THE_DEVICE
+from lifelong.train.rehearsal import OF_THE_DEVICE, slow_weights_note
 
 DECODING = 10.0
 """Times longer that a token takes which is written, batch by batch, than its FLOPs would take in training."""
@@ -156,7 +156,7 @@ def plan_recipe(
             stage.trunk_bytes,
             stage.resumable_bytes,
             _checkpoints_kept(recipe, index),
-            2 * FLOAT32 * stage.parameters * bool(recipe.carry_optimizer),
+            2 * _bytes_of(_held(recipe, shapes)) * stage.parameters * bool(recipe.carry_optimizer),
         )
         for index, stage in enumerate(stages)
     ]
@@ -164,7 +164,13 @@ def plan_recipe(
     base = num_parameters(meta_model(first, recipe.objective))
     warnings = [*warnings_of(recipe, stages, shapes), *regime_advice(recipe, stages, base, look.facts), *look.warnings]
     return RunPlan(
-        recipe.name, tuple(stages), tuple(warnings), devices, disk, speed, tuple(_notes(recipe, stages, shapes, look))
+        recipe.name,
+        tuple(stages),
+        tuple(warnings),
+        devices,
+        disk,
+        speed,
+        tuple(_notes(recipe, stages, shapes, look, devices)),
     )
 
 
@@ -240,6 +246,10 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
     lr, span = recipe.lr, stage_span([stage.tokens for stage in recipe.stages], index)
     low = any(_train(recipe, index).get(name) for name in ("bf16", "fp16"))
     averages = lr is not None and lr.average is not None
+    leaves_trunk = lr is not None and make_policy(lr).leaves_trunk
+    written, size = _stored_dtype(recipe, shapes), _bytes_of(held := _held(recipe, shapes))
+    whole = held.adapter is None or (index == 0 and recipe.model.checkpoint is None)
+    kept = moment_bytes(arguments, rounds=size == BFLOAT16) if whole else 0.0
     return PlannedStage(
         index=index,
         domain=load_domain(section.domain).name,
@@ -260,10 +270,10 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
         generation_flops=sum(
             part.generated * forward_flops_per_token(earlier, part.stream_length, objective) for part in generated
         ),
-        training_state_bytes=parameters * BYTES_PER_PARAMETER,
-        checkpoint_bytes=parameters * FLOAT32,
-        trunk_bytes=parameters * FLOAT32 if lr is not None and make_policy(lr).leaves_trunk else 0,
-        resumable_bytes=int(parameters * (FLOAT32 * (1 + averages) + moment_bytes(arguments))),
+        training_state_bytes=parameters * BYTES_PER_PARAMETER * size // FLOAT32,
+        checkpoint_bytes=parameters * (BFLOAT16 if written == "bfloat16" else size),
+        trunk_bytes=parameters * size if leaves_trunk or written != held.dtype else 0,
+        resumable_bytes=int(parameters * (size + FLOAT32 * averages + kept)),
         memory=device_memory(
             config,
             stage_arguments(recipe, index, devices.count),
@@ -272,8 +282,33 @@ def _planned(recipe: Recipe, index: int, before: Any, config: Any, devices: Devi
             length=length,
             teachers=[teacher for _, teacher in teachers],
             low_precision=low,
+            held=Held(held.dtype) if whole else held,
         ),
     )
+
+
+def _stored_dtype(recipe: Recipe, shapes: Shapes) -> str:
+    """Precision that the models of a run are written in."""
+    own = "float32" if recipe.model.checkpoint is None else stored_dtype(shapes.first(recipe))
+    return "bfloat16" if recipe.model.dtype == "bfloat16" or own == "bfloat16" else "float32"
+
+
+def _bytes_of(held: Held) -> int:
+    return BFLOAT16 if held.dtype == "bfloat16" else FLOAT32
+
+
+def _held(recipe: Recipe, shapes: Shapes) -> Held:
+    """How the stages of a recipe hold their weights."""
+    dtype = _stored_dtype(recipe, shapes) if recipe.model.dtype == "auto" else recipe.model.dtype
+    for method in recipe.methods:
+        if method.name == "lora":
+            settings = {"name": method.name, **method.settings()}
+            base = str(settings.pop("base", "same"))
+            adapter = tuple(
+                (key, tuple(value) if isinstance(value, list) else value) for key, value in settings.items()
+            )
+            return Held(dtype, None if base == "same" else base, tuple(sorted(adapter)))
+    return Held(dtype)
 
 
 def _teachers(recipe: Recipe, index: int, before: Any, shapes: Shapes) -> list[tuple[str, Any]]:
@@ -334,7 +369,9 @@ def taught_share(inherit: InheritSection) -> float:
     return span * mean * inherit.alpha
 
 
-def _notes(recipe: Recipe, stages: Sequence[PlannedStage], shapes: Shapes, look: CorpusSample) -> list[str]:
+def _notes(
+    recipe: Recipe, stages: Sequence[PlannedStage], shapes: Shapes, look: CorpusSample, devices: Devices
+) -> list[str]:
     """Notes on the assumptions of the plan."""
     notes = [f"{source} does not exist yet: planned from recipe {writer}" for source, writer in shapes.coming.items()]
     hub = [card for card, reason in look.unread.items() if "hub" in reason and card != "tokenizer"]
@@ -363,6 +400,8 @@ def _notes(recipe: Recipe, stages: Sequence[PlannedStage], shapes: Shapes, look:
     if recipe.lr is not None and recipe.lr.average is not None:
         notes.append("lr.average keeps one more float32 copy of the weights on every device, not in the memory figures")
     compiled = any(_train(recipe, index).get("torch_compile") for index in range(len(recipe.stages)))
+    if _held(recipe, shapes).dtype == "bfloat16" and devices.kind == "cpu":
+        notes += slow_weights_note(use_cpu=True)
     if compiled:
         notes.append("torch_compile: activations are counted as without it; a compiled step keeps fewer")
     return notes

@@ -37,6 +37,7 @@ from lifelong.lm import chunk as head_tiles
 from lifelong.lm.head import head_settings, instance_forward
 from lifelong.lm.loss import CHUNK_ELEMENTS, OnlineTarget, ki_loss_parts
 from lifelong.lm.objective import objective_of
+from lifelong.methods._make import make_methods
 
 ACTIVATIONS, HEAD = "activations", "head"
 
@@ -50,7 +51,9 @@ class StepSettings:
         rows: B, sequences of a micro-batch on one device.
         length: T.
         device: cpu or cuda.
-        bf16: autocast, weights in float32.
+        bf16: autocast.
+        weights: precision of the weights; those of a frozen base in four bits as it computes.
+        adapter: name and settings of the method that adds parameters and freezes the others, as sorted pairs.
         checkpointing: activations of a layer are computed again in backward.
         checkpointing_kwargs: of TrainingArguments, as sorted pairs.
         teacher_width: E of an online teacher; None where none runs.
@@ -64,6 +67,8 @@ class StepSettings:
     checkpointing: bool = False
     checkpointing_kwargs: tuple[tuple[str, Any], ...] = ()
     teacher_width: int | None = None
+    weights: str = "float32"
+    adapter: tuple[tuple[str, Any], ...] | None = None
 
     @property
     def predicted(self) -> int:
@@ -139,7 +144,12 @@ def _trace(config: Any, settings: StepSettings) -> StepMemory:
     with FakeTensorMode(allow_non_fake_inputs=True), contextlib.ExitStack() as modes, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         modes.enter_context(no_init_weights())
-        model = objective_of(settings.objective).auto_class.from_config(copy.deepcopy(config)).train()
+        kind, dtype = objective_of(settings.objective).auto_class, getattr(torch, settings.weights)
+        model = kind.from_config(copy.deepcopy(config), dtype=dtype).train()
+        model.tie_weights()  # which is left out where weights are not initialised
+        if settings.adapter is not None:
+            with patch.object(nn.Module, "to", lambda layer, *_, **__: layer):  # fake tensors cannot be swapped
+                adapter_of(settings.adapter).attach(model)
         if settings.checkpointing:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs=dict(settings.checkpointing_kwargs) or None
@@ -165,6 +175,13 @@ def _trace(config: Any, settings: StepSettings) -> StepMemory:
         return StepMemory(tuple(live.moments.values()), kept, sum(p.numel() * p.element_size() for p in live.trained))
 
 
+def adapter_of(settings: tuple[tuple[str, Any], ...]) -> Any:
+    """The method of these settings, its base as the model is made."""
+    values: dict[str, Any] = {key: list(value) if isinstance(value, tuple) else value for key, value in settings}
+    (method,) = make_methods([(str(values.pop("name")), {**values, "base": "same"})])
+    return method
+
+
 def _tile_elements(device: str) -> int:
     """Elements that the head works on at a time: the whole chunk on an accelerator, a few MB on the CPU."""
     return CHUNK_ELEMENTS["cpu"] // 4 if device == "cpu" else 1 << 62
@@ -188,7 +205,8 @@ def _teacher(model: Any, settings: StepSettings) -> OnlineTarget | None:
         return None
     rows = head_settings(model)["weight_VD"].shape[0]
     return OnlineTarget(
-        torch.empty(settings.predicted, settings.teacher_width), torch.empty(rows, settings.teacher_width)
+        torch.empty(settings.predicted, settings.teacher_width, dtype=model.dtype),
+        torch.empty(rows, settings.teacher_width, dtype=model.dtype),
     )
 
 

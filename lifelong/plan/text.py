@@ -115,7 +115,8 @@ def _tokenizer(recipe: Recipe, domains: Mapping[str, Domain]) -> tuple[Any, str]
     section = recipe.tokenizer
     try:
         if section is None or section.train is None:
-            return load_tokenizer(str(section.checkpoint if section is not None else recipe.model.checkpoint)), ""
+            source = section.checkpoint if section is not None else recipe.model.checkpoint
+            return load_tokenizer(str(source), revision=recipe.revision_of(source)), ""
         if not domains:
             return None, "needs text for training that is not on this machine"
         size = min(section.train.max_bytes, STAND_IN_BYTES)

@@ -22,7 +22,11 @@ from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.schedule import make_schedule
 from lifelong.inherit.teachers._teacher import Teacher
 from lifelong.inherit.teachers.model import OnlineTeacher
+from lifelong.lm.checkpoint import cast_weights
 from lifelong.lm.objective import objective_of
+from lifelong.methods._frozen_base import hold_base
+from lifelong.plan.memory import Held
+from lifelong.plan.step import adapter_of
 from lifelong.records import ProbePoint
 from lifelong.stream.blocks import Block
 from lifelong.stream.collator import Collator, PackedRow
@@ -45,6 +49,7 @@ class Workload:
         train: the `train:` section.
         teacher: configuration of an online teacher, or None.
         steps: optimizer steps that are timed; one more comes before them.
+        held: precision of the weights, and an adapter on them.
     """
 
     config: Any
@@ -53,6 +58,7 @@ class Workload:
     train: Mapping[str, Any]
     teacher: Any = None
     steps: int = 3
+    held: Held = field(default_factory=Held)
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,10 @@ def measure_throughput(workload: Workload, teacher: Teacher | None = None) -> Th
         InputError: a setting that TrainingArguments refuses.
     """
     transformers.set_seed(0)
-    model = random_model(workload.config, workload.objective)
+    model = held_model(workload.config, workload.objective, workload.held)
     if teacher is None and workload.teacher is not None:
-        teacher = OnlineTeacher(random_model(workload.teacher, workload.objective), workload.objective)
+        frozen = cast_weights(random_model(workload.teacher, workload.objective), workload.held.computes)
+        teacher = OnlineTeacher(frozen, workload.objective)
     with tempfile.TemporaryDirectory() as folder:
         train = {**workload.train, "save_strategy": "no", "report_to": "none"}
         arguments = training_arguments(train, output_dir=Path(folder), max_steps=workload.steps + 1, seed=0)
@@ -117,6 +124,15 @@ def measure_throughput(workload: Workload, teacher: Teacher | None = None) -> Th
 def random_model(config: Any, objective: str) -> Any:
     """A randomly initialised model in float32."""
     return objective_of(objective).auto_class.from_config(config, dtype=torch.float32)
+
+
+def held_model(config: Any, objective: str, held: Held) -> Any:
+    """A randomly initialised model, held as a stage holds it."""
+    model = cast_weights(random_model(config, objective), held.computes)
+    if held.adapter is not None:
+        hold_base(model, held.base or "same")
+        adapter_of(held.adapter).attach(model)
+    return model
 
 
 def dummy_collator(workload: Workload) -> Collator:

@@ -22,7 +22,7 @@ from lifelong.expand.settings import ExpandSection
 from lifelong.inherit.teachers._teacher import Given
 from lifelong.inherit.vocabularies import check_vocabularies
 from lifelong.lm.attention import check_attention
-from lifelong.lm.checkpoint import load_config, meta_model
+from lifelong.lm.checkpoint import load_config, meta_model, stored_dtype
 from lifelong.lm.flops import num_parameters
 from lifelong.lm.objective import objective_of
 from lifelong.methods._context import check_methods, uses_sharding
@@ -40,6 +40,7 @@ from lifelong.stream.tokenizers.check import check_merge
 from lifelong.stream.tokenizers.load import load_tokenizer, tokenizer_fingerprint
 from lifelong.train.arguments import check_processes, check_train_section
 from lifelong.train.carried_moments import check_carry
+from lifelong.train.optimizer import check_optimizer
 from lifelong.train.policies._policy import make_policy
 from lifelong.train.rehearsal import (
     OF_THE_DEVICE,
@@ -170,10 +171,46 @@ def _rehearse_training(context: CheckContext) -> Iterator[str]:
             yield from _rehearsed(f"stages[{index}].train" if stage.train else "train", rehearse_training, section)
 
 
+def trains_bfloat16(recipe: Recipe, config: Any) -> bool:
+    """Whether the weights of a run are held in bfloat16; `config` is of the model that it goes on from."""
+    return "bfloat16" in (recipe.model.dtype, recipe.model.dtype == "auto" and stored_dtype(config))
+
+
+def _check_weights(context: CheckContext) -> Iterator[str]:
+    """What weights in bfloat16 cannot be trained with."""
+    recipe = context.recipe
+    config = context.config
+    if config is None and recipe.model.dtype == "auto":
+        config = _first_config(recipe)
+    if recipe.model.dtype == "auto" and (stored := stored_dtype(config)) not in ("float32", "bfloat16"):
+        yield f"model.dtype: the checkpoint is stored in {stored}, which is not trained here; write float32"
+    if not trains_bfloat16(recipe, config):
+        return
+    made = [method for section in recipe.methods for method in _made(section)]
+    beside = any(method.exclusive and method.adds_parameters for method in made) and recipe.model.checkpoint is not None
+    for index, stage in enumerate(recipe.stages[context.start :], context.start):
+        section = {**recipe.train, **stage.train}
+        where = f"stages[{index}].train" if stage.train else "train"
+        if section.get("fp16"):
+            yield f"{where}.fp16: scales gradients, which bfloat16 does not need; take bf16, or model.dtype: float32"
+        if not beside:
+            yield from check_optimizer(section, where)
+        rates = stage.expand.entry_rates if stage.expand is not None else None
+        if rates is not None and not {rates.old, rates.new} <= {0, 1}:
+            where = f"stages[{index}].expand.rates"
+            yield f"{where}: parts of a step are lost in bfloat16; take 0 and 1, or model.dtype: float32"
+
+
 def _check_methods(context: CheckContext) -> Iterator[str]:
     recipe = context.recipe
     has_memory = bool(recipe.replay and recipe.replay.memory_tokens)
-    return check_methods(recipe.methods, recipe.train, has_memory=has_memory, keeps_pre_decay=context.keeps_pre_decay)
+    yield from check_methods(
+        recipe.methods,
+        recipe.train,
+        has_memory=has_memory,
+        keeps_pre_decay=context.keeps_pre_decay,
+        here=context.here,
+    )
 
 
 def _check_carry(context: CheckContext) -> Iterator[str]:
@@ -188,7 +225,7 @@ def _check_carry(context: CheckContext) -> Iterator[str]:
     if recipe.model.checkpoint is None or recipe.tokenizer is None or context.start > 0:
         return
     source = recipe.tokenizer.checkpoint
-    own = tokenizer_fingerprint(load_tokenizer(recipe.model.checkpoint))
+    own = tokenizer_fingerprint(load_tokenizer(recipe.model.checkpoint, revision=recipe.model.revision))
     if source is None or tokenizer_fingerprint(load_tokenizer(source)) != own:
         yield (
             f"carry_optimizer: the moments of {recipe.model.checkpoint!r} belong to its own tokenizer, and "
@@ -214,6 +251,10 @@ def _check_model_and_growth(context: CheckContext) -> Iterator[str]:
         yield from (lines := list(_rehearsed("model", _rehearse_model, config, recipe.objective)))
         if lines:
             return
+    if recipe.methods:
+        model = meta_model(_shallow(config, int(config.num_hidden_layers)), recipe.objective)
+        for method in (method for section in recipe.methods for method in _made(section)):
+            yield from method.check_model(model)
     if context.here:
         yield from _check_attention(recipe, config, start)
     for index, stage in enumerate(recipe.stages[start:], start):
@@ -248,7 +289,7 @@ def _check_positions(recipe: Recipe, config: Any) -> Iterator[str]:
 def _check_attention(recipe: Recipe, config: Any, start: int) -> Iterator[str]:
     sections = [{**recipe.train, **stage.train} for stage in recipe.stages[start:]]
     model = meta_model(_shallow(config, int(config.num_hidden_layers)), recipe.objective)
-    half = all(section.get("bf16") or section.get("fp16") for section in sections)
+    half = all(section.get("bf16") or section.get("fp16") for section in sections) or trains_bfloat16(recipe, config)
     causal = objective_of(recipe.objective).is_causal
     yield from check_attention(recipe.model.attn_implementation, model, half=half, causal=causal)
 
@@ -369,7 +410,7 @@ def _check_generate(context: CheckContext) -> Iterator[str]:
             f"{recipe.sequence_length}"
         )
     elif section.start is not None and recipe.tokenizer is None and context.here:
-        tokenizer = load_tokenizer(str(recipe.model.checkpoint))
+        tokenizer = load_tokenizer(str(recipe.model.checkpoint), revision=recipe.model.revision)
         yield from refusals(start_ids, tokenizer, section, load_domain(section.start), recipe.sequence_length)
 
 
@@ -433,7 +474,7 @@ def _check_chat(context: CheckContext) -> Iterator[str]:
     """A chat template is rendered before anything is trained."""
     if (source := context.recipe.chat_checkpoint) is None or context.start > 0:
         return
-    if (tokenizer := template_tokenizer(source)) is not None:
+    if (tokenizer := template_tokenizer(source, context.recipe.revision_of(source))) is not None:
         yield from refusals(check_template, tokenizer, _positions(context.recipe))
 
 
@@ -470,6 +511,7 @@ def _check_sharding(context: CheckContext) -> Iterator[str]:
 # in the order of their lines
 CHECKS: tuple[Check, ...] = (
     _check_train,
+    _check_weights,
     _check_methods,
     _check_carry,
     _check_model_and_growth,

@@ -66,6 +66,7 @@ class ModelSection(Shape):
         revision: commit hash or tag of a hub checkpoint.
         family: architecture of a randomly initialised model (lifelong list families).
         config: further keys of the family's configuration.
+        dtype: of the weights that are trained and written; `auto` is the checkpoint's own, float32 for a new model.
         attn_implementation: of training: PyTorch's (`sdpa`), FlashAttention (`flash`), FlexAttention (`flex`).
     """
 
@@ -73,6 +74,7 @@ class ModelSection(Shape):
     revision: str | None = None
     family: str | None = None
     config: dict[str, Any] = {}
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     attn_implementation: Literal["auto", "sdpa", "flash", "flex"] = "auto"
 
     @field_validator("checkpoint")
@@ -318,6 +320,10 @@ class Recipe(Section):
         """Whether all text of a stage is read, however large: equal parts, a choice, a cache of all its blocks."""
         caches = self.inherit is not None and bool(self.inherit.teacher.caches())
         return bool((stage.together_with and stage.shares is None) or stage.select is not None or caches)
+
+    def revision_of(self, source: str | None) -> str | None:
+        """Revision of a hub checkpoint, where it is the one that training starts from."""
+        return self.model.revision if source == self.model.checkpoint else None
 
     @property
     def protects_behaviour(self) -> bool:

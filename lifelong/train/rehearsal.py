@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import platform
+import statistics
+import time
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import cache
@@ -130,6 +132,32 @@ def check_precision(section: Mapping[str, Any], where: str = "train") -> Iterato
     asked = [key for key in ("bf16", "bf16_full_eval") if section.get(key) is True]
     if asked and (missing := without_bfloat16_units(use_cpu=section.get("use_cpu") is True)):
         yield f"{where}.{asked[0]}: {missing}; set {where}.{asked[0]}=false on this machine"
+
+
+def slow_weights_note(*, use_cpu: bool) -> Iterator[str]:
+    """A line on weights in bfloat16 where the units for it are missing: they are right there, and save memory alone."""
+    if missing := without_bfloat16_units(use_cpu=use_cpu):
+        yield (
+            f"warning: the weights are in bfloat16, and {missing}: products take {bfloat16_slowdown():.3g} times as "
+            "long as in float32; the same run in float32: --set model.dtype=float32"
+        )
+
+
+@cache
+def bfloat16_slowdown(size: int = 512, rounds: int = 3) -> float:
+    """Times of a bfloat16 product on this processor over those of a float32 one, measured here; the median ratio."""
+    import torch
+
+    operands = {kind: torch.ones(size, size, dtype=kind) for kind in (torch.float32, torch.bfloat16)}
+    ratios = []
+    for _ in range(rounds):
+        times = []
+        for operand in operands.values():
+            started = time.perf_counter()
+            operand @ operand
+            times.append(time.perf_counter() - started)
+        ratios.append(times[1] / times[0])
+    return statistics.median(ratios)
 
 
 def without_bfloat16_units(*, use_cpu: bool) -> str:

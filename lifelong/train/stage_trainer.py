@@ -30,6 +30,7 @@ from lifelong.lm.batch import KnownBatch, WithHostArrays, known_batch
 from lifelong.lm.head import loss_head
 from lifelong.records import TrainPoint
 from lifelong.train.counters import TokenCounter
+from lifelong.train.optimizer import rounding_optimizer
 from lifelong.train.phase import PhaseLog, TrainingInputs
 from lifelong.train.resume import last_complete_checkpoint, read_state, remove_outdated, write_state
 
@@ -45,7 +46,11 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def __init__(self, model: PreTrainedModel, args: transformers.TrainingArguments, phase: TrainingInputs) -> None:
         super().__init__(
-            model=model, args=args, train_dataset=phase.dataset, data_collator=WithHostArrays(phase.collator)
+            model=model,
+            args=args,
+            train_dataset=phase.dataset,
+            data_collator=WithHostArrays(phase.collator),
+            optimizer_cls_and_kwargs=rounding_optimizer(model, args),
         )
         self.model_accepts_loss_kwargs = True
         self.phase = phase

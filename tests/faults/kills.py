@@ -497,7 +497,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder unless named")
     parser.add_argument("--keep", type=Path, help="new folder for the run that was left alone")
     parser.add_argument("--rich", action="store_true", help="the streams of RICH in turns")
-    parser.add_argument("--pieces", type=int, metavar="BYTES", help="read corpora in pieces of this size, as large ones")
+    parser.add_argument(
+        "--pieces", type=int, metavar="BYTES", help="read corpora in pieces of this size, as large ones"
+    )
     options = parser.parse_args()
     if options.rich and options.keep:
         parser.error("--keep is for the one stream without --rich")

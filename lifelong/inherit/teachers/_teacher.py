@@ -85,6 +85,7 @@ class TeacherInputs:
         student: the model of the stage, at its size.
         previous: folder of the previous stage's model; None where no model has learned anything.
         previous_fingerprint: of its weights.
+        previous_revision: of it on the hub, where it is the checkpoint that the run starts from.
         objective: clm or mlm.
         sequence_length: tokens of a row.
         columns: names of the stream's domains, by domain id.
@@ -112,6 +113,7 @@ class TeacherInputs:
     heldout_nats: Callable[[PreTrainedModel, str], float]
     stored: Sequence[Path] = ()
     unstored: Sequence[str] = ()
+    previous_revision: str | None = None
 
 
 @dataclass(frozen=True)

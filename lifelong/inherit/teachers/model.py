@@ -74,7 +74,8 @@ class Plugin(TeacherSection):
         source = inputs.previous if self.model == PREVIOUS else self.model
         if source is None:
             return None
-        model = load_model(source, inputs.objective)
+        revision = inputs.previous_revision if self.model == PREVIOUS else None
+        model = load_model(source, inputs.objective, revision, inputs.student.dtype)
         attend_like(model, inputs.student)
         ids_V = None if self.model == PREVIOUS else self._id_map(inputs, domains)
         teacher = OnlineTeacher(

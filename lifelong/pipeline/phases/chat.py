@@ -51,5 +51,6 @@ class Chat(Phase):
 
     def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
         """A round after every stage, and one before the first."""
-        asked = recipe.chat_checkpoint is not None and has_template(recipe.chat_checkpoint)
+        source = recipe.chat_checkpoint
+        asked = source is not None and has_template(source, recipe.revision_of(source))
         return PlannedTokens(evaluated=TYPICAL_TOKENS * (2 if index == 0 else 1) if asked else 0.0)

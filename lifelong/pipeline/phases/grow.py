@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from time import monotonic
 
+import torch
 from transformers import PreTrainedModel
 
 from lifelong import distributed
@@ -21,7 +22,8 @@ from lifelong.pipeline.phases.phase import Phase
 from lifelong.pipeline.stage import Stage
 from lifelong.records import Cost
 
-FLOAT32_LOSS_TOLERANCE = 1e-4
+LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+"""By how many nats rounding may move the held-out loss."""
 VERIFY_TOKENS = 2_000
 
 
@@ -34,7 +36,7 @@ class Grow(Phase):
         """Grow, and say what the stage trains."""
         if stage.section.expand is not None:
             distributed.run_on_main_process(lambda: _write_grown(stage, model))
-            model = load_model(stage.work.grown.model, stage.recipe.objective)
+            model = load_model(stage.work.grown.model, stage.recipe.objective, dtype=stage.recipe.model.dtype)
         stage.context.observer.stage_started(stage.index, model_shape(model.config), num_parameters(model))
         return model
 
@@ -88,7 +90,7 @@ def _grow_into(stage: Stage, model: PreTrainedModel, expand: ExpandSection, fold
     drift = max((abs(a - b) for a, b in zip(after, before, strict=True)), default=0.0)
     notes = (*report.notes, *_trained_note(expand, mapping))
     report = replace(report, loss_difference=drift, seconds=monotonic() - started, notes=notes)
-    if plan.is_exact and (not report.passed or drift > FLOAT32_LOSS_TOLERANCE):
+    if plan.is_exact and (not report.passed or drift > LOSS_TOLERANCE[grown.dtype]):
         raise InexactGrowthError(
             f"stage {stage.name}: the grown model does not compute the same function: logits differ by "
             f"{report.max_logit_difference_float64:.1e} in float64 (allowed {report.tolerance:.0e}), held-out loss "

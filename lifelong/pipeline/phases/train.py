@@ -14,6 +14,7 @@ from lifelong.inherit.build import stage_distiller
 from lifelong.inherit.distiller import Distiller
 from lifelong.inherit.teachers._teacher import TeacherInputs
 from lifelong.ledger.folder import StageFolder, WorkFolder
+from lifelong.lm.checkpoint import load_model
 from lifelong.lm.flops import training_flops_per_token
 from lifelong.methods._context import method_tokens, stage_context, write_exports
 from lifelong.pipeline.phases.phase import PlannedTokens
@@ -40,6 +41,7 @@ class Train(TrainingPhase):
     name = "train"
     folder = WorkFolder.trained.name
     reloads = False
+    releases = True
 
     def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:
         """The stage's corpus, and the memory by the methods' weights; begins the methods."""
@@ -56,6 +58,7 @@ class Train(TrainingPhase):
             expansion=stage.work.grown.expansion,
             seed=stage.seed,
         )
+        stage.hooks.start, stage.hooks.base = lambda: _starting_model(stage), lambda: _base_name(stage)
         stage.hooks.num_steps = stage.plan(stage.section.tokens).num_steps
         load_methods(stage.methods, stage.context.ledger.folder.stage(stage.previous.name).methods)
         for method in stage.methods:
@@ -117,6 +120,26 @@ class Train(TrainingPhase):
         return PlannedTokens(recipe.stages[index].tokens, evaluate.probes * evaluate.probe_tokens * len(seen))
 
 
+def _starting_model(stage: Stage) -> PreTrainedModel:
+    """The weights that the phase begins with, read once more."""
+    model, checkpoint = stage.recipe.model, str(stage.recipe.model.checkpoint)
+    for part in (stage.work.recovered, stage.work.grown):
+        if part.model.is_dir():
+            return load_model(part.model, stage.recipe.objective, dtype=model.dtype)
+    if stage.index == 0:
+        return load_model(checkpoint, stage.recipe.objective, model.revision, model.dtype)
+    newest = stage.context.ledger.folder.stage(stage.previous.name).next_model
+    return load_model(newest, stage.recipe.objective, dtype=model.dtype)
+
+
+def _base_name(stage: Stage) -> str:
+    """Name of these weights before any growth: the checkpoint, or their path in the run folder."""
+    run = stage.context.ledger.folder
+    if stage.index == 0:
+        return str(stage.recipe.model.checkpoint)
+    return run.name_of(run.stage(stage.previous.name).next_model)
+
+
 def _adjustment(stage: Stage) -> Adjustment:
     """Adjust the replay weights of earlier domains as the methods ask."""
 
@@ -160,6 +183,7 @@ def _distiller(stage: Stage, student: PreTrainedModel, num_steps: int) -> Distil
             heldout_nats=heldout_nats,
             stored=stored_targets(stage),
             unstored=unstored_domains(stage),
+            previous_revision=recipe.model.revision if stage.index == 0 else None,
         ),
     )
 

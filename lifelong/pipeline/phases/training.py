@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from transformers import PreTrainedModel
 
 from lifelong import distributed
@@ -16,7 +17,7 @@ from lifelong.files import atomic_directory, read_json, write_json
 from lifelong.inherit.build import stage_collator
 from lifelong.ledger.folder import StageFolder
 from lifelong.lm.attention import training_attention
-from lifelong.lm.checkpoint import full_state_dict, is_sharded, load_model
+from lifelong.lm.checkpoint import cast_weights, full_state_dict, is_sharded, load_model
 from lifelong.lm.flops import forward_flops_per_token, training_flops_per_token
 from lifelong.methods._grown_entries import GrownEntries
 from lifelong.pipeline.phases.phase import Phase
@@ -52,6 +53,8 @@ class TrainingPhase(Phase):
     folder: ClassVar[str]
     reloads: ClassVar[bool] = True
     """Whether the next phase begins from what was written, as after a resumption, and not from this model."""
+    releases: ClassVar[bool] = False
+    """Whether the model is what the stage hands on, in the precision that its checkpoint came in."""
 
     def rows(self, stage: Stage, model: PreTrainedModel) -> Rows:
         """Rows that the phase trains on."""
@@ -73,12 +76,13 @@ class TrainingPhase(Phase):
         folder = self.result(stage)
         there = stage.has(folder.path)
         if not there:
-            half = bool(stage.train_section.get("bf16") or stage.train_section.get("fp16"))
+            low = any(stage.train_section.get(key) for key in ("bf16", "fp16"))
+            half = low or model.dtype == torch.bfloat16
             with training_attention(model, stage.recipe.model.attn_implementation, half=half):
                 self._train(stage, model)
         stage.result = folder
-        if there or self.reloads or is_sharded(model):
-            return load_model(folder.model, stage.recipe.objective)
+        if there or self.reloads or is_sharded(model) or (self.releases and stage.released_dtype is not None):
+            return load_model(folder.model, stage.recipe.objective, dtype=stage.recipe.model.dtype)
         return model
 
     def curve(self, stage: Stage) -> PhaseLog | None:
@@ -157,11 +161,20 @@ class TrainingPhase(Phase):
         with atomic_directory(self.result(stage).path) as partial:
             folder = StageFolder(partial)
             _take_along(stage.result, folder)
-            stage.context.save_model(model, folder.model, weights)
             write_json(folder.curve, curve.to_json() | dict.fromkeys(times, 0.0))
             self.write(stage, inputs, folder)
-            if stage.moments is not None and not folder.trunk.exists():
-                stage.moments.write(model, folder.moments)
+            released = stage.released_dtype if self.releases else None
+            # rounded weights are for whoever takes the model; the next stage goes on from those that were trained
+            beside = folder.trunk if released is not None else folder.path
+            if not folder.trunk.exists():
+                if released is not None:
+                    stage.context.save_model(model, folder.trunk, weights)
+                if stage.moments is not None:
+                    stage.moments.write(model, beside / folder.moments.name)
+            if released is not None:
+                weights = None if weights is None else {name: value.to(released) for name, value in weights.items()}
+                cast_weights(model, released)
+            stage.context.save_model(model, folder.model, weights)
 
 
 def _growth(stage: Stage) -> ExpansionMap | None:

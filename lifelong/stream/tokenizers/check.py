@@ -10,18 +10,21 @@ from lifelong.stream.tokenizers.merged import MergedTokenizers, merge_tokenizers
 from lifelong.stream.tokenizers.settings import TokenizerSection
 
 
-def merged_tokenizers(section: TokenizerSection, checkpoint: str | None) -> MergedTokenizers:
+def merged_tokenizers(
+    section: TokenizerSection, checkpoint: str | None, revision: str | None = None
+) -> MergedTokenizers:
     """The tokenizers of a recipe that merges vocabularies.
 
     Args:
         section: names what is merged.
         checkpoint: the model that a run begins with, whose ids stay; None for a randomly initialised model.
+        revision: of the checkpoint on the hub.
 
     Raises:
         InputError: a tokenizer cannot be loaded, or its vocabulary cannot be merged.
     """
     assert section.merge, "a recipe that merges"
-    first = load_tokenizer(checkpoint) if checkpoint is not None else None
+    first = load_tokenizer(checkpoint, revision=revision) if checkpoint is not None else None
     return merge_tokenizers(section.merge, first=first, fixed=bool(section.fixed))
 
 

@@ -31,7 +31,9 @@ _OF_THE_LOADING = ("name_or_path", "is_local", "local_files_only", "special_toke
 END_OF_TEXT, PAD, MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
 
 
-def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path_or_id: str | Path, domain: str | None = None, revision: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, of a `tokenizer.json` folder without config, or of a hub model.
 
     What it is saved as does not depend on where, and in which environment, it was loaded.
@@ -39,6 +41,7 @@ def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrai
     Args:
         path_or_id: where it is.
         domain: name of what it is to read; of a model that was merged from several teachers, the domain's own one.
+        revision: commit hash or tag of a hub model.
 
     Raises:
         InputError: there is none.
@@ -59,7 +62,7 @@ def load_tokenizer(path_or_id: str | Path, domain: str | None = None) -> PreTrai
                 clean_up_tokenization_spaces=False,
                 **{role: token for role, token in named.items() if token in specials},
             )
-        tokenizer = AutoTokenizer.from_pretrained(str(path_or_id), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(path_or_id), revision=revision or "main", trust_remote_code=False)
     for key in _OF_THE_LOADING:
         tokenizer.init_kwargs.pop(key, None)
     return tokenizer
