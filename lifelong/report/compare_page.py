@@ -214,7 +214,9 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
             if chosen:
                 parts.append(f"{words}: {', '.join(chosen)}")
         lead = f"{info.title}: {comparison.groups[best].label} is {'lowest' if info.lower_is_better else 'highest'}"
-        sentences.append(f"{lead} ({figure(estimates[best])} {info.unit}); {'; '.join(parts)}.")
+        sentences.append(
+            f"{lead} ({figure(estimates[best])} {info.unit}){_price(comparison, best)}; {'; '.join(parts)}."
+        )
     equal = [
         info_of(name).title
         for name in VERDICT_METRICS
@@ -232,6 +234,15 @@ def _seeds_sentence(comparison: Comparison) -> str:
     if counts == [1]:
         return "One seed each: this speaks about these models, not about the methods."
     return f"Seeds: {counts[0]} each." if len(counts) == 1 else f"Seeds: {counts[0]} to {counts[-1]} a group."
+
+
+def _price(comparison: Comparison, best: int) -> str:
+    """What the best group took, where another one was cheaper: a lower loss that was paid for is no better method."""
+    flops = [e.mean for e in comparison.metrics.get("total_flops", ())]
+    known = [(value, group.label) for value, group in zip(flops, comparison.groups, strict=False) if value]
+    if len(known) < 2 or not (own := flops[best]) or own <= min(known)[0] * (1 + EQUAL_COST):
+        return ""
+    return f" for {own / min(known)[0]:.2f} times the FLOPs of {min(known)[1]}"
 
 
 def _cost_sentence(comparison: Comparison) -> str:

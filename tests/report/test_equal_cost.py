@@ -70,3 +70,19 @@ def test_the_verdict_names_the_best_and_its_equals():
     assert text in comparison_markdown(comparison)
     assert "4 seeds each" in shown(comparison)
     assert math.isfinite(comparison.metrics["ap"][0].mean)
+
+
+def test_the_headline_says_what_the_lowest_loss_was_paid_with():
+    def taking(history, flops):
+        cost = ComputeLedger({"train": Cost(1000, flops, 0.0, 2.0)}).to_json()
+        return replace(history, stages=tuple(replace(record, cost=cost) for record in history.stages))
+
+    cheap, dear = (
+        [taking(one, flops) for one in seeds(name, rise)]
+        for name, rise, flops in (("cheap", 0.5, 1e12), ("dear", 0.2, 1.9e12))
+    )
+    text = comparison_verdict(compare_runs([*cheap, *dear]))
+    assert "AP: dear is lowest" in text.split(";")[0]
+    assert "for 1.90 times the FLOPs of cheap" in text.split(";")[0]
+    swapped = [taking(one, 1e12) for one in dear]
+    assert "times the FLOPs" not in comparison_verdict(compare_runs([*cheap, *swapped]))
