@@ -42,6 +42,7 @@ from lifelong.inherit.teachers.cache import CachedTeacher
 from lifelong.inherit.teachers.memory import MemoryTeacher, StoredTeacher
 from lifelong.inherit.teachers.model import OnlineTeacher
 from lifelong.inherit.write_cache import block_probabilities
+from lifelong.lm import fused
 from lifelong.lm.batch import WithHostArrays
 from lifelong.lm.checkpoint import load_model
 from lifelong.lm.flops import training_flops_per_token
@@ -149,6 +150,15 @@ def forms_of(options: argparse.Namespace, batch: Batch, folder: Path) -> tuple[A
 
         return step
 
+    def fusing(step: Callable[[], None]) -> Callable[[], None]:
+        def compiled() -> None:
+            with compiled_tiles:
+                step()
+
+        return compiled
+
+    compiled_tiles = Fused()
+
     # what transformers is given for packed rows: restarting positions, or the mask itself
     stock_rows = {name: batch[name] for name in ("input_ids", "labels")}
     if objective == "mlm":
@@ -180,6 +190,9 @@ def forms_of(options: argparse.Namespace, batch: Batch, folder: Path) -> tuple[A
         "plain": with_trainer(trainer(), batch),
         "KI, online, tau 1": with_trainer(taught(online()), batch),
         "KI, online, tau 2": with_trainer(taught(online(), temperature=2.0), batch),
+        "plain, fused": fusing(with_trainer(trainer(), batch)),
+        "KI, tau 1, fused": fusing(with_trainer(taught(online()), batch)),
+        "KI, tau 2, fused": fusing(with_trainer(taught(online(), temperature=2.0), batch)),
         "KI, Bernoulli 0.5": with_trainer(taught(online(), bernoulli=True), batch),
         "KI, on replay": with_trainer(taught(online(), on="replay"), batch),
         "KI, cached": with_trainer(taught(cached), batch),
@@ -188,6 +201,19 @@ def forms_of(options: argparse.Namespace, batch: Batch, folder: Path) -> tuple[A
         "probe": probe,
     }
     return model, {name: form for name, form in forms.items() if options.only in name or name in ("Trainer", "plain")}
+
+
+class Fused:
+    """Losses with the compiled pass, which is compiled once for all steps."""
+
+    def __init__(self) -> None:
+        self.compiled = torch.compile(fused.dense_gradient)
+
+    def __enter__(self) -> None:
+        fused._compiled = self.compiled
+
+    def __exit__(self, *_: Any) -> None:
+        fused._compiled = None
 
 
 def clock_of(options: argparse.Namespace) -> Callable[[], float]:
@@ -215,6 +241,8 @@ def measured(options: argparse.Namespace, length: int) -> dict[str, Any]:
         peaks: dict[str, float] = {}
         for turn, (name, form) in itertools.product(range(options.rounds + 1), forms.items()):
             if turn == 0:
+                if "fused" in name:
+                    form()  # compiles
                 with Peak(options.device) as peak:
                     form()
                 peaks[name] = peak.megabytes

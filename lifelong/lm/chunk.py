@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lifelong.lm.batch import beside
+from lifelong.lm.fused import fused_gradient, is_fused
 from lifelong.lm.targets import CachedTarget, OnlineTarget, Target, active_targets, mixed_entries, project
 
 TILE_ELEMENTS = 1 << 18
@@ -54,7 +55,8 @@ def chunk_gradient(
         wanted: whether a gradient is.
     """
     num_rows, vocab = logits_CV.shape
-    tile = num_rows if logits_CV.is_cuda else max(1, TILE_ELEMENTS * torch.get_num_threads() // vocab)
+    whole = logits_CV.is_cuda or is_fused(logits_CV)
+    tile = num_rows if whole else max(1, TILE_ELEMENTS * torch.get_num_threads() // vocab)
     own_C1 = labels_C[:, None]
     label_logit_C = logits_CV.gather(1, own_C1).squeeze(1)
     factor = rates.logit_scale / rates.num_items
@@ -90,6 +92,8 @@ def _softcap_slope(capped: Tensor, softcap: float) -> Tensor:
 
 def _tile(student_RV: Tensor, hard_R: Tensor, teacher: _Teacher, rows: slice) -> tuple[Tensor, Tensor]:
     """The dense part of the gradient, in place of some rows' logits; log-sums at temperature 1 and tau."""
+    if is_fused(student_RV) and teacher.is_plain:
+        return _fused_tile(student_RV, hard_R, teacher, rows)
     weights_RV = teacher.meet(student_RV, rows)  # before the logits are overwritten
     peak_R1 = student_RV.amax(1, keepdim=True)
     student_RV.sub_(peak_R1)
@@ -105,6 +109,15 @@ def _tile(student_RV: Tensor, hard_R: Tensor, teacher: _Teacher, rows: slice) ->
     if weights_RV is not None:
         factor_R = -soft_R if teacher.scale_R is None else -soft_R * teacher.scale_R
         student_RV.addcmul_(weights_RV, factor_R[:, None].to(student_RV.dtype))
+    return lse_R, tempered_lse_R
+
+
+def _fused_tile(student_RV: Tensor, hard_R: Tensor, teacher: _Teacher, rows: slice) -> tuple[Tensor, Tensor]:
+    teacher_RV = None if teacher.logits_CV is None else teacher.logits_CV[rows]
+    soft_R = teacher.soft_C[rows] * teacher.mass_C[rows] if teacher.is_there else None
+    lse_R, tempered_lse_R, score_R = fused_gradient(student_RV, teacher_RV, hard_R, soft_R, float(teacher.tau))
+    if teacher_RV is not None:
+        teacher.score_C[rows] = score_R
     return lse_R, tempered_lse_R
 
 
@@ -161,6 +174,11 @@ class _Teacher:
             self.mass_C = self.values_CK.sum(1)
             self.score_C = torch.xlogy(self.values_CK, self.values_CK).sum(1)
             self.score_C -= (self.values_CK * self.seen_CK).sum(1) / tau
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing dense but one teacher's logits over the whole vocabulary."""
+        return self.logits_CV is None or (not self.is_mixture and self.num_tokens == self.logits_CV.shape[1])
 
     def meet(self, student_RV: Tensor, rows: slice) -> Tensor | None:
         """Weights of a dense target, up to `scale_R`; notes its mass and score."""

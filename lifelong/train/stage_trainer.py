@@ -27,6 +27,7 @@ from lifelong import distributed
 from lifelong.errors import CorruptionError, Interrupted
 from lifelong.inherit.teachers._teacher import TeacherCost
 from lifelong.lm.batch import KnownBatch, WithHostArrays, known_batch
+from lifelong.lm.fused import fused_tiles
 from lifelong.lm.head import loss_head
 from lifelong.records import TrainPoint
 from lifelong.train.counters import TokenCounter
@@ -315,7 +316,8 @@ def run_training_phase(model: PreTrainedModel, args: transformers.TrainingArgume
     trainer.probed_before = trainer.curve.probe_seconds
     phase.stop.deferred = True
     try:
-        with loss_head(model, phase.objective):
+        backend = args.torch_compile_backend if args.torch_compile else None
+        with loss_head(model, phase.objective), fused_tiles(backend):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     except (pickle.UnpicklingError, RuntimeError) as error:
         # Trainer reads its state with weights_only: anything but a plain tensor is refused, never run

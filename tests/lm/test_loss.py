@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from lifelong.errors import InputError
 from lifelong.inherit import CachedTarget, OnlineTarget, ki_loss
+from lifelong.lm.fused import fused_tiles, is_fused
 from lifelong.lm.loss import ki_loss_parts
 
 N, D, E, V = 23, 7, 5, 31
@@ -346,3 +349,31 @@ def test_a_token_more_takes_eight_bytes_a_channel(kind):
 
     few, many = peak(512), peak(1536)
     assert (many - few) / 1024 <= 8 * width
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("kind", ["none", "online", "cached", "padded", "mixture"])
+def test_the_compiled_pass_is_the_reference(kind, tau):
+    torch.manual_seed(3)
+    hidden, weight = torch.randn(23, 8), torch.randn(31, 8)
+    teacher = OnlineTarget(torch.randn(23, 6), torch.randn(31, 6))
+    ids = torch.stack([torch.randperm(31)[:4] for _ in range(23)])
+    targets = {
+        "none": None, "online": teacher, "cached": CachedTarget(ids, torch.rand(23, 4) / 5),
+        "padded": replace(teacher, vocab_size=29),
+        "mixture": [replace(teacher, weight_N=torch.full((23,), 0.5)), CachedTarget(ids, torch.rand(23, 4) / 5, torch.full((23,), 0.5))],
+    }[kind]  # fmt: skip
+    labels, alpha = torch.randint(0, 29, (23,)), torch.rand(23)
+
+    def result():
+        leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        loss, ce, kl = ki_loss_parts(*leaves, labels, targets=targets, alpha=alpha, temperature=tau, chunk_tokens=10)
+        loss.backward()
+        return torch.stack([loss.detach(), ce.float(), kl.float()]), *(leaf.grad for leaf in leaves)
+
+    expected = result()
+    with fused_tiles("eager"):
+        found = result()
+    assert is_fused(hidden) is False
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
