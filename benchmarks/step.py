@@ -150,14 +150,7 @@ def forms_of(options: argparse.Namespace, batch: Batch, folder: Path) -> tuple[A
 
         return step
 
-    def fusing(step: Callable[[], None]) -> Callable[[], None]:
-        def compiled() -> None:
-            with compiled_tiles:
-                step()
-
-        return compiled
-
-    compiled_tiles = Fused()
+    fusing = Fused()
 
     # what transformers is given for packed rows: restarting positions, or the mask itself
     stock_rows = {name: batch[name] for name in ("input_ids", "labels")}
@@ -204,16 +197,20 @@ def forms_of(options: argparse.Namespace, batch: Batch, folder: Path) -> tuple[A
 
 
 class Fused:
-    """Losses with the compiled pass, which is compiled once for all steps."""
+    """Steps whose losses take the compiled pass, which is compiled once for all of them."""
 
     def __init__(self) -> None:
         self.compiled = torch.compile(fused.dense_gradient)
 
-    def __enter__(self) -> None:
-        fused._compiled = self.compiled
+    def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
+        """The step with it."""
 
-    def __exit__(self, *_: Any) -> None:
-        fused._compiled = None
+        def compiled() -> None:
+            fused._compiled = self.compiled
+            step()
+            fused._compiled = None
+
+        return compiled
 
 
 def clock_of(options: argparse.Namespace) -> Callable[[], float]:
