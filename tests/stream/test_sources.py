@@ -288,3 +288,10 @@ def test_a_gated_data_set_without_a_token_says_how_to_log_in(tmp_path, monkeypat
         InputError, match=r"d.yaml: source.hub: a/b: is gated on the hub: ask for access .*hf auth login.*HF_TOKEN"
     ):
         list(read_documents(load_domain(card), "train"))
+
+
+def test_a_limit_that_no_reader_can_have_is_refused_with_its_line(tmp_path):
+    card = tmp_path / "d.yaml"
+    card.write_text("name: d\nsource: {files: [d.jsonl]}\nmax_document_bytes: 9223372036854775807\n")
+    with pytest.raises(InputError, match=r"d.yaml:3: max_document_bytes: input should be less than or equal to"):
+        load_domain(card)
