@@ -24,7 +24,7 @@ FREE = {
         "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
         "log_level", "log_level_replica", "log_on_each_node",
     ),
-    "saving": ("save_steps", "save_strategy", "save_total_limit", "save_on_each_node", "enable_jit_checkpoint"),
+    "saving": ("save_steps", "save_strategy", "save_total_limit", "save_on_each_node"),
     "workers": (
         "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers",
         "dataloader_pin_memory", "dataloader_multiprocessing_context",

@@ -44,12 +44,14 @@ from lifelong.train.optimizer import check_optimizer
 from lifelong.train.policies._policy import make_policy
 from lifelong.train.rehearsal import (
     OF_THE_DEVICE,
+    check_packages,
     check_precision,
     check_trackers,
     check_train_values,
     rehearse_training,
 )
 
+OF_THE_MACHINE = (check_trackers, check_packages, check_precision)
 REHEARSED_LAYERS = 4
 LARGEST_MODEL = 1e13  # parameters; 40 TB
 
@@ -153,7 +155,7 @@ def _check_train(context: CheckContext) -> Iterator[str]:
     sections = {"train": recipe.train}
     sections |= {f"stages[{index}].train": stage.train for index, stage in enumerate(recipe.stages)}
     for where, section in sections.items():
-        checks = [check_train_section, check_train_values, *([check_trackers, check_precision] if context.here else [])]
+        checks = [check_train_section, check_train_values, *(OF_THE_MACHINE if context.here else [])]
         for line in (line for check in checks for line in check(section, where)):
             found = True
             yield line
@@ -490,7 +492,7 @@ def _check_processes(context: CheckContext) -> Iterator[str]:
 
 def _check_sharding(context: CheckContext) -> Iterator[str]:
     recipe = context.recipe
-    if not uses_sharding(recipe.train):
+    if not any(uses_sharding({**recipe.train, **stage.train}) for stage in recipe.stages):
         return
     yield from _check_methods(context)
     yield from _check_carry(context)

@@ -38,10 +38,24 @@ DECIDED_BY_THE_LOOP = {
     "seed": "`seed` of the recipe",
     "data_seed": "`seed` of the recipe",
     "train_sampling_strategy": "the stream's own order",
+    "length_column_name": "the stream's own order",
+    "dataloader_in_order": "the stream's own order",
+    "average_tokens_across_devices": "the loop, whose loss is that of a whole step over all devices",
+    "local_rank": "the launcher",
+    "restore_callback_states_from_checkpoint": "the loop, which keeps the state of a phase itself",
+    "enable_jit_checkpoint": "the loop, which saves on SIGTERM itself",
     "remove_unused_columns": "the loop, which needs all columns",
     "resume_from_checkpoint": "the ledger",
     "eval_strategy": "`evaluate:`",
-    "do_eval": "`evaluate:`",
+    **dict.fromkeys(
+        (
+            "do_eval", "do_predict", "eval_steps", "eval_delay", "per_device_eval_batch_size", "prediction_loss_only",
+            "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
+            "batch_eval_metrics", "metric_for_best_model", "greater_is_better",
+        ),
+        "`evaluate:`",
+    ),
+    "do_train": "the loop, which trains",
     "load_best_model_at_end": "the ledger",
     "label_names": "the loop",
     "include_num_input_tokens_seen": "the cost ledger",
@@ -49,7 +63,7 @@ DECIDED_BY_THE_LOOP = {
     "hub_token": "the environment (HF_TOKEN): a recipe is written into the run folder, which is handed on",
     "ddp_backend": "the loop, which connects its processes before it reads the recipe",
     "ddp_timeout": "the loop, which connects its processes before it reads the recipe",
-}
+}  # fmt: skip
 
 
 def check_train_section(section: Mapping[str, Any], where: str = "train") -> list[str]:

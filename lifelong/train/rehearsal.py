@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import transformers
+from transformers.training_args import OptimizerNames, log_levels
 
 from lifelong.errors import UnknownNameError, did_you_mean
 from lifelong.methods._context import uses_sharding
@@ -27,7 +28,11 @@ from lifelong.train.arguments import training_arguments
 
 CANNOT_WORK = {
     "hub_token": "a secret would be written into the run folder; set HF_TOKEN in the environment",
-    "push_to_hub": "the run folder is the only place that is written; push a stage's model/ afterwards",
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+        "the run folder is the only place that is written; push a stage afterwards (lifelong push RUN)",
+    ),
+    "accelerator_config": "the order of the rows and how a step is divided among devices are the loop's",
     "use_liger_kernel": "it replaces the forward that the losses of this loop are computed in",
     "label_smoothing_factor": "the loss is that of `objective`, `inherit` and `methods`",
     "eval_on_start": "row -1 of the matrix is the model before the stream; `evaluate:` decides the rest",
@@ -36,6 +41,21 @@ CANNOT_WORK = {
     "save_only_model": "a resumed stage needs the optimizer's state",
     "parallelism_config": "it is an object of accelerate; launch with `accelerate launch` instead",
 }
+UNUSABLE_VALUES = {
+    "lr_scheduler_type": ("reduce_lr_on_plateau", "greedy"),
+    "save_strategy": ("best",),
+}
+"""Values that follow an evaluation inside of Trainer; here `evaluate:` and the ledger decide."""
+_BITSANDBYTES = ("bitsandbytes", "bitsandbytes")
+OPTIMIZERS = {
+    "bnb": _BITSANDBYTES, "paged": _BITSANDBYTES, "ademamix": _BITSANDBYTES, "w_8bit": _BITSANDBYTES,
+    "lion": _BITSANDBYTES, "torch_4bit": ("torchao", "torchao"), "torch_8bit": ("torchao", "torchao"),
+    "galore": ("galore_torch", "galore-torch"), "apollo": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"), "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free": ("schedulefree", "schedulefree"), "stable_adamw": ("optimi", "torch-optimi"),
+}  # fmt: skip
+"""Part of the name in `optim` -> module, and what pip calls it."""
+CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 # smallest value, largest value; a larger one asks for more memory than there is before the first step
 RANGES: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": (1, 1e6),
@@ -83,6 +103,16 @@ def check_train_values(section: Mapping[str, Any], where: str = "train") -> Iter
             continue
         if key in CANNOT_WORK and value not in (False, 0):
             yield f"{where}.{key}: cannot be used here: {CANNOT_WORK[key]}"
+        elif value in UNUSABLE_VALUES.get(key, ()):
+            yield f"{where}.{key}: {value} follows an evaluation inside of Trainer, and there is none; take another"
+        elif key.endswith("checkpointing_kwargs") and isinstance(value, Mapping):
+            yield from (
+                str(UnknownNameError("setting", name, CHECKPOINTING, f"{where}.{key}"))
+                for name in value
+                if name not in CHECKPOINTING
+            )
+        elif key in ("log_level", "log_level_replica") and value not in (levels := [*log_levels, "passive"]):
+            yield str(UnknownNameError("level", value, levels, f"{where}.{key}"))
         elif reason := _unfit(key, value, hints[key]):
             yield f"{where}.{key}: {reason}"
 
@@ -127,11 +157,25 @@ def check_trackers(section: Mapping[str, Any], where: str = "train") -> Iterator
             yield str(UnknownNameError("tracker", name, [*TRACKERS, "tensorboard"], f"{where}.report_to"))
 
 
+def check_packages(section: Mapping[str, Any], where: str = "train") -> Iterator[str]:
+    """One line for a package that an optimizer or a launcher needs and that is not installed."""
+    optim = str(section.get("optim"))
+    known = optim in [kind.value for kind in OptimizerNames]
+    needed = {named for part, named in OPTIMIZERS.items() if known and part in optim}
+    wanted = [("optim", f"{optim} needs", *named) for named in sorted(needed)]
+    if section.get("deepspeed"):
+        wanted.append(("deepspeed", "needs", "deepspeed", "deepspeed"))
+    for key, what, module, package in wanted:
+        if importlib.util.find_spec(module) is None:
+            yield f"{where}.{key}: {what} {module}, which is not installed here: pip install {package}"
+
+
 def check_precision(section: Mapping[str, Any], where: str = "train") -> Iterator[str]:
     """One line for bfloat16 on a device without the units for it, which computes it many times slower than float32."""
     asked = [key for key in ("bf16", "bf16_full_eval") if section.get(key) is True]
     if asked and (missing := without_bfloat16_units(use_cpu=section.get("use_cpu") is True)):
-        yield f"{where}.{asked[0]}: {missing}; set {where}.{asked[0]}=false on this machine"
+        times = f"a product of matrices took {bfloat16_slowdown():.1f} times as long as in float32, measured now"
+        yield f"{where}.{asked[0]}: {missing}: {times}; set {where}.{asked[0]}=false on this machine"
 
 
 def slow_weights_note(*, use_cpu: bool) -> Iterator[str]:

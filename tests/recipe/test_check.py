@@ -40,11 +40,23 @@ REFUSED = {
     "train.lr_scheduler_kwargs={a: 1}": "train: .*'a'",
     "train.dataloader_persistent_workers=true": "train: persistent_workers option needs num_workers > 0",
     "train.dataloader_multiprocessing_context=x": "train: ",
-    "train.deepspeed=/nonexist": "train: ",
+    "train.deepspeed=/nonexist": "train.deepspeed: needs deepspeed, .*pip install deepspeed",
     "train.report_to=neptune": "train.report_to: neptune is not installed here: pip install neptune",
     "train.report_to=[wandbb]": "train.report_to: there is no tracker 'wandbb'; did you mean 'wandb'",
     "train.fsdp_config=1": "train.fsdp_config: is a mapping or the name of a file, not 1",
-    "train.accelerator_config=2": "train.accelerator_config: is a mapping or the name of a file, not 2",
+    "train.accelerator_config={split_batches: true}": "train.accelerator_config: cannot be used here",
+    "train.average_tokens_across_devices=false": "train.average_tokens_across_devices: is decided by the loop",
+    "train.eval_steps=3": "train.eval_steps: is decided by `evaluate:`",
+    "train.hub_model_id=a/b": "train.hub_model_id: cannot be used here",
+    "train.local_rank=1": "train.local_rank: is decided by the launcher",
+    "train.dataloader_in_order=false": "train.dataloader_in_order: is decided by the stream's own order",
+    "train.enable_jit_checkpoint=true": "train.enable_jit_checkpoint: is decided by the loop, which saves on SIGTERM",
+    "train.lr_scheduler_type=reduce_lr_on_plateau": "reduce_lr_on_plateau follows an evaluation inside of Trainer",
+    "train.save_strategy=best": "train.save_strategy: best follows an evaluation inside of Trainer",
+    "train.gradient_checkpointing_kwargs={foo: 1}": "gradient_checkpointing_kwargs: there is no setting 'foo'",
+    "train.log_level=loud": "train.log_level: there is no level 'loud'",
+    "train={optim: galore_adamw, optim_target_modules: [q]}": "galore_adamw needs galore_torch, .*: pip install galore",
+    "stages.1.train={optim: schedule_free_adamw}": r"stages\[1\].train.optim: .*pip install schedulefree",
     "train.lr_scheduler_kwargs=[1]": "train.lr_scheduler_kwargs: is a mapping or the name of a file",
     "train.report_to=true": "train.report_to: there is no tracker True",
     "stages.1.train={optim: best}": r"stages\[1\].train.optim: there is no 'best'",
@@ -145,3 +157,14 @@ def test_sizes_that_no_model_has_are_refused_where_a_model_is_made():
     for sizes in ({"layers": 10**13}, {"heads": 0}, {"hidden_size": "wide"}):
         with pytest.raises(ExpansionError, match=next(iter(sizes))):
             new_config("llama", vocab_size=100, max_positions=64, **sizes)
+
+
+def test_bfloat16_without_units_says_how_much_slower_it_is(cards, monkeypatch):
+    from lifelong.train import rehearsal
+
+    monkeypatch.setattr(rehearsal, "without_bfloat16_units", lambda use_cpu: "this processor has no bfloat16 units")
+    line = (
+        r"stages\[1\].train.bf16: .* a product of matrices took [0-9.]+ times as long as in float32, measured now; set"
+    )
+    with pytest.raises(InputError, match=line):
+        check_recipe(changed(cards, "stages.1.train={bf16: true}"))

@@ -271,3 +271,30 @@ def test_a_line_beyond_the_limit_is_not_held_in_memory(tmp_path: Path) -> None:
     message, grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert "a.jsonl:1: a line of 200,000,013 bytes; max_document_bytes" in message
     assert int(grown) < 100, "megabytes"
+
+
+def test_a_gated_data_set_without_a_token_says_how_to_log_in(tmp_path, monkeypatch):
+    import datasets
+    import httpx
+    from huggingface_hub.errors import GatedRepoError
+
+    def gated(*_, **__):
+        response = httpx.Response(401, request=httpx.Request("GET", "https://huggingface.co"))
+        raise datasets.exceptions.DatasetNotFoundError("a/b is a gated dataset") from GatedRepoError(
+            "no", response=response
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", gated)
+    card = tmp_path / "d.yaml"
+    card.write_text("name: d\nsource: {hub: a/b}\n")
+    with pytest.raises(
+        InputError, match=r"d.yaml: source.hub: a/b: is gated on the hub: ask for access .*hf auth login.*HF_TOKEN"
+    ):
+        list(read_documents(load_domain(card), "train"))
+
+
+def test_a_limit_that_no_reader_can_have_is_refused_with_its_line(tmp_path):
+    card = tmp_path / "d.yaml"
+    card.write_text("name: d\nsource: {files: [d.jsonl]}\nmax_document_bytes: 9223372036854775807\n")
+    with pytest.raises(InputError, match=r"d.yaml:3: max_document_bytes: input should be less than or equal to"):
+        load_domain(card)

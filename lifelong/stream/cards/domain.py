@@ -78,7 +78,7 @@ class Domain(CardFile):
     on_bad_document: Literal["error", "skip"] = Field(
         "error", description="skip: a document that cannot be read is counted and left out"
     )
-    max_document_bytes: Size = Field(64 * 2**20, description="a longer document counts as bad")
+    max_document_bytes: Size = Field(64 * 2**20, le=2**40, description="a longer document counts as bad")
     take_bytes: Size | None = Field(None, description="read no more than this much training text")
 
     @field_validator("name")

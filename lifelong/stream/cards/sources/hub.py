@@ -183,7 +183,22 @@ def _guarded(card: CardFile, source: HubSource, load: Callable[[], Any]) -> Any:
             if offline
             else ""
         )
+        if _is_gated(error):
+            raise InputError(
+                f"{_place(card, source)}: is gated on the hub: ask for access on https://huggingface.co/datasets/"
+                f"{source.hub}, then log in (hf auth login) or set HF_TOKEN to a token that may read it"
+            ) from error
         raise InputError(f"{_place(card, source)}: cannot be loaded: {first}{hint}") from error
+
+
+def _is_gated(error: BaseException | None) -> bool:
+    """Whether the hub refused somebody, in the error or in one that it came from."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if type(error).__name__ == "GatedRepoError" or status in (401, 403) or "gated dataset" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _place(card: CardFile, source: HubSource) -> str:
