@@ -37,7 +37,7 @@ from lifelong.lm.checkpoint import load_config
 from lifelong.plan import Devices, Speed, plan_recipe
 from lifelong.plan.disk import folder_bytes
 from lifelong.plan.memory import DeviceMemory, Held, device_memory
-from lifelong.plan.throughput import Workload, measure_throughput
+from lifelong.plan.throughput import Workload, held_model, measure_throughput
 from lifelong.recipe import Recipe, load_recipe
 from lifelong.train.arguments import training_arguments
 
@@ -124,16 +124,31 @@ def resident_peak(workload: Workload) -> int:
     return resident("VmHWM") - before
 
 
+def bytes_of(model: Any) -> int:
+    """Parameters, and what unpacks those in four bits."""
+    size = 0
+    for value in model.parameters():
+        size += value.numel() * value.element_size()
+        state = getattr(value, "quant_state", None)
+        for part in (state, getattr(state, "state2", None)):
+            if part is not None:
+                size += sum(each.numel() * each.element_size() for each in (part.absmax, part.code))
+    return size
+
+
 def tensor_peak(workload: Workload) -> int:
+    # before: to hold a base in less takes the whole of it for a moment
+    model = held_model(workload.config, workload.objective, workload.held)
+    before = bytes_of(model)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        measure_throughput(workload)
+        measure_throughput(workload, model=model)
     events = profile.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     now = most = 0
     for _, change in changes:
         now += change
         most = max(most, now)
-    return most
+    return before + most
 
 
 def measured(names: list[str], how: str, checkpoint: str | None) -> dict[str, int]:

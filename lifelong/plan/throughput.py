@@ -88,18 +88,20 @@ class _Clock:
         return ()
 
 
-def measure_throughput(workload: Workload, teacher: Teacher | None = None) -> Throughput:
+def measure_throughput(workload: Workload, teacher: Teacher | None = None, model: Any = None) -> Throughput:
     """Train for `steps + 1` steps; the first, which makes the optimizer's state, is not timed.
 
     Args:
         workload: what is measured.
         teacher: instead of a model with the teacher's configuration.
+        model: what `held_model` made, where that is not to be part of what a caller measures.
 
     Raises:
         InputError: a setting that TrainingArguments refuses.
     """
     transformers.set_seed(0)
-    model = held_model(workload.config, workload.objective, workload.held)
+    if model is None:
+        model = held_model(workload.config, workload.objective, workload.held)
     if teacher is None and workload.teacher is not None:
         frozen = cast_weights(random_model(workload.teacher, workload.objective), workload.held.computes)
         teacher = OnlineTeacher(frozen, workload.objective)

@@ -16,10 +16,12 @@ import transformers
 from lifelong.errors import InputError
 from lifelong.expand import new_config
 from lifelong.ledger.folder import parse_stage_model
+from lifelong.lm.checkpoint import meta_model
+from lifelong.lm.flops import num_parameters
 from lifelong.pipeline import run_recipe
 from lifelong.plan import Devices, Speed, plan_recipe, plan_tables, planned_devices, planned_speed
 from lifelong.plan.disk import folder_bytes
-from lifelong.plan.memory import SHARDINGS, device_memory, parts_of
+from lifelong.plan.memory import SHARDINGS, Held, device_memory, parts_of
 from lifelong.plan.step import StepSettings, step_memory
 from lifelong.recipe import load_recipe, parse_recipe
 from lifelong.recipe.files import known_recipes
@@ -39,7 +41,7 @@ def config_of(family="llama", **sizes):
     return new_config(family, vocab_size=320, max_positions=64, **shape)
 
 
-def memory_of(config, devices=None, *, objective="clm", teachers=(), low_precision=False, **train):
+def memory_of(config, devices=None, *, objective="clm", teachers=(), low_precision=False, held=None, **train):
     train = {"use_cpu": True, "per_device_train_batch_size": 2, **train}
     arguments = training_arguments(train, output_dir=Path("unused"), max_steps=1, seed=0)
     return device_memory(
@@ -50,6 +52,7 @@ def memory_of(config, devices=None, *, objective="clm", teachers=(), low_precisi
         length=64,
         teachers=teachers,
         low_precision=low_precision,
+        held=held,
     )
 
 
@@ -94,6 +97,29 @@ def test_a_teacher_adds_its_own_bytes():
     assert taught.teacher == size
     assert taught.head > without.head
     assert taught.total >= without.total + size
+
+
+def test_weights_in_bfloat16_take_half_and_an_adapter_next_to_nothing():
+    config = new_config("llama", vocab_size=512, max_positions=64, layers=2, hidden_size=64, heads=4)
+    parameters = num_parameters(meta_model(config, "clm"))
+    whole, low = memory_of(config), memory_of(config, held=Held("bfloat16"))
+    assert (whole.weights, whole.moments) == (4 * parameters, 8 * parameters)
+    assert (low.weights, low.moments) == (2 * parameters, 4 * parameters)
+    lora = (("name", "lora"), ("rank", 2))
+    adapted = memory_of(config, held=Held("float32", None, lora))
+    added = adapted.weights - whole.weights
+    assert 0 < added < 0.2 * whole.weights
+    assert adapted.moments == 2 * added
+    quantised = memory_of(config, held=Held("float32", "4bit", lora))
+    assert quantised.weights < 0.75 * adapted.weights
+    assert quantised.activations == adapted.activations
+
+
+def test_a_tied_embedding_has_one_gradient():
+    config = new_config("llama", vocab_size=2048, max_positions=64, layers=1, hidden_size=16, heads=2)
+    config.tie_word_embeddings = True
+    parameters = num_parameters(meta_model(config, "clm"))
+    assert step_memory(config, StepSettings("clm", 1, 32)).gradients == 4 * parameters
 
 
 def test_checkpointing_accumulation_and_low_precision_move_what_they_should():
