@@ -21,7 +21,7 @@ from lifelong.errors import InputError
 from lifelong.expand.apply import expansion_map, grown_class
 from lifelong.expand.depth import Placement
 from lifelong.expand.family import Family, family_of
-from lifelong.expand.lazy import Fetch, Rows, checkpoint_class, empty_model, is_held, parameter_shapes
+from lifelong.expand.lazy import Fetch, Rows, checkpoint_class, empty_model, is_held, stored_shapes, stored_tensors
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
 from lifelong.expand.shape import estimated_parameters
@@ -93,7 +93,7 @@ def explain_expansion(
     model_class = checkpoint_class(config, plan.family.objective)
     mapping = expansion_map(plan, model_class)
     counts = [
-        sum(torch.Size(shape).numel() for shape in parameter_shapes(empty_model(kind, settings)).values())
+        sum(value.numel() for value in empty_model(kind, settings).parameters())
         for kind, settings in ((model_class, config), (grown_class(plan, model_class), plan.target_config))
     ]
     return (
@@ -289,7 +289,7 @@ def _open_source(folder: Path, family: Family, config: Any) -> Source:
         return Source(model_class, reader.fetch, reader.rows, reader.dtype, tuple(reader.left_out))
     with loading("checkpoint", folder):
         model = model_class.from_pretrained(folder, dtype="auto", **SAFE)
-    weights = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
+    weights = stored_tensors(model)
     rows: Rows = lambda name, start, stop: weights[name][start:stop]  # noqa: E731
     return Source(model_class, from_weights(weights), rows, lambda name: weights[name].dtype)
 
@@ -299,7 +299,7 @@ def _write_model(
 ) -> None:
     """Configuration and weights; the next parameters are made while one is written."""
     large = grown_class(plan, old.model_class)
-    shapes = parameter_shapes(empty_model(large, plan.target_config))
+    shapes = stored_shapes(empty_model(large, plan.target_config))
     first = next(iter(t.sources[0] for t in mapping.tensors.values() if t.sources))
     slots = []
     for name, shape in shapes.items():

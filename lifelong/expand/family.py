@@ -196,6 +196,7 @@ class Family:
             output is the stream), `embedding` (ModernBERT: pre, but a LayerNorm writes the stream at the start).
         gain_offset: a stored gain w means w + offset (Gemma: 1).
         head_norm: norms on queries and keys: `head` (per head), `full` (all heads together) or none.
+        head_norm_key: configuration key that says whether a model has those norms, where some have none.
         score_scale: attention divides by the root of the head size, or uses a fixed constant.
         partial_rotary: only the first channels of a head need be rotary.
         interleaved: rotary channels are turned in neighbouring pairs, not in halves.
@@ -207,7 +208,9 @@ class Family:
         defaults: configuration of new models, over the library's.
         follows: configuration keys that must equal an axis, and grow with it.
         initial: configuration keys that equal an axis in a new model, and stay when it grows.
+        first_layers: configuration keys that count layers of another kind at the start.
         requires: configuration keys with the only value that is covered.
+        axis_requires: the same for the growth of single axes: axis -> keys with the only value that keeps the function.
         position_rows: rows of the position embedding beyond the configured number of positions.
         positions_after_padding: the configured number of positions counts those up to the padding token.
         init_key: configuration key of the scale of random weights.
@@ -227,6 +230,7 @@ class Family:
     placement: Literal["pre", "sandwich", "post", "stream", "embedding"] = "pre"
     gain_offset: float = 0.0
     head_norm: Literal["none", "head", "full"] = "none"
+    head_norm_key: str | None = None
     score_scale: Literal["head_dim", "fixed"] = "head_dim"
     partial_rotary: bool = False
     interleaved: bool = False
@@ -238,7 +242,9 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     follows: Mapping[str, str] = field(default_factory=dict)
     initial: Mapping[str, str] = field(default_factory=dict)
+    first_layers: tuple[str, ...] = ()
     requires: Mapping[str, Any] = field(default_factory=dict)
+    axis_requires: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     position_rows: int = 0
     positions_after_padding: bool = False
     init_key: str = "initializer_range"

@@ -50,17 +50,20 @@ def tied_names(model: Any) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def parameter_names(model: Any) -> list[str]:
-    """Names of all parameters but those that share another's values."""
+def stored_tensors(model: Any) -> dict[str, Tensor]:
+    """What a checkpoint holds, by name: parameters and persistent buffers, but those that share another's values."""
     tied = tied_names(model)
-    return [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in tied]
+    return {name: value for name, value in model.state_dict().items() if name not in tied}
 
 
-def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter but those that share another's values."""
-    tied = tied_names(model)
-    every = model.named_parameters(remove_duplicate=False)
-    return {name: tuple(value.shape) for name, value in every if name not in tied}
+def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Their shapes."""
+    return {name: tuple(value.shape) for name, value in stored_tensors(model).items()}
+
+
+def buffer_names(model: Any) -> set[str]:
+    """Names of persistent buffers."""
+    return set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def model_class_of(config: Any, objective: str) -> Any:
@@ -122,6 +125,9 @@ def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype
                     value = fetch(tied.get(full, full)).to(dtype)
                 module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
+    for name in buffer_names(model):
+        with usual_float32():
+            model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = fetch(name).to(dtype)
     for prefix, module in model.named_modules():
         if not any(value is not None for value in module._parameters.values()):
             continue
@@ -143,7 +149,7 @@ def is_held(model: Any, dtype: torch.dtype) -> bool:
 
 def in_blocks(rows: Rows, model: Any) -> Blocks:
     """Parameters of a model by blocks of rows."""
-    shapes = parameter_shapes(model)
+    shapes = stored_shapes(model)
 
     def blocks(name: str) -> Iterator[Tensor]:
         count, each = shapes[name][0], torch.Size(shapes[name][1:]).numel() * 2

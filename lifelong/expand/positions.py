@@ -149,7 +149,8 @@ def _check_configurations(plan: ExpansionPlan) -> None:
     scales = [_scales_by_position(config) for config in (plan.source_config, plan.target_config)]
     if scales[0] != scales[1]:
         raise ExpansionError(f"queries of the grown model are scaled by position by {scales[1]}, not {scales[0]}")
-    grown = {*family.axes.values(), *family.follows, family.epsilon_key, "rope_parameters", "head_dim", "architectures"}
+    grown = {*family.axes.values(), *family.follows, *family.first_layers, family.epsilon_key}
+    grown |= {"rope_parameters", "head_dim", "architectures"}
     for key, value in before.items():
         if key in grown or isinstance(value, list | Mapping) or key.startswith("_"):
             continue

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lifelong.errors import ExpansionError, InputError
 from lifelong.expand.family import Family
-from lifelong.expand.lazy import body_prefix, parameter_shapes, tied_names
+from lifelong.expand.lazy import body_prefix, stored_shapes, tied_names
 from lifelong.files import is_file_name, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -54,7 +54,7 @@ class CheckpointReader:
     """
 
     def __init__(self, folder: Path, family: Family, model: Any) -> None:
-        self.folder, self.family, self.shapes = folder, family, parameter_shapes(model)
+        self.folder, self.family, self.shapes = folder, family, stored_shapes(model)
         self._open: dict[Path, BinaryIO] = {}
         self._prefix, self._own = body_prefix(model), str(model.base_model_prefix)
         tied = {self._standard(a): self._standard(b) for a, b in tied_names(model).items()}

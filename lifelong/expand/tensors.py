@@ -41,6 +41,7 @@ class TensorMap:
         inserted: all entries are new: the parameter belongs to an inserted layer, or holds `value`.
         copy_noise: standard deviation of noise on copies (ELLE).
         share_noise: scale of noise that sums to zero over clones along the first axis (experts).
+        buffer: no parameter, but stored with them: nothing trains it, and nothing is attached to it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TensorMap:
     inserted: bool = False
     copy_noise: float = 0.0
     share_noise: float = 0.0
+    buffer: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from lifelong.expand.lazy import (
     in_blocks,
     is_held,
     model_class_of,
-    parameter_shapes,
 )
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan
@@ -286,12 +285,7 @@ def doubled_blocks(mapping: ExpansionMap, small: ModelUnderTest, stored: Blocks 
 
 def count_parameters(contender: ModelUnderTest) -> int:
     """Parameters, counting shared ones once."""
-    return sum(numel for numel in _sizes(contender))
-
-
-def _sizes(contender: ModelUnderTest) -> Iterator[int]:
-    for shape in parameter_shapes(empty_model(contender.model_class, contender.config)).values():
-        yield int(torch.Size(shape).numel())
+    return sum(value.numel() for value in empty_model(contender.model_class, contender.config).parameters())
 
 
 def from_weights(weights: Mapping[str, Tensor]) -> Fetch:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lifelong.expand import expand_checkpoint, expand_model, plan_expansion
 from lifelong.expand.family import Family, load_family
-from lifelong.expand.lazy import parameter_names
+from lifelong.expand.lazy import stored_shapes
 from lifelong.plugins import load_plugin, plugin_names
 from tests.expand.models import batch, drawn, shapes, tiny, twin, wider
 
@@ -36,7 +36,7 @@ def test_a_family_file_is_a_table(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_matched_by_exactly_one_entry(family):
-    names = parameter_names(tiny(family))
+    names = stored_shapes(tiny(family))
     assert all(load_family(family.replace("-", "_")).match(name) for name in names)
 
 

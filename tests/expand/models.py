@@ -8,7 +8,7 @@ import torch
 from lifelong.expand import expansion_map, new_config, true_float64
 from lifelong.expand.apply import grown_class
 from lifelong.expand.family import load_family
-from lifelong.expand.lazy import model_class_of
+from lifelong.expand.lazy import model_class_of, stored_tensors
 
 VOCAB = 61
 
@@ -82,6 +82,9 @@ def tiny(family_name, **settings):
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + centre)
             else:
                 parameter.mul_(8)
+        for name, buffer in model.named_buffers():
+            if name.endswith("bias"):  # of the choice of experts
+                buffer.copy_(torch.randn_like(buffer) * 0.03)
     return model.eval()
 
 
@@ -124,10 +127,7 @@ def twin(model, plan):
     mapping = expansion_map(plan, type(model))
     plan.target_config._experts_implementation = "eager"
     grown = grown_class(plan, type(model))(plan.target_config).to(next(model.parameters()).dtype)
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    grown.load_state_dict(
-        mapping.apply_weights({name: value.detach() for name, value in weights.items()}), strict=False
-    )
+    grown.load_state_dict(mapping.apply_weights(stored_tensors(model)), strict=False)
     grown.tie_weights()
     return grown.eval(), mapping
 
