@@ -11,6 +11,7 @@ Spaces, what the rows or columns of a parameter count:
 | vocab, positions, types | rows of the embeddings |
 | experts | experts of a mixture |
 | each_head | query heads, one number each |
+| attentions | query heads of all layers, layer by layer |
 | gate | query heads x head size, as a gate on what attention puts out is made |
 | stays | whatever no axis changes: classes, token types, shared experts, states of linear attention |
 

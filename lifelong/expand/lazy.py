@@ -109,7 +109,7 @@ def body_prefix(model: Any) -> str:
 
 
 def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype, blocks: Blocks | None = None) -> Any:
-    """A model in evaluation mode whose parameters come from `fetch`, cast to `dtype`.
+    """A model in evaluation mode whose parameters come from `fetch`, cast to `dtype`; so do stored buffers.
 
     One that is too large to be held reads the parameters of a module when it runs: of linear layers and embeddings by
     `blocks` of rows, of others as a whole.
@@ -125,9 +125,10 @@ def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype
                     value = fetch(tied.get(full, full)).to(dtype)
                 module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
-    for name in buffer_names(model):
-        with usual_float32():
-            model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = fetch(name).to(dtype)
+    for name in buffer_names(model):  # few and small; other formats than their own are for parameters
+        module, _, own = name.rpartition(".")
+        value = fetch(name)
+        model.get_submodule(module)._buffers[own] = value.double() if dtype == torch.float64 else value
     for prefix, module in model.named_modules():
         if not any(value is not None for value in module._parameters.values()):
             continue

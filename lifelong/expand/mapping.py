@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lifelong.errors import ExpansionError
-from lifelong.expand.axes import AxisMap, axis_map, concatenated, permuted
+from lifelong.expand.axes import NEW, AxisMap, axis_map, concatenated, permuted
 from lifelong.expand.depth import Layer, chain_gains
 from lifelong.expand.family import Family, Parameter
 from lifelong.expand.lazy import body_prefix, buffer_names, stored_shapes, tied_names
@@ -336,6 +336,8 @@ class _Builder:
 
         `shape` is that of the old parameter, for dimensions that stay.
         """
+        if "attentions" in parameter.out:
+            self._add_attentions()
         if parameter.role == "kept":
             spaces = (*parameter.out, *("stays",) * len(shape))[: len(shape)]
             return tuple(self._stays(n) if space == "stays" else space for space, n in zip(spaces, shape, strict=True))
@@ -366,6 +368,15 @@ class _Builder:
             for space, n in zip(spaces, shape, strict=True)
         ]
         return tuple(names)
+
+    def _add_attentions(self) -> None:
+        """The axis of the heads of all layers; what reads the attention of new ones and of copies begins with zeros."""
+        heads = self.axes["each_head"]
+        old = torch.where(heads.is_copy, NEW, heads.source)
+        places = [
+            torch.where((old < 0) | layer.inserted, NEW, layer.source * heads.size + old) for layer in self.plan.layers
+        ]
+        self.axes["attentions"] = axis_map(torch.cat(places), self.plan.source["layers"] * heads.size)
 
     def _stays(self, size: int) -> str:
         name = f"stays.{size}"

@@ -47,6 +47,7 @@ EXTRA = {
     "gpt_oss": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
     "qwen3_5": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "esm": {"token_dropout": True, "mask_token_id": 4},
     "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 3.0},
 }
 """What makes small models of a family treat layers differently, as large ones do."""
@@ -111,8 +112,8 @@ def shapes(family_name):
     found = [wider(family_name), {"intermediate_size": 53}, {"layers": 5}, {"vocab_size": 70, "positions": 80}]
     if family.fixed_head:
         size = 48
-        found += [{"hidden_size": size, "heads": 4}]
-        together = {"hidden_size": size, "heads": 4}
+        together = {"hidden_size": size, "heads": 8 if "head_dim" in family.axis_requires else 4}
+        found += [together]
     else:
         found += [{"heads": 6, "kv_heads": 3}, {"kv_heads": 4}, {"head_dim": 16}, {"head_dim": 10}]
         together = {"hidden_size": 40, "heads": 8, "kv_heads": 4, "head_dim": 12}
