@@ -164,15 +164,23 @@ def test_the_first_dense_layers_stay_the_first():
     assert [hasattr(layer.mlp, "experts") for layer in grown.model.layers] == [False, False, False, True, True, True]
 
 
-@pytest.mark.parametrize(("settings", "reason"), [
-    ({"n_group": 2}, "experts: 8: glm4_moe with n_group: 2 keeps the function only with 4"),
-    ({"norm_topk_prob": False}, "experts can grow where norm_topk_prob is True"),
+OTHERS = {"layers": 3, "intermediate_size": 53}
+
+
+@pytest.mark.parametrize(("family", "settings", "axis", "others", "reason"), [
+    ("glm4_moe", {"n_group": 2}, {"experts": 8}, {**OTHERS, "heads": 8}, "experts: 8: glm4_moe with n_group: 2 keeps"),
+    ("glm4_moe", {"norm_topk_prob": False}, {"experts": 8}, OTHERS, "experts can grow where norm_topk_prob is True"),
+    ("gpt2", {"scale_attn_weights": False}, {"hidden_size": 48, "heads": 4}, {**OTHERS, "hidden_size": 48, "heads": 8},
+     "head_dim: 12: gpt2 with scale_attn_weights: False keeps the function only with 6"),
+    ("opt", {"layer_norm_elementwise_affine": False}, {"hidden_size": 48}, OTHERS,
+     "hidden_size can grow where layer_norm_elementwise_affine is True"),
 ])  # fmt: skip
-def test_a_setting_refuses_the_axis_that_it_forbids_and_no_other(settings, reason):
-    model = tiny("glm4_moe", **settings)
-    assert expand_model(model, layers=3, intermediate_size=53, heads=8)[1].passed
+def test_a_setting_refuses_the_axis_that_it_forbids_and_no_other(family, settings, axis, others, reason):
+    model = tiny(family, **settings)
+    assert expand_model(model, **others)[1].passed
     with pytest.raises(ExpansionError, match=reason):
-        expand_model(model, experts=8)
+        plan_expansion(model.config, **axis)
+    assert not plan_expansion(model.config, approximate=True, **axis).is_exact
 
 
 @pytest.mark.parametrize("kind", ["config", "weights"])
