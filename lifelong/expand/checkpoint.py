@@ -51,9 +51,9 @@ MAKERS = 2
 BLOCK_BYTES = 1 << 23
 """Rows that are made and written at once: as many as the cache of a processor holds beside what they come from."""
 COMPANIONS = (
-    "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json", "preprocessor_config.json", "processor_config.json", "additional_chat_templates/*",
-    "LICENSE*", "NOTICE*", "USE_POLICY*",
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template*", "additional_chat_templates/*", "generation_config.json",
+    "*processor_config.json", "README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 Progress = Callable[[str, float], None]
 
@@ -235,9 +235,10 @@ def _config(source: str) -> Any:
     """The configuration of a checkpoint, of a supported family."""
     source = _newest_model(source)
     file = Path(source) / "config.json"
-    if (Path(source) / "adapter_config.json").is_file() and not file.is_file():
+    if (Path(source) / "adapter_config.json").is_file():
+        beside = "holds an adapter beside the model" if file.is_file() else "is an adapter, not a model"
         raise InputError(
-            f"{source!r} is an adapter (adapter_config.json), not a model: merge it into its base model first "
+            f"{source!r} {beside} (adapter_config.json): merge it into its base model first "
             "(peft: merge_and_unload), or grow the base model and carry the adapter over with grow_adapter"
         )
     if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
@@ -358,7 +359,7 @@ def _blocks(mapping: ExpansionMap, old: Source, name: str) -> Iterator[Tensor]:
 
 
 def _write_companions(source: Path, out: Path) -> None:
-    """The tokenizer and generation settings, as they are."""
+    """The tokenizer, templates, settings of generation and processors, model card and licence, as they are."""
     for pattern in COMPANIONS:
         for path in source.glob(pattern):
             if path.is_file():

@@ -61,7 +61,10 @@ def test_folders_that_are_no_checkpoint_are_named(tmp_path):
     out = tmp_path / "out"
     assert "there is no such folder" in refused(tmp_path / "nothing", out, "--layers", 3)
     assert "no config.json in this folder" in refused(tmp_path / "empty", out, "--layers", 3)
-    assert "is an adapter" in refused(tmp_path / "adapter", out, "--layers", 3)
+    assert "is an adapter, not a model" in refused(tmp_path / "adapter", out, "--layers", 3)
+    tiny("llama").config.save_pretrained(tmp_path / "adapter")
+    assert "holds an adapter beside the model" in refused(tmp_path / "adapter", out, "--layers", 3)
+    assert not out.exists()
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_mentioned(folder):
@@ -72,7 +75,12 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_mentioned(folder):
 
 
 def test_what_belongs_to_a_checkpoint_is_carried_along(folder):
-    names = ["LICENSE", "preprocessor_config.json", "additional_chat_templates/tool.jinja", "tokenizer_config.json"]
+    names = [
+        "README.md", "LICENSE", "LICENSE.txt", "NOTICE", "preprocessor_config.json", "processor_config.json",
+        "video_preprocessor_config.json", "generation_config.json", "chat_template.jinja", "chat_template.json",
+        "additional_chat_templates/tool.jinja", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "vocab.json", "merges.txt", "spiece.model", "tekken.json", "qwen.tiktoken",
+    ]  # fmt: skip
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(f"{{}} {name}")
