@@ -40,7 +40,7 @@ Role = Literal[
     "embedding", "reader", "reader_bias", "writer", "writer_bias", "pre_norm", "pre_norm_bias", "final_norm",
     "final_norm_bias", "post_norm", "stream_norm", "stream_norm_bias", "q_norm", "k_norm", "head", "head_bias",
     "mlm_dense", "mlm_dense_bias", "mlm_norm", "mlm_norm_bias", "router", "router_bias", "task_head", "task_head_bias",
-    "kept",
+    "kept", "layer_scale",
 ]  # fmt: skip
 
 
@@ -91,6 +91,11 @@ def reader_bias(*out: str, by_head: bool = False, by_neuron: bool = False, per_e
 def kept(*spaces: str) -> Parameter:
     """What no axis but these changes: states of linear attention, one number a head, ...."""
     return Parameter("kept", spaces)
+
+
+def layer_scale() -> Parameter:
+    """A factor on what a layer hands on; that of an inserted layer is 1."""
+    return Parameter("layer_scale")
 
 
 def writer(into: str, *, transposed: bool = False, per_expert: bool = False) -> Parameter:
@@ -212,6 +217,7 @@ class Family:
         first_layers: configuration keys that count layers of another kind at the start.
         requires: configuration keys with the only value that is covered.
         axis_requires: the same for the growth of single axes: axis -> keys with the only value that keeps the function.
+        refuses: axes that cannot grow, each with the reason.
         position_rows: rows of the position embedding beyond the configured number of positions.
         positions_after_padding: the configured number of positions counts those up to the padding token.
         init_key: configuration key of the scale of random weights.
@@ -246,6 +252,7 @@ class Family:
     first_layers: tuple[str, ...] = ()
     requires: Mapping[str, Any] = field(default_factory=dict)
     axis_requires: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refuses: Mapping[str, str] = field(default_factory=dict)
     position_rows: int = 0
     positions_after_padding: bool = False
     init_key: str = "initializer_range"

@@ -309,6 +309,8 @@ class _Builder:
             return self._chain(parameter, layer)
         if not layer.inserted:
             return 1.0, None
+        if role == "layer_scale":
+            return 1.0, 1.0
         if placement in ("sandwich", "post"):
             # old coordinates are silenced by the gain; new ones are silent already, and learn through a gain of one
             return (0.0 if role == "post_norm" else 1.0), None
@@ -338,7 +340,7 @@ class _Builder:
         """
         if "attentions" in parameter.out:
             self._add_attentions()
-        if parameter.role == "kept":
+        if parameter.role in ("kept", "layer_scale"):
             spaces = (*parameter.out, *("stays",) * len(shape))[: len(shape)]
             return tuple(self._stays(n) if space == "stays" else space for space, n in zip(spaces, shape, strict=True))
         if "stays" in (*parameter.out, parameter.into):

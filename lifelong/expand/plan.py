@@ -208,7 +208,7 @@ def _grown_config(
     if config.model_type not in family.model_types:
         grown = _mixture_config(config, family)
     for axis, key in family.axes.items():
-        if axis in target:
+        if axis in target and axis not in family.refuses:
             setattr(grown, key, target[axis])
     for key, axis in family.follows.items():
         setattr(grown, key, target[axis])
@@ -217,6 +217,10 @@ def _grown_config(
     for key, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == source["layers"] and not key.endswith("token_id"):
             setattr(grown, key, [value[layer.source] for layer in layers])
+    if own := config.to_dict().get("per_layer_config"):
+        places = ((str(place), str(layer.source)) for place, layer in enumerate(layers))
+        own = {place: own[source] for place, source in places if source in own}
+        grown = type(grown).from_dict({**grown.to_dict(), "per_layer_config": own})
     return grown
 
 

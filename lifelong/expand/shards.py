@@ -22,6 +22,8 @@ from lifelong.files import is_file_name, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+TEXT_PART = re.compile(r"^language_model\.(?=model\.|lm_head\.)|(?<=^model\.)language_model\.")
+"""What names of the text part of a multimodal checkpoint have in front or within."""
 LARGEST_READ = 1 << 30
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # left over from older versions of transformers; nothing reads them
@@ -146,6 +148,7 @@ class CheckpointReader:
 
     def _model_name(self, key: str) -> str:
         """The standard name of a name in the file, as far as it can be told from the name alone."""
+        key = TEXT_PART.sub("", key)
         for piece, name in self.family.renames.items():
             key = key.replace(piece, name)
         for name, piece in self.family.file_renames.items():

@@ -48,8 +48,12 @@ EXTRA = {
     "qwen3_5": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "esm": {"token_dropout": True, "mask_token_id": 4},
+    "gemma4": {
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6,
+        "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+    },
     "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 3.0},
-}
+}  # fmt: skip
 """What makes small models of a family treat layers differently, as large ones do."""
 
 
@@ -84,8 +88,8 @@ def tiny(family_name, **settings):
             else:
                 parameter.mul_(8)
         for name, buffer in model.named_buffers():
-            if name.endswith("bias"):  # of the choice of experts
-                buffer.copy_(torch.randn_like(buffer) * 0.03)
+            if name.endswith(("bias", "layer_scalar")):  # of the choice of experts; what follows a layer
+                buffer.add_(torch.randn_like(buffer) * 0.03)
     return model.eval()
 
 
@@ -120,7 +124,8 @@ def shapes(family_name):
     if family.experts_family or "experts" in family.axes:
         found.append({"experts": 8})
         together["experts"] = 8
-    return [*found, {**together, "layers": 3, "intermediate_size": 56, "vocab_size": 70}]
+    found += [{**together, "layers": 3, "intermediate_size": 56, "vocab_size": 70}]
+    return [kept for shape in found if (kept := {a: n for a, n in shape.items() if a not in family.refuses})]
 
 
 def twin(model, plan):

@@ -29,6 +29,7 @@ def refused(*arguments):
 @pytest.mark.parametrize(("size", "message"), [
     (("--vocab-size", 3_000_000_000), "vocab_size: 3000000000 is more than any model has; at most 100,000,000"),
     (("--layers", 1_000_000), "layers: 1000000 is more than any model has; at most 10,000"),
+    (("--hidden-size", 6_000_000), "hidden_size: 6000000 is more than any model has; at most 262,144"),
     (("--hidden-size", 42 * 10**18), "hidden_size: 42000000000000000000 is more than any model has"),
     (("--hidden-size", 6_000_000, "--vocab-size", 16_000_000), "are free there"),
     (("--layers", 0), "layers: 0 is smaller than the model's 2"),
@@ -100,7 +101,7 @@ def test_levels_of_verification(folder, tmp_path):
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "gemma4_text"])
+@pytest.mark.parametrize("family", ["deepseek_v3", "falcon_h1"])
 def test_a_family_without_a_table_is_refused(tmp_path, family):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     assert "there is no family for model_type" in refused(tmp_path, tmp_path / "out", "--layers", 3)
