@@ -31,7 +31,7 @@ def refused(*arguments):
     (("--layers", 1_000_000), "layers: 1000000 is more than any model has; at most 10,000"),
     (("--hidden-size", 6_000_000), "hidden_size: 6000000 is more than any model has; at most 262,144"),
     (("--hidden-size", 42 * 10**18), "hidden_size: 42000000000000000000 is more than any model has"),
-    (("--hidden-size", 6_000_000, "--vocab-size", 16_000_000), "are free there"),
+    (("--hidden-size", 200_000, "--vocab-size", 90_000_000), "are free there"),
     (("--layers", 0), "layers: 0 is smaller than the model's 2"),
     (("--layers", -3), "layers: -3 is smaller than the model's 2"),
     (("--layers", 3, "--verify", "some"), "expand --verify: full, quick or none, not 'some'"),
