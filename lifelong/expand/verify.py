@@ -36,7 +36,7 @@ TOLERANCE = 1e-10
 VERIFY_SEED = 1234
 Run = Callable[[Any, Tensor], Tensor]
 Level = Literal["full", "quick", "none"]
-NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED, FEW_TOKENS = 2, 24, 4, 8
+NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED, FEW_TOKENS, QUICK_TOKENS = 2, 24, 4, 8, 4
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def verify(
     exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
     ids_BT = random_tokens(plan)
     if level == "quick":
-        ids_BT = ids_BT[:1, :FEW_TOKENS]
+        ids_BT = ids_BT[:1, :QUICK_TOKENS]
     tell("verify float64")
     is_language_model = small.model_class is model_class_of(small.config, plan.family.objective)
     runs = runs_of(plan, held=is_held(large, torch.float64), language_model=is_language_model)
