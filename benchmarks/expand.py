@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from lifelong.expand import expand_checkpoint, expand_model, new_config, true_float64
 from lifelong.expand.family import load_family
-from lifelong.expand.lazy import empty_model, model_class_of, parameter_shapes
+from lifelong.expand.lazy import empty_model, model_class_of, stored_shapes
 
 GPT2_SMALL = {"family": "gpt2", "vocab": 50257, "layers": 12, "hidden_size": 768, "heads": 12, "dtype": "float32"}
 LLAMA_1B = {
@@ -126,7 +126,7 @@ def write_source(case: str, folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: (torch.randn(size, generator=generator) * 0.02 if len(size) > 1 else torch.ones(size)).to(dtype)
-        for name, size in parameter_shapes(empty_model(model_class, config)).items()
+        for name, size in stored_shapes(empty_model(model_class, config)).items()
     }
     folder.mkdir()
     config.architectures = [model_class.__name__]

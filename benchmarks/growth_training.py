@@ -4,8 +4,12 @@
 2. The checkpoint trains for `--steps` steps (so that Adam has moments), grows, and trains on from each of: the grown
    model with mapped moments, the grown model with a fresh Adam, the ELLE mapping with a fresh Adam, random weights of
    the large shape. Same batches for all; held-out loss on the way, mean over seeds.
+3. (`--part strategies`) Which strategy learns best on text that has more to teach: the checkpoint trains for `--before`
+   steps on encyclopedia, news, books and code in turns, grows by every strategy, with mapped moments or a fresh Adam,
+   and trains on for `--steps` steps that meet no window twice. With a ramp, the rate of new entries rises to that of
+   old ones over the first 100 steps.
 
-    LIFELONG_DATA=... python benchmarks/growth_training.py [--steps 200] [--seeds 3]
+    LIFELONG_DATA=... python -m benchmarks.growth_training [--part strategies] [--steps 200] [--seeds 3]
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 
-from lifelong.expand import expand_model
+from lifelong.expand import expand_model, grow, plan_expansion
 
 SHAPES: dict[str, dict[str, int]] = {
     "wider, 64 -> 96": {"hidden_size": 96, "heads": 12, "kv_heads": 6, "intermediate_size": 256},
@@ -39,12 +43,20 @@ SHAPES: dict[str, dict[str, int]] = {
 LARGE = SHAPES["all, to 1.4M"]
 LENGTH, BATCH = 128, 8
 LEARNING_RATE = 5e-4
-LOOKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
+LOOKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400, 500, 1000, 2000)
+MEDIUM = {"hidden_size": 80, "heads": 10, "kv_heads": 5, "intermediate_size": 240, "layers": 7}
+ARMS = (
+    "not grown", "pad, mapped", "clone, mapped", "pairs, mapped", "pad, fresh", "clone, fresh", "pairs, fresh",
+    "pad, mapped, ramp", "clone, mapped, ramp",
+)  # fmt: skip
+DOMAINS, SHORT, FEW, RAMP = ("wiki", "news", "books", "code"), 64, 6, 100
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("growth", "strategies"), default="growth")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--before", type=int, default=500, help="steps before growth, with --part strategies")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/growth_training.json"))
     options = parser.parse_args()
@@ -52,24 +64,81 @@ def main() -> None:
         os.environ.get("LIFELONG_DATA") or parser.error("set LIFELONG_DATA to the folder of corpora and models")
     )
     torch.set_num_threads(1)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = data / "models" / "stories260K"
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    if options.part == "strategies":
+        rank_strategies(model, tokenizer, data, options)
+        return
     train, valid = (
         windows(data / "corpora" / f"tinystories.{split}.jsonl.gz", tokenizer) for split in ("train", "valid")
     )
     valid = valid[:200]
-    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
     exact = grow_to_shapes(model, valid)
     curves = [train_arms(copy.deepcopy(model), train, valid, options.steps, seed) for seed in range(options.seeds)]
-    looks = [look for look in LOOKS if look <= options.steps]
+    report(curves, options.steps)
+    options.out.write_text(json.dumps({"exact": exact, "curves": curves}, indent=1) + "\n")
+
+
+def report(curves: list[dict[str, dict[int, float]]], steps: int) -> None:
+    """Mean curves of all arms, and the deviation over seeds at their end."""
+    looks = [look for look in LOOKS if look <= steps]
     means = {arm: {look: statistics.mean(curve[arm][look] for curve in curves) for look in looks} for arm in curves[0]}
     deviations = {arm: statistics.pstdev([curve[arm][looks[-1]] for curve in curves]) for arm in curves[0]}
-    print(f"\nheld-out loss (nats a token) so many steps after growth, mean of {options.seeds} seeds")
+    print(f"\nheld-out loss (nats a token) so many steps after growth, mean of {len(curves)} seeds")
     print(f"{'':32}" + "".join(f"{look:>8}" for look in looks) + "   +-")
     for arm, curve in means.items():
         print(f"{arm:32}" + "".join(f"{curve[look]:8.4f}" for look in looks) + f"  {deviations[arm]:.4f}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"exact": exact, "curves": curves}, indent=1) + "\n")
+
+
+def rank_strategies(model: Any, tokenizer: Any, data: Path, options: argparse.Namespace) -> None:
+    """Every strategy and kind of moments after growth, on a mixture of domains that the checkpoint has not seen."""
+    folder, count = data / "corpora", (options.before + options.steps) * FEW
+    texts = [
+        windows(folder / f"{name}.train.jsonl.gz", tokenizer, SHORT, count // len(DOMAINS) + 1) for name in DOMAINS
+    ]
+    train = torch.stack(texts, 1).flatten(0, 1)  # in turns
+    valid = torch.cat([windows(folder / f"{name}.valid.jsonl.gz", tokenizer, SHORT, 50) for name in DOMAINS])
+    curves = []
+    for seed in range(options.seeds):
+        curves.append(strategy_arms(copy.deepcopy(model), train, valid, options, seed))
+        options.out.with_name("growth_strategies.json").write_text(json.dumps(curves, indent=1) + "\n")
+    report(curves, options.steps)
+
+
+def strategy_arms(
+    model: Any, train: torch.Tensor, valid: torch.Tensor, options: argparse.Namespace, seed: int
+) -> dict[str, dict[int, float]]:
+    """The curve of every arm: step after growth -> held-out loss."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    optimizer = adam(model)
+    for batch in batches(train, order, 0, options.before, FEW):
+        step(model, optimizer, batch)
+    moments, curves = copy.deepcopy(optimizer.state_dict()), {}
+    for name in ARMS:
+        arm, new = copy.deepcopy(model), {}
+        own = adam(arm)
+        own.load_state_dict(moments)
+        if name != "not grown":
+            strategy, how, *ramp = name.split(", ")
+            plan = plan_expansion(arm.config, strategy=strategy, seed=seed, **MEDIUM)
+            arm, mapping, _ = grow(arm, plan, optimizer=own)
+            own = adam(arm) if how == "fresh" else own
+            parameters = dict(arm.named_parameters())
+            new = {parameters[key]: mask for key, mask in mapping.masks() if ramp and key in parameters}
+        curves[name] = curve = {0: loss_of(arm, valid)}
+        for number, batch in enumerate(batches(train, order, options.before, options.steps, FEW), 1):
+            old = {p: p.detach().clone() for p in new} if number < RAMP else {}
+            step(arm, own, batch)
+            for parameter, before in old.items():
+                parameter.data.copy_(
+                    torch.where(new[parameter], before.lerp(parameter.data, number / RAMP), parameter.data)
+                )
+            if number in LOOKS:
+                curve[number] = loss_of(arm, valid)
+        print(f"seed {seed}, {name}: {curve}", flush=True)
+    return curves
 
 
 def grow_to_shapes(model: Any, valid: torch.Tensor) -> list[dict[str, Any]]:
@@ -135,10 +204,12 @@ def step(model: Any, optimizer: torch.optim.Optimizer, ids_BT: torch.Tensor) -> 
     optimizer.step()
 
 
-def batches(windows_NT: torch.Tensor, order: torch.Tensor, start: int, steps: int) -> Iterator[torch.Tensor]:
+def batches(
+    windows_NT: torch.Tensor, order: torch.Tensor, start: int, steps: int, size: int = BATCH
+) -> Iterator[torch.Tensor]:
     """`[B,T]` batches number `start` to `start + steps`, from the beginning again when all were seen."""
     for number in range(start, start + steps):
-        chosen = torch.arange(number * BATCH, (number + 1) * BATCH) % len(order)
+        chosen = torch.arange(number * size, (number + 1) * size) % len(order)
         yield windows_NT[order[chosen]]
 
 
@@ -150,17 +221,16 @@ def loss_of(model: Any, windows_NT: torch.Tensor) -> float:
     return statistics.mean(losses)
 
 
-def windows(path: Path, tokenizer: Any) -> torch.Tensor:
-    """`[N,T]` windows of the text of all documents one after another."""
+def windows(path: Path, tokenizer: Any, length: int = LENGTH, most: int | None = None) -> torch.Tensor:
+    """`[N,T]` windows of the text of documents one after another, `most` of them at most."""
+    ids: list[int] = []
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
-    ids = [
-        number
-        for text in texts
-        for number in [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
-    ]
-    count = len(ids) // LENGTH
-    return torch.from_numpy(np.array(ids[: count * LENGTH], dtype=np.int64).reshape(count, LENGTH))
+        for line in file:
+            ids += [tokenizer.bos_token_id, *tokenizer(json.loads(line)["text"], add_special_tokens=False).input_ids]
+            if most is not None and len(ids) >= most * length:
+                break
+    count = min(len(ids) // length, most or len(ids))
+    return torch.from_numpy(np.array(ids[: count * length], dtype=np.int64).reshape(count, length))
 
 
 if __name__ == "__main__":

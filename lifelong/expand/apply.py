@@ -11,7 +11,7 @@ import torch
 from lifelong.errors import ExpansionError
 from lifelong.expand.attached import move_optimizer
 from lifelong.expand.depth import Placement
-from lifelong.expand.lazy import empty_model, model_class_of, tied_names
+from lifelong.expand.lazy import empty_model, model_class_of, stored_tensors, tied_names
 from lifelong.expand.mapping import ExpansionMap, TableNames, build_map
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
 from lifelong.expand.positions import check_position_functions
@@ -70,19 +70,15 @@ def grow(
     started = time.monotonic()
     _check_memory(plan)
     plan = plan if seed is None else replace(plan, seed=seed)
-    tied = tied_names(model)
-    weights = {
-        name: value.detach().cpu() for name, value in model.named_parameters(remove_duplicate=False) if name not in tied
-    }
+    weights = {name: value.cpu() for name, value in stored_tensors(model).items()}
     TableNames.of(model, plan.family)  # of this very model, whatever its class would have
     mapping = expansion_map(plan, type(model))
     grown = _with_weights(model, plan, mapping, weights)
-    made = {name: value.detach() for name, value in grown.named_parameters(remove_duplicate=False)}
     report = verify(
         plan,
         mapping,
         ModelUnderTest(type(model), model.config, from_weights(weights)),
-        ModelUnderTest(type(grown), grown.config, from_weights(made)),
+        ModelUnderTest(type(grown), grown.config, from_weights(stored_tensors(grown))),
     )
     grown = grown.to(next(model.parameters()).device).train(model.training)
     if optimizer is not None:
@@ -112,8 +108,7 @@ def _with_weights(model: Any, plan: ExpansionPlan, mapping: ExpansionMap, weight
     values = mapping.apply_weights(weights)
     missing = grown.load_state_dict(values, strict=False)
     unknown = [*missing.unexpected_keys, *(name for name in missing.missing_keys if name not in tied_names(grown))]
-    buffers = {name for name, _ in grown.named_buffers()}
-    if unknown := [name for name in unknown if name not in buffers]:
+    if unknown:
         raise ExpansionError(f"the grown model and the map disagree about {', '.join(unknown[:5])}")
     grown.tie_weights()
     if getattr(model, "generation_config", None) is not None:

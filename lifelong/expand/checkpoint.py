@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,11 @@ from torch import Tensor
 from lifelong.errors import InputError
 from lifelong.expand.apply import expansion_map, grown_class
 from lifelong.expand.depth import Placement
-from lifelong.expand.family import Family, family_of
-from lifelong.expand.lazy import Fetch, Rows, checkpoint_class, empty_model, is_held, parameter_shapes
+from lifelong.expand.lazy import checkpoint_class, empty_model, is_held, stored_shapes
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
 from lifelong.expand.shape import estimated_parameters
 from lifelong.expand.shards import (
-    INDEX,
     WEIGHTS,
     CheckpointReader,
     FileEntry,
@@ -36,41 +34,24 @@ from lifelong.expand.shards import (
     slots_of,
     write_index,
 )
-from lifelong.expand.verify import Level, ModelUnderTest, from_weights
+from lifelong.expand.source import Source, open_source, source_config, source_folder, write_companions
+from lifelong.expand.verify import Level, ModelUnderTest
 from lifelong.expand.verify import verify as compare
 from lifelong.expand.width import Strategy
 from lifelong.files import atomic_directory, remove_tree, write_json
-from lifelong.ledger.folder import RunFolder
-from lifelong.lm.checkpoint import SAFE, load_config
-from lifelong.lm.foreign import loading
+from lifelong.lm.checkpoint import load_config
 from lifelong.records import ExpansionReport
-from lifelong.stream.tokenizers.load import copy_domain_tokenizers
 
 MAX_SHARD_BYTES = 5 * 10**9
 MAKERS = 2
 """Parameters that are made and written at the same time."""
 BLOCK_BYTES = 1 << 23
 """Rows that are made and written at once: as many as the cache of a processor holds beside what they come from."""
-COMPANIONS = (
-    "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json", "preprocessor_config.json", "processor_config.json", "additional_chat_templates/*",
-    "LICENSE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
+MOST_NAMED = 8
 Progress = Callable[[str, float], None]
 Finish = Callable[[Path, list[FileEntry]], Mapping[str, Any]]
 """What else is done to a folder that is verified and not there yet, given its parameters with a row for each token.
 What it returns is kept in `expansion.json`, `notes` among the notes of the report."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint to grow: its model class and a function that gives its parameters."""
-
-    model_class: Any
-    fetch: Fetch
-    rows: Rows
-    dtype: Callable[[str], torch.dtype]
-    left_out: tuple[str, ...] = ()
 
 
 class _NotExactError(Exception):
@@ -92,16 +73,17 @@ def explain_expansion(
         ExpansionError: the target cannot be reached.
         UnknownNameError: no family covers the architecture.
     """
-    config, sizes = _config(str(source)), dict[str, Any](targets)
+    (config, notes), sizes = source_config(str(source)), dict[str, Any](targets)
     plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, **sizes)
     model_class = checkpoint_class(config, plan.family.objective)
     mapping = expansion_map(plan, model_class)
     counts = [
-        sum(torch.Size(shape).numel() for shape in parameter_shapes(empty_model(kind, settings)).values())
+        sum(value.numel() for value in empty_model(kind, settings).parameters())
         for kind, settings in ((model_class, config), (grown_class(plan, model_class), plan.target_config))
     ]
     return (
-        f"{plan.explain()}\nparameters: {counts[0]:,} -> {counts[1]:,} ({counts[1] / counts[0]:.2f}x, "
+        "".join(f"{note}\n" for note in notes)
+        + f"{plan.explain()}\nparameters: {counts[0]:,} -> {counts[1]:,} ({counts[1] / counts[0]:.2f}x, "
         f"{len(mapping.tensors)} tensors; float32 {_gigabytes(4 * counts[1])}, bfloat16 {_gigabytes(2 * counts[1])})"
     )
 
@@ -156,14 +138,14 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
     _check_out(out)
     if verify not in (None, "full", "quick", "none"):
         raise InputError(f"verify: 'full', 'quick' or 'none', not {verify!r}")
-    config, sizes = _config(source), dict[str, Any](targets)
+    (config, parts), sizes = source_config(source), dict[str, Any](targets)
     plan = plan_expansion(
         config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, seed=seed, **sizes
     )
     _check_room(plan, out)
-    folder = source_model(source)
-    old = _open_source(folder, plan.family, config)
-    notes = _vocabulary_notes(folder, plan)
+    folder = source_folder(source)
+    old = open_source(folder, plan.family, config)
+    notes = (*parts, *_vocabulary_notes(folder, plan))
     mapping = expansion_map(plan, old.model_class)
     if source != str(folder) and Path(source).is_dir():
         notes = (f"{source} is a run: the model of its newest stage, {folder.parent.name}, was grown", *notes)
@@ -173,10 +155,10 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
     try:
         with atomic_directory(out) as partial:
             _write_model(plan, mapping, old, partial, max_shard_bytes, tell)
-            _write_companions(folder, partial)
+            write_companions(folder, partial, text_only=bool(parts))
             report = _verify_written(plan, mapping, old, partial, verify, tell)
             if old.left_out:
-                notes = (*notes, f"left out: {', '.join(old.left_out)}")
+                notes = (*notes, _listed(old.left_out))
             report = replace(report, notes=(*report.notes, *notes))
             report = replace(report, seconds=time.monotonic() - started)
             if not report.passed:
@@ -239,68 +221,11 @@ def _vocabulary_notes(folder: Path, plan: ExpansionPlan) -> tuple[str, ...]:
     return (f"the tokenizer has {most} tokens, the model {size}: grow vocab_size to {most}",) if most > size else ()
 
 
-def _config(source: str) -> Any:
-    """The configuration of a checkpoint, of a supported family."""
-    source = _newest_model(source)
-    file = Path(source) / "config.json"
-    if (Path(source) / "adapter_config.json").is_file() and not file.is_file():
-        raise InputError(
-            f"{source!r} is an adapter (adapter_config.json), not a model: merge it into its base model first "
-            "(peft: merge_and_unload), or grow the base model and carry the adapter over with grow_adapter"
-        )
-    if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise InputError(f"checkpoint {source!r}: there is no such folder")
-    if Path(source).is_dir() and not file.is_file():
-        raise InputError(f"checkpoint {source!r}: no config.json in this folder")
-    if file.is_file():
-        try:
-            family_of(json.loads(file.read_text(encoding="utf-8")).get("model_type", "none"))
-        except (ValueError, AttributeError) as error:
-            raise InputError(f"{file}: no configuration ({error})") from None
-    config = load_config(source)
-    family_of(config)
-    return config
-
-
-def _newest_model(source: str) -> str:
-    """The model of the newest stage where `source` is a run folder.
-
-    Raises:
-        InputError: the run has no stage yet.
-    """
-    run = RunFolder.locate(source)
-    if run is None:
-        return source
-    if not run.require().stages:
-        raise InputError(f"{source!r} is a run folder without a committed stage: there is no model to grow yet")
-    return str(run.stages[-1].model)
-
-
-def source_model(source: str) -> Path:
-    """Folder of a checkpoint, fetched where it is on the hub; of the newest model of a run."""
-    source = _newest_model(source)
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", *COMPANIONS]))
-    except Exception as error:
-        raise InputError(f"checkpoint {source!r}: {' '.join(str(error).split())[:300]}") from None
-
-
-def _open_source(folder: Path, family: Family, config: Any) -> Source:
-    model_class = checkpoint_class(config, family.objective)
-    if not ((folder / WEIGHTS).exists() or (folder / INDEX).exists()):
-        raise InputError(f"checkpoint {str(folder)!r}: has neither {WEIGHTS} nor {INDEX}")
-    if not family.converted_files:
-        reader = CheckpointReader(folder, family, empty_model(model_class, config))
-        return Source(model_class, reader.fetch, reader.rows, reader.dtype, tuple(reader.left_out))
-    with loading("checkpoint", folder):
-        model = model_class.from_pretrained(folder, dtype="auto", **SAFE)
-    weights = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
-    rows: Rows = lambda name, start, stop: weights[name][start:stop]  # noqa: E731
-    return Source(model_class, from_weights(weights), rows, lambda name: weights[name].dtype)
+def _listed(left_out: tuple[str, ...]) -> str:
+    if len(left_out) <= MOST_NAMED:
+        return f"left out: {', '.join(left_out)}"
+    parts = sorted({".".join(name.split(".")[:2]) for name in left_out})
+    return f"left out: {len(left_out)} tensors of {', '.join(parts)}"
 
 
 def _write_model(
@@ -308,7 +233,7 @@ def _write_model(
 ) -> None:
     """Configuration and weights; the next parameters are made while one is written."""
     large = grown_class(plan, old.model_class)
-    shapes = parameter_shapes(empty_model(large, plan.target_config))
+    shapes = stored_shapes(empty_model(large, plan.target_config))
     first = next(iter(t.sources[0] for t in mapping.tensors.values() if t.sources))
     slots = []
     for name, shape in shapes.items():
@@ -364,17 +289,6 @@ def _blocks(mapping: ExpansionMap, old: Source, name: str) -> Iterator[Tensor]:
     if sources and (blocks := mapping.weight_rows(name, old.rows, old.dtype(sources[0]), most_bytes=BLOCK_BYTES)):
         return blocks
     return iter([mapping.weight(name, {source: old.fetch(source) for source in sources})])
-
-
-def _write_companions(source: Path, out: Path) -> None:
-    """The tokenizer and generation settings, as they are."""
-    for pattern in COMPANIONS:
-        for path in source.glob(pattern):
-            if path.is_file():
-                copy = out / path.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, copy)
-    copy_domain_tokenizers(source, out)
 
 
 def _token_rows(plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path) -> list[FileEntry]:

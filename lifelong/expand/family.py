@@ -11,6 +11,7 @@ Spaces, what the rows or columns of a parameter count:
 | vocab, positions, types | rows of the embeddings |
 | experts | experts of a mixture |
 | each_head | query heads, one number each |
+| attentions | query heads of all layers, layer by layer |
 | gate | query heads x head size, as a gate on what attention puts out is made |
 | stays | whatever no axis changes: classes, token types, shared experts, states of linear attention |
 
@@ -39,7 +40,7 @@ Role = Literal[
     "embedding", "reader", "reader_bias", "writer", "writer_bias", "pre_norm", "pre_norm_bias", "final_norm",
     "final_norm_bias", "post_norm", "stream_norm", "stream_norm_bias", "q_norm", "k_norm", "head", "head_bias",
     "mlm_dense", "mlm_dense_bias", "mlm_norm", "mlm_norm_bias", "router", "router_bias", "task_head", "task_head_bias",
-    "kept",
+    "kept", "layer_scale",
 ]  # fmt: skip
 
 
@@ -90,6 +91,11 @@ def reader_bias(*out: str, by_head: bool = False, by_neuron: bool = False, per_e
 def kept(*spaces: str) -> Parameter:
     """What no axis but these changes: states of linear attention, one number a head, ...."""
     return Parameter("kept", spaces)
+
+
+def layer_scale() -> Parameter:
+    """A factor on what a layer hands on; that of an inserted layer is 1."""
+    return Parameter("layer_scale")
 
 
 def writer(into: str, *, transposed: bool = False, per_expert: bool = False) -> Parameter:
@@ -196,6 +202,7 @@ class Family:
             output is the stream), `embedding` (ModernBERT: pre, but a LayerNorm writes the stream at the start).
         gain_offset: a stored gain w means w + offset (Gemma: 1).
         head_norm: norms on queries and keys: `head` (per head), `full` (all heads together) or none.
+        head_norm_key: configuration key that says whether a model has those norms, where some have none.
         score_scale: attention divides by the root of the head size, or uses a fixed constant.
         partial_rotary: only the first channels of a head need be rotary.
         interleaved: rotary channels are turned in neighbouring pairs, not in halves.
@@ -207,7 +214,10 @@ class Family:
         defaults: configuration of new models, over the library's.
         follows: configuration keys that must equal an axis, and grow with it.
         initial: configuration keys that equal an axis in a new model, and stay when it grows.
+        first_layers: configuration keys that count layers of another kind at the start.
         requires: configuration keys with the only value that is covered.
+        axis_requires: the same for the growth of single axes: axis -> keys with the only value that keeps the function.
+        refuses: axes that cannot grow, each with the reason.
         position_rows: rows of the position embedding beyond the configured number of positions.
         positions_after_padding: the configured number of positions counts those up to the padding token.
         init_key: configuration key of the scale of random weights.
@@ -227,6 +237,7 @@ class Family:
     placement: Literal["pre", "sandwich", "post", "stream", "embedding"] = "pre"
     gain_offset: float = 0.0
     head_norm: Literal["none", "head", "full"] = "none"
+    head_norm_key: str | None = None
     score_scale: Literal["head_dim", "fixed"] = "head_dim"
     partial_rotary: bool = False
     interleaved: bool = False
@@ -238,7 +249,10 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     follows: Mapping[str, str] = field(default_factory=dict)
     initial: Mapping[str, str] = field(default_factory=dict)
+    first_layers: tuple[str, ...] = ()
     requires: Mapping[str, Any] = field(default_factory=dict)
+    axis_requires: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refuses: Mapping[str, str] = field(default_factory=dict)
     position_rows: int = 0
     positions_after_padding: bool = False
     init_key: str = "initializer_range"

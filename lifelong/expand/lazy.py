@@ -50,17 +50,20 @@ def tied_names(model: Any) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def parameter_names(model: Any) -> list[str]:
-    """Names of all parameters but those that share another's values."""
+def stored_tensors(model: Any) -> dict[str, Tensor]:
+    """What a checkpoint holds, by name: parameters and persistent buffers, but those that share another's values."""
     tied = tied_names(model)
-    return [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in tied]
+    return {name: value for name, value in model.state_dict().items() if name not in tied}
 
 
-def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter but those that share another's values."""
-    tied = tied_names(model)
-    every = model.named_parameters(remove_duplicate=False)
-    return {name: tuple(value.shape) for name, value in every if name not in tied}
+def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Their shapes."""
+    return {name: tuple(value.shape) for name, value in stored_tensors(model).items()}
+
+
+def buffer_names(model: Any) -> set[str]:
+    """Names of persistent buffers."""
+    return set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def model_class_of(config: Any, objective: str) -> Any:
@@ -106,7 +109,7 @@ def body_prefix(model: Any) -> str:
 
 
 def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype, blocks: Blocks | None = None) -> Any:
-    """A model in evaluation mode whose parameters come from `fetch`, cast to `dtype`.
+    """A model in evaluation mode whose parameters come from `fetch`, cast to `dtype`; so do stored buffers.
 
     One that is too large to be held reads the parameters of a module when it runs: of linear layers and embeddings by
     `blocks` of rows, of others as a whole.
@@ -122,6 +125,10 @@ def filled_model(model_class: Any, config: Any, fetch: Fetch, dtype: torch.dtype
                     value = fetch(tied.get(full, full)).to(dtype)
                 module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
+    for name in buffer_names(model):  # few and small; other formats than their own are for parameters
+        module, _, own = name.rpartition(".")
+        value = fetch(name)
+        model.get_submodule(module)._buffers[own] = value.double() if dtype == torch.float64 else value
     for prefix, module in model.named_modules():
         if not any(value is not None for value in module._parameters.values()):
             continue
@@ -143,7 +150,7 @@ def is_held(model: Any, dtype: torch.dtype) -> bool:
 
 def in_blocks(rows: Rows, model: Any) -> Blocks:
     """Parameters of a model by blocks of rows."""
-    shapes = parameter_shapes(model)
+    shapes = stored_shapes(model)
 
     def blocks(name: str) -> Iterator[Tensor]:
         count, each = shapes[name][0], torch.Size(shapes[name][1:]).numel() * 2

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lifelong.errors import ExpansionError
-from lifelong.expand.axes import AxisMap, axis_map, concatenated, permuted
+from lifelong.expand.axes import NEW, AxisMap, axis_map, concatenated, permuted
 from lifelong.expand.depth import Layer, chain_gains
 from lifelong.expand.family import Family, Parameter
-from lifelong.expand.lazy import body_prefix, parameter_shapes, tied_names
+from lifelong.expand.lazy import body_prefix, buffer_names, stored_shapes, tied_names
 from lifelong.expand.plan import ExpansionPlan
 from lifelong.expand.tensors import TensorMap, grow_gradient, grow_rows, grow_weight, is_plain, new_entries
 from lifelong.expand.width import Growth, elle_axes, exact_axes
@@ -85,11 +85,15 @@ class ExpansionMap:
     def apply_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Grown tensors by parameter name: of the model, of averaged weights, of anchors of the old weights.
 
+        Buffers need not be among `weights`.
+
         Raises:
             ExpansionError: a value is not finite.
         """
         grown = {}
         for name, mapping in self.tensors.items():
+            if mapping.buffer and not all(source in weights for source in mapping.sources):
+                continue
             value = self.weight(name, weights)
             dtype = next(iter(weights.values())).dtype if not mapping.sources else value.dtype
             same = any(value is weights[source] for source in mapping.sources)
@@ -108,7 +112,7 @@ class ExpansionMap:
             fill: value of new entries, or `mean` for the mean of the old ones.
         """
         grown = {}
-        for name, mapping in self.tensors.items():
+        for name, mapping in self._parameters():
             axes = self.axes_of(mapping)
             if mapping.sources and all(source in values for source in mapping.sources):
                 sources = [values[source] for source in mapping.sources]
@@ -121,8 +125,11 @@ class ExpansionMap:
 
     def masks(self) -> Iterator[tuple[str, Tensor]]:
         """Masks of the new entries of every grown parameter: true for new entries and further copies of old ones."""
-        for name, mapping in self.tensors.items():
+        for name, mapping in self._parameters():
             yield name, new_entries(mapping, self.axes_of(mapping))
+
+    def _parameters(self) -> Iterator[tuple[str, TensorMap]]:
+        return ((name, mapping) for name, mapping in self.tensors.items() if not mapping.buffer)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -176,13 +183,7 @@ class TableNames:
         Raises:
             ExpansionError: a parameter is not matched by exactly one entry of the family's table.
         """
-        shapes, prefix = parameter_shapes(model), body_prefix(model)
-        if buffers := sorted(
-            set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        ):
-            raise ExpansionError(
-                f"family {family.name!r}: checkpoints hold {buffers[0]!r}, which is no parameter and would be lost"
-            )
+        shapes, prefix = stored_shapes(model), body_prefix(model)
         actual = {family.standard_name(name, prefix): name for name in shapes}
         for name in actual:
             family.match(name)
@@ -212,14 +213,15 @@ def build_map(plan: ExpansionPlan, small: Any, large: Any) -> ExpansionMap:
     is_elle = plan.mode == "elle"
     axes = elle_axes(growth, torch.Generator().manual_seed(plan.seed)) if is_elle else exact_axes(growth)
     builder = _Builder(plan, axes, source, tied=tied)
-    tensors = {}
+    tensors, buffers = {}, buffer_names(large)
     for name, shape in target.shapes.items():
         made = builder.tensor(name)
         _check_shape(plan.target_family.name, name, [len(builder.axes[axis].source) for axis in made.axes], shape)
         for part in made.sources:
             _check_source(plan.family.name, part, made, builder.axes, source.shapes[part])
         actual = target.actual[name]
-        tensors[actual] = replace(made, name=actual, sources=tuple(source.actual[part] for part in made.sources))
+        sources = tuple(source.actual[part] for part in made.sources)
+        tensors[actual] = replace(made, name=actual, sources=sources, buffer=actual in buffers)
     return ExpansionMap(builder.axes, tensors, plan.seed)
 
 
@@ -307,6 +309,8 @@ class _Builder:
             return self._chain(parameter, layer)
         if not layer.inserted:
             return 1.0, None
+        if role == "layer_scale":
+            return 1.0, 1.0
         if placement in ("sandwich", "post"):
             # old coordinates are silenced by the gain; new ones are silent already, and learn through a gain of one
             return (0.0 if role == "post_norm" else 1.0), None
@@ -334,7 +338,9 @@ class _Builder:
 
         `shape` is that of the old parameter, for dimensions that stay.
         """
-        if parameter.role == "kept":
+        if "attentions" in parameter.out:
+            self._add_attentions()
+        if parameter.role in ("kept", "layer_scale"):
             spaces = (*parameter.out, *("stays",) * len(shape))[: len(shape)]
             return tuple(self._stays(n) if space == "stays" else space for space, n in zip(spaces, shape, strict=True))
         if "stays" in (*parameter.out, parameter.into):
@@ -364,6 +370,15 @@ class _Builder:
             for space, n in zip(spaces, shape, strict=True)
         ]
         return tuple(names)
+
+    def _add_attentions(self) -> None:
+        """The axis of the heads of all layers; what reads the attention of new ones and of copies begins with zeros."""
+        heads = self.axes["each_head"]
+        old = torch.where(heads.is_copy, NEW, heads.source)
+        places = [
+            torch.where((old < 0) | layer.inserted, NEW, layer.source * heads.size + old) for layer in self.plan.layers
+        ]
+        self.axes["attentions"] = axis_map(torch.cat(places), self.plan.source["layers"] * heads.size)
 
     def _stays(self, size: int) -> str:
         name = f"stays.{size}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -131,11 +131,13 @@ def plan_expansion(
         UnknownNameError: no family covers the architecture, or there is no such axis.
     """
     family = family_of(config)
+    if family.head_norm_key and not getattr(config, family.head_norm_key):
+        family = replace(family, head_norm="none")
     _check_options(mode, strategy)
     _check_source(family, config)
     source = model_shape(config, family)
     target = target_shape(family, source, targets)
-    approximations = obstacles(family, source, target)
+    approximations = obstacles(family, source, target) + _obstacles_of_settings(family, config, source, target)
     if approximations and not approximate and mode == "exact":
         raise ExpansionError("; ".join(approximations))
     channels = plan_channels(
@@ -186,6 +188,19 @@ def _check_source(family: Family, config: Any) -> None:
             )
 
 
+def _obstacles_of_settings(
+    family: Family, config: Any, source: Mapping[str, int], target: Mapping[str, int]
+) -> list[str]:
+    """Settings of the model with which an axis cannot grow exactly."""
+    return [
+        f"{axis}: {target[axis]}: {family.name} with {key}: {getattr(config, key)} keeps the function only with "
+        f"{source[axis]}; {axis} can grow where {key} is {value}"
+        for axis, settings in family.axis_requires.items()
+        for key, value in settings.items()
+        if source[axis] != target[axis] and getattr(config, key) != value
+    ]
+
+
 def _grown_config(
     config: Any, family: Family, source: Mapping[str, int], target: Mapping[str, int], layers: tuple[Layer, ...]
 ) -> Any:
@@ -193,13 +208,19 @@ def _grown_config(
     if config.model_type not in family.model_types:
         grown = _mixture_config(config, family)
     for axis, key in family.axes.items():
-        if axis in target:
+        if axis in target and axis not in family.refuses:
             setattr(grown, key, target[axis])
     for key, axis in family.follows.items():
         setattr(grown, key, target[axis])
+    for key in family.first_layers:
+        setattr(grown, key, sum(layer.source < getattr(config, key) for layer in layers))
     for key, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == source["layers"] and not key.endswith("token_id"):
             setattr(grown, key, [value[layer.source] for layer in layers])
+    if own := config.to_dict().get("per_layer_config"):
+        places = ((str(place), str(layer.source)) for place, layer in enumerate(layers))
+        own = {place: own[source] for place, source in places if source in own}
+        grown = type(grown).from_dict({**grown.to_dict(), "per_layer_config": own})
     return grown
 
 

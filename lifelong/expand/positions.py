@@ -21,6 +21,8 @@ from lifelong.expand.plan import ExpansionPlan
 TABLE_TOLERANCE = 1e-6
 """Tables hold the same numbers; processors round the cosine of the last few in another way."""
 SHORT, BEYOND = 16, 8
+NO_FACTS = ("training", "store_full_length_kv")
+"""Of a layer; the second says that others share its keys, which is refused."""
 FACT_WORDS = ("window", "sliding", "chunk", "cap", "rope", "beta", "temperature", "attention_type", "layer_type")
 
 
@@ -37,7 +39,8 @@ def check_position_functions(plan: ExpansionPlan, small: Any, large: Any) -> Non
         for name, (kept, _) in before.items():
             if name not in after:
                 raise ExpansionError(f"rotary table {name} is not in the grown model")
-            at = plan.pairs[: kept.shape[-1]]
+            grows = plan.source["head_dim"] != plan.target["head_dim"]
+            at = plan.pairs[: kept.shape[-1]] if grows else slice(None)
             moved = max(
                 float((old - new[..., at]).abs().max())
                 for old, new in zip((kept, before[name][1]), after[name], strict=True)
@@ -133,7 +136,7 @@ def layer_facts(model: Any) -> dict[int, dict[str, Any]]:
 
 
 def _is_fact(name: str, value: Any) -> bool:
-    if name.startswith("_") or name == "training" or isinstance(value, Tensor):
+    if name.startswith("_") or name in NO_FACTS or isinstance(value, Tensor):
         return False
     if isinstance(value, bool | str):
         return True
@@ -149,7 +152,8 @@ def _check_configurations(plan: ExpansionPlan) -> None:
     scales = [_scales_by_position(config) for config in (plan.source_config, plan.target_config)]
     if scales[0] != scales[1]:
         raise ExpansionError(f"queries of the grown model are scaled by position by {scales[1]}, not {scales[0]}")
-    grown = {*family.axes.values(), *family.follows, family.epsilon_key, "rope_parameters", "head_dim", "architectures"}
+    grown = {*family.axes.values(), *family.follows, *family.first_layers, family.epsilon_key}
+    grown |= {"rope_parameters", "head_dim", "architectures"}
     for key, value in before.items():
         if key in grown or isinstance(value, list | Mapping) or key.startswith("_"):
             continue

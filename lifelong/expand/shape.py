@@ -10,8 +10,12 @@ from lifelong.expand.family import AXES, Family, family_of
 
 Shape = Mapping[str, int]
 
-LARGEST = {"layers": 10_000, "heads": 100_000, "kv_heads": 100_000, "head_dim": 65_536, "experts": 100_000}
+LARGEST = {
+    "layers": 10_000, "hidden_size": 1 << 18, "intermediate_size": 1 << 22, "heads": 100_000, "kv_heads": 100_000,
+    "head_dim": 65_536, "experts": 100_000,
+}  # fmt: skip
 LARGEST_OTHER = 10**8
+"""Sizes beyond these are slips of the finger; they would keep a machine busy before anything is refused."""
 
 
 def check_sizes(sizes: Mapping[str, int]) -> None:
@@ -43,10 +47,12 @@ def model_shape(config: Any, family: Family | None = None) -> dict[str, int]:
     """Sizes of a model by axis name, by the keys of its family; others need to have the usual ones."""
     known = family or _family_or_none(config)
     keys: Mapping[str, str] = known.axes if known else {}
+    written = config.to_dict()  # what layers may differ in is no attribute of the configuration
 
     def size(axis: str, default: int = 0) -> int:
         named = (keys[axis],) if axis in keys else ()
-        found = (getattr(config, key, None) for key in (*named, *USUAL_KEYS[axis]))
+        names = (*named, *USUAL_KEYS[axis])
+        found = (written[key] if key in written else getattr(config, key, None) for key in names)
         return int(next((value for value in found if value is not None), default))
 
     heads, hidden = size("heads"), size("hidden_size")
@@ -73,9 +79,6 @@ def _family_or_none(config: Any) -> Family | None:
         return None
 
 
-"""Sizes beyond these are slips of the finger; they would keep a machine busy before anything is refused."""
-
-
 def estimated_parameters(family: Family, shape: Shape, *, tied: bool) -> int:
     """Parameters of a model of this shape, from its large matrices alone."""
     width, heads = shape["hidden_size"], 2 * shape["heads"] + 2 * shape["kv_heads"]
@@ -96,6 +99,9 @@ def target_shape(family: Family, source: Shape, targets: Mapping[str, int | None
         if axis not in AXES:
             raise UnknownNameError("axis", axis, AXES, "expand")
     check_sizes(named)
+    for axis, reason in family.refuses.items():
+        if named.get(axis, source.get(axis)) != source.get(axis):
+            raise ExpansionError(f"{axis}: {family.name} keeps its {source.get(axis, 0)}: {reason}")
     target = {**source, **named}
     _resolve_heads(family, source, target, named)
     for axis, size in source.items():

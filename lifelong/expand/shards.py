@@ -17,11 +17,13 @@ from torch import Tensor
 
 from lifelong.errors import ExpansionError, InputError
 from lifelong.expand.family import Family
-from lifelong.expand.lazy import body_prefix, parameter_shapes, tied_names
+from lifelong.expand.lazy import body_prefix, stored_shapes, tied_names
 from lifelong.files import is_file_name, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+TEXT_PART = re.compile(r"^language_model\.(?=model\.|lm_head\.)|(?<=^model\.)language_model\.")
+"""What names of the text part of a multimodal checkpoint have in front or within."""
 LARGEST_READ = 1 << 30
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # left over from older versions of transformers; nothing reads them
@@ -54,7 +56,7 @@ class CheckpointReader:
     """
 
     def __init__(self, folder: Path, family: Family, model: Any) -> None:
-        self.folder, self.family, self.shapes = folder, family, parameter_shapes(model)
+        self.folder, self.family, self.shapes = folder, family, stored_shapes(model)
         self._open: dict[Path, BinaryIO] = {}
         self._prefix, self._own = body_prefix(model), str(model.base_model_prefix)
         tied = {self._standard(a): self._standard(b) for a, b in tied_names(model).items()}
@@ -146,6 +148,7 @@ class CheckpointReader:
 
     def _model_name(self, key: str) -> str:
         """The standard name of a name in the file, as far as it can be told from the name alone."""
+        key = TEXT_PART.sub("", key)
         for piece, name in self.family.renames.items():
             key = key.replace(piece, name)
         for name, piece in self.family.file_renames.items():

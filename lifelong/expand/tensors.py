@@ -41,6 +41,7 @@ class TensorMap:
         inserted: all entries are new: the parameter belongs to an inserted layer, or holds `value`.
         copy_noise: standard deviation of noise on copies (ELLE).
         share_noise: scale of noise that sums to zero over clones along the first axis (experts).
+        buffer: no parameter, but stored with them: nothing trains it, and nothing is attached to it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TensorMap:
     inserted: bool = False
     copy_noise: float = 0.0
     share_noise: float = 0.0
+    buffer: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,20 @@ class Draw:
         """The stream of parameter `name`."""
         return cls(np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())])))
 
-    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Standard normal values; the same in float32 and float64 up to rounding.
+    def normal(self, shape: Sequence[int], dtype: torch.dtype, std: float = 1.0) -> Tensor:
+        """Normal values; the same in float32 and float64 up to rounding.
 
         16-bit ones are one of 65,536 quantiles each: that is finer than their format, and much faster.
         """
         if dtype in (torch.bfloat16, torch.float16):
-            quantiles, bits = _quantiles(dtype), self._bits(math.prod(shape))
+            quantiles, bits = _quantiles(dtype, std), self._bits(math.prod(shape))
             found = np.empty(len(bits), np.int16)
             for start in range(0, len(bits), AT_ONCE):  # indices take four times the room of what they find
                 part = slice(start, start + AT_ONCE)
-                np.take(quantiles, bits[part], out=found[part], mode="clip")
+                np.take(quantiles, bits[part], out=found[part], mode="wrap")
             return torch.from_numpy(found).view(dtype).view(*shape)
         drawn = self.generator.standard_normal(tuple(shape), dtype=np.float32)
-        return torch.from_numpy(np.asarray(drawn)).to(dtype)
+        return torch.from_numpy(np.asarray(drawn)).to(dtype).mul_(std)
 
     def _bits(self, count: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
         """16 bits each; four of them are one raw number of the generator, which saves half of the time."""
@@ -98,10 +100,12 @@ class Draw:
 
 
 @cache
-def _quantiles(dtype: torch.dtype) -> np.ndarray[Any, np.dtype[np.int16]]:
+def _quantiles(dtype: torch.dtype, std: float) -> np.ndarray[Any, np.dtype[np.int16]]:
     """The bits of 65,536 equally probable normal values."""
     levels = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
-    values: np.ndarray[Any, np.dtype[np.int16]] = torch.special.ndtri(levels).to(dtype).view(torch.int16).numpy()
+    values: np.ndarray[Any, np.dtype[np.int16]] = (
+        (torch.special.ndtri(levels) * std).to(dtype).view(torch.int16).numpy()
+    )
     return values
 
 
@@ -116,7 +120,7 @@ def grow_weight(mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[Ax
         return torch.full(shape, mapping.value - mapping.offset, dtype=dtype)
     draw = Draw.of(seed, mapping.name)
     if not sources:
-        return draw.normal(shape, dtype) * mapping.std
+        return draw.normal(shape, dtype, mapping.std)
     working = _working_dtype(mapping, axes, dtype)
     return _grown(mapping, _stacked(sources, len(shape)), axes, [draw] * len(axes), working)
 
@@ -272,6 +276,10 @@ def _places(mask: Tensor) -> Part:
     return index
 
 
+def _length(part: Part) -> int:
+    return part.stop - part.start if isinstance(part, slice) else len(part)
+
+
 def _old_block(axes: Sequence[AxisMap]) -> list[Part]:
     return [_places(axis.source != NEW) for axis in axes]
 
@@ -309,7 +317,7 @@ def _runs(part: Part) -> list[tuple[slice, slice]]:
 def _spread(
     value: Tensor, axes: Sequence[AxisMap], factors: Sequence[Tensor], draw: Draw | None, mapping: TensorMap | None
 ) -> Tensor:
-    """Old entries at their new places, times the factors; zeros elsewhere."""
+    """Old entries at their new places, times the factors; zeros elsewhere, or anything where a weight is made."""
     for dim, axis in enumerate(axes):
         if bool((axis.source == MEAN).any()):
             value = torch.cat([value, value.mean(dim, keepdim=True)], dim)
@@ -333,7 +341,8 @@ def _spread(
         for scale in scales[1:]:
             grown *= scale
         return grown
-    grown = torch.zeros(shape, dtype=value.dtype)
+    # of a weight every entry is written by what follows: a pass over memory less
+    grown = (torch.zeros if mapping is None else torch.empty)(shape, dtype=value.dtype)
     if scales and not value.requires_grad and all(isinstance(part, slice) for part in parts):
         block = grown[tuple(parts)]
         torch.mul(value, scales[0], out=block)  # one pass over memory instead of two
@@ -390,7 +399,7 @@ def _fill(grown: Tensor, axes: Sequence[AxisMap], mapping: TensorMap, draws: Seq
 
 
 def _fill_matrix(grown: Tensor, axes: Sequence[AxisMap], std: float, draws: Sequence[Draw]) -> None:
-    """Random numbers where every new coordinate of an entry may be random, block by block; zeros stay."""
+    """Random numbers where every new coordinate of an entry may be random, block by block; zeros elsewhere."""
     done: list[Part] = [slice(0, n) for n in grown.shape]
     for dim, axis in enumerate(axes):
         new = axis.source == NEW
@@ -400,12 +409,15 @@ def _fill_matrix(grown: Tensor, axes: Sequence[AxisMap], std: float, draws: Sequ
             parts[dim] = _places(loud)
             factors = [_loudness(a)[p] for a, p in zip(axes, parts, strict=True)]
             shape = [len(f) for f in factors]
-            block = draws[dim].normal(shape, grown.dtype)
+            block = draws[dim].normal(shape, grown.dtype, std)
             for i, factor in enumerate(factors):
                 if not bool((factor == 1).all()):
                     block *= factor.to(grown.dtype).view([-1 if j == i else 1 for j in range(len(factors))])
-            _assign(grown, parts, block.mul_(std))
+            _assign(grown, parts, block)
         if bool(new.any()):
+            silent = list(done)
+            silent[dim] = _places(new & ~loud)
+            _assign(grown, silent, torch.zeros((), dtype=grown.dtype).expand(*map(_length, silent)))
             done[dim] = _places(~new)
 
 

@@ -24,7 +24,6 @@ from lifelong.expand.lazy import (
     in_blocks,
     is_held,
     model_class_of,
-    parameter_shapes,
 )
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan
@@ -37,7 +36,7 @@ TOLERANCE = 1e-10
 VERIFY_SEED = 1234
 Run = Callable[[Any, Tensor], Tensor]
 Level = Literal["full", "quick", "none"]
-NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED, FEW_TOKENS = 2, 24, 4, 8
+NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED, FEW_TOKENS, QUICK_TOKENS = 2, 24, 4, 8, 4
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def verify(
     exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
     ids_BT = random_tokens(plan)
     if level == "quick":
-        ids_BT = ids_BT[:1, :FEW_TOKENS]
+        ids_BT = ids_BT[:1, :QUICK_TOKENS]
     tell("verify float64")
     is_language_model = small.model_class is model_class_of(small.config, plan.family.objective)
     runs = runs_of(plan, held=is_held(large, torch.float64), language_model=is_language_model)
@@ -286,12 +285,7 @@ def doubled_blocks(mapping: ExpansionMap, small: ModelUnderTest, stored: Blocks 
 
 def count_parameters(contender: ModelUnderTest) -> int:
     """Parameters, counting shared ones once."""
-    return sum(numel for numel in _sizes(contender))
-
-
-def _sizes(contender: ModelUnderTest) -> Iterator[int]:
-    for shape in parameter_shapes(empty_model(contender.model_class, contender.config)).values():
-        yield int(torch.Size(shape).numel())
+    return sum(value.numel() for value in empty_model(contender.model_class, contender.config).parameters())
 
 
 def from_weights(weights: Mapping[str, Tensor]) -> Fetch:

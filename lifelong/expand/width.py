@@ -296,6 +296,7 @@ def elle_axes(growth: Growth, generator: torch.Generator) -> dict[str, AxisMap]:
         "k": axis_map(k, k_rows),
         "v": axis_map(k, k_rows),
         "o": axis_map(q, q_rows, scale=1 / _copies(q, q_rows)),
+        "each_head": axis_map(queries, source["heads"]),
         "q.norm": axis_map(q, q_rows) if over_all else axis_map(channels, size),
         "k.norm": axis_map(k, k_rows) if over_all else axis_map(channels, size),
         "ffn.in": axis_map(ffn, source["intermediate_size"], dual=1 / neurons),

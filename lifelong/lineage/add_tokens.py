@@ -18,9 +18,9 @@ import torch
 from lifelong.errors import InputError
 from lifelong.evaluate.cards import EvaluationSettings, evaluate_heldouts
 from lifelong.expand import expand_checkpoint
-from lifelong.expand.checkpoint import source_model
 from lifelong.expand.family import family_of
 from lifelong.expand.shards import FileEntry
+from lifelong.expand.source import source_folder
 from lifelong.lm.checkpoint import load_config, load_model, to_accelerator
 from lifelong.records import DomainLoss, ExpansionReport
 from lifelong.stream.cards.documents import read_documents
@@ -75,7 +75,7 @@ def expand_with_tokens(
     if "vocab_size" in targets:
         raise InputError("--vocab-size: --add-tokens-from makes the vocabulary as large as it has to be; leave it out")
     domain = load_domain(card)
-    folder = source_model(str(source))
+    folder = source_folder(str(source))
     if (folder / DOMAIN_TOKENIZERS).is_dir():
         raise InputError(f"--add-tokens-from: {str(folder)!r} reads every domain with a tokenizer of its own")
     before = load_tokenizer(folder)

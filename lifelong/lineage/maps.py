@@ -83,7 +83,7 @@ def stage_at_newest_size(out: str | Path, stage: int | str, *, dtype: torch.dtyp
     """
     import torch
 
-    from lifelong.expand.lazy import filled_model, tied_names
+    from lifelong.expand.lazy import filled_model, stored_tensors
 
     run, dtype = RunFolder(out), dtype or torch.float32
     stages = committed_stages(run.path)
@@ -95,9 +95,7 @@ def stage_at_newest_size(out: str | Path, stage: int | str, *, dtype: torch.dtyp
     old_class = _class_of(load_config(model))
     with loading("checkpoint", model):
         old = old_class.from_pretrained(model, dtype=dtype, **SAFE)
-    tied = tied_names(old)
-    weights = {name: p.detach() for name, p in old.named_parameters(remove_duplicate=False) if name not in tied}
-    weights = carry_weights(maps, weights)
+    weights = carry_weights(maps, stored_tensors(old))
     newest = load_config(run.model(stages[-1].name))
     return filled_model(_class_of(newest), newest, weights.__getitem__, dtype)
 

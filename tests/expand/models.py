@@ -8,7 +8,7 @@ import torch
 from lifelong.expand import expansion_map, new_config, true_float64
 from lifelong.expand.apply import grown_class
 from lifelong.expand.family import load_family
-from lifelong.expand.lazy import model_class_of
+from lifelong.expand.lazy import model_class_of, stored_tensors
 
 VOCAB = 61
 
@@ -47,8 +47,13 @@ EXTRA = {
     "gpt_oss": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
     "qwen3_5": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "esm": {"token_dropout": True, "mask_token_id": 4},
+    "gemma4": {
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6,
+        "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+    },
     "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 3.0},
-}
+}  # fmt: skip
 """What makes small models of a family treat layers differently, as large ones do."""
 
 
@@ -82,6 +87,9 @@ def tiny(family_name, **settings):
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + centre)
             else:
                 parameter.mul_(8)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("bias", "layer_scalar")):  # of the choice of experts; what follows a layer
+                buffer.add_(torch.randn_like(buffer) * 0.03)
     return model.eval()
 
 
@@ -108,15 +116,16 @@ def shapes(family_name):
     found = [wider(family_name), {"intermediate_size": 53}, {"layers": 5}, {"vocab_size": 70, "positions": 80}]
     if family.fixed_head:
         size = 48
-        found += [{"hidden_size": size, "heads": 4}]
-        together = {"hidden_size": size, "heads": 4}
+        together = {"hidden_size": size, "heads": 8 if "head_dim" in family.axis_requires else 4}
+        found += [together]
     else:
         found += [{"heads": 6, "kv_heads": 3}, {"kv_heads": 4}, {"head_dim": 16}, {"head_dim": 10}]
         together = {"hidden_size": 40, "heads": 8, "kv_heads": 4, "head_dim": 12}
     if family.experts_family or "experts" in family.axes:
         found.append({"experts": 8})
         together["experts"] = 8
-    return [*found, {**together, "layers": 3, "intermediate_size": 56, "vocab_size": 70}]
+    found += [{**together, "layers": 3, "intermediate_size": 56, "vocab_size": 70}]
+    return [kept for shape in found if (kept := {a: n for a, n in shape.items() if a not in family.refuses})]
 
 
 def twin(model, plan):
@@ -124,10 +133,7 @@ def twin(model, plan):
     mapping = expansion_map(plan, type(model))
     plan.target_config._experts_implementation = "eager"
     grown = grown_class(plan, type(model))(plan.target_config).to(next(model.parameters()).dtype)
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    grown.load_state_dict(
-        mapping.apply_weights({name: value.detach() for name, value in weights.items()}), strict=False
-    )
+    grown.load_state_dict(mapping.apply_weights(stored_tensors(model)), strict=False)
     grown.tie_weights()
     return grown.eval(), mapping
 

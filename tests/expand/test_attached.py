@@ -6,6 +6,7 @@ import torch
 from lifelong.errors import ExpansionError
 from lifelong.expand import (
     expand_model,
+    expansion_map,
     grow,
     grow_adapter,
     parameter_groups,
@@ -76,6 +77,21 @@ def test_the_optimizer_is_handed_over_whole():
         assert state["step"] == 3
         assert (state["exp_avg_sq"] > 0).any()
     step(grown, optimizer)
+
+
+def test_nothing_is_attached_to_a_buffer():
+    """Averages, anchors and moments are of parameters; the map carries the buffer where it is given."""
+    model = tiny("glm4_moe")
+    mapping = expansion_map(plan_expansion(model.config, hidden_size=36, layers=3), type(model))
+    average = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters = {name for name, mapped in mapping.tensors.items() if not mapped.buffer}
+    assert {name for name in mapping.tensors if name not in parameters} == {
+        f"model.layers.{layer}.mlp.gate.e_score_correction_bias" for layer in (1, 2)
+    }
+    assert mapping.apply_weights(average).keys() == parameters
+    assert mapping.apply_gradients(average).keys() == parameters
+    assert {name for name, _ in mapping.masks()} == parameters
+    assert mapping.apply_weights(dict(model.state_dict())).keys() == mapping.tensors.keys()
 
 
 def test_an_optimizer_of_another_model_is_refused():

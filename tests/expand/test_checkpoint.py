@@ -17,6 +17,7 @@ from lifelong.expand import (
     ExpansionMap,
     checkpoint,
     expand_checkpoint,
+    expand_model,
     expansion_map,
     explain_expansion,
     plan_expansion,
@@ -137,6 +138,49 @@ def test_a_file_cut_short_is_refused(folder):
     with pytest.raises(InputError, match=r"model.safetensors.*cannot be read as safetensors"):
         expand_checkpoint(str(folder), folder.parent / "grown", targets=TARGETS)
     assert nothing_left(folder.parent / "grown")
+
+
+def test_the_bias_that_chooses_experts_is_carried(tmp_path):
+    """A buffer, not a parameter; it decides which experts a token meets. New layers behind a dense one are dense."""
+    model = tiny("glm4_moe")
+    model.save_pretrained(tmp_path / "small")
+    report = expand_checkpoint(
+        str(tmp_path / "small"), tmp_path / "grown", targets={"experts": 8, "layers": 5, "hidden_size": 36}
+    )
+    grown = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "grown")
+    assert report.passed
+    assert report.parameters_after == sum(parameter.numel() for parameter in grown.parameters())
+    assert (grown.config.first_k_dense_replace, grown.config.num_hidden_layers) == (2, 5)
+    bias = model.model.layers[1].mlp.gate.e_score_correction_bias
+    assert bias.unique().numel() == 4
+    assert torch.equal(grown.model.layers[4].mlp.gate.e_score_correction_bias, bias.repeat(2))
+
+
+def test_the_first_dense_layers_stay_the_first():
+    model = tiny("glm4_moe", layers=3, first_k_dense_replace=1)
+    grown, report = expand_model(model, layers=6, placement=[0, 0, 2])
+    assert report.passed
+    assert grown.config.first_k_dense_replace == 3
+    assert [hasattr(layer.mlp, "experts") for layer in grown.model.layers] == [False, False, False, True, True, True]
+
+
+OTHERS = {"layers": 3, "intermediate_size": 53}
+
+
+@pytest.mark.parametrize(("family", "settings", "axis", "others", "reason"), [
+    ("glm4_moe", {"n_group": 2}, {"experts": 8}, {**OTHERS, "heads": 8}, "experts: 8: glm4_moe with n_group: 2 keeps"),
+    ("glm4_moe", {"norm_topk_prob": False}, {"experts": 8}, OTHERS, "experts can grow where norm_topk_prob is True"),
+    ("gpt2", {"scale_attn_weights": False}, {"hidden_size": 48, "heads": 4}, {**OTHERS, "hidden_size": 48, "heads": 8},
+     "head_dim: 12: gpt2 with scale_attn_weights: False keeps the function only with 6"),
+    ("opt", {"layer_norm_elementwise_affine": False}, {"hidden_size": 48}, OTHERS,
+     "hidden_size can grow where layer_norm_elementwise_affine is True"),
+])  # fmt: skip
+def test_a_setting_refuses_the_axis_that_it_forbids_and_no_other(family, settings, axis, others, reason):
+    model = tiny(family, **settings)
+    assert expand_model(model, **others)[1].passed
+    with pytest.raises(ExpansionError, match=reason):
+        plan_expansion(model.config, **axis)
+    assert not plan_expansion(model.config, approximate=True, **axis).is_exact
 
 
 @pytest.mark.parametrize("kind", ["config", "weights"])

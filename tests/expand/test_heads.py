@@ -5,8 +5,8 @@ import torch
 import transformers
 
 from lifelong.errors import ExpansionError, InputError
-from lifelong.expand import expand_checkpoint
-from tests.expand.models import shapes, tiny
+from lifelong.expand import expand_checkpoint, expand_model
+from tests.expand.models import batch, shapes, tiny
 
 CLASSES = {
     "llama": ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"),
@@ -17,6 +17,7 @@ CLASSES = {
     ),
     "roberta": ("Model", "ForSequenceClassification"),
     "modernbert": ("ForSequenceClassification",),
+    "esm": ("Model", "ForTokenClassification"),
 }  # fmt: skip
 CASES = [(family, head) for family, heads in CLASSES.items() for head in heads]
 ANSWERS = ("logits", "prediction_logits", "start_logits", "last_hidden_state", "seq_relationship_logits", "end_logits")
@@ -90,3 +91,31 @@ def test_a_body_called_a_language_model_is_refused(tmp_path):
     file.write_text(file.read_text().replace("BertModel", "BertForMaskedLM"))
     with pytest.raises(InputError, match=r"lacks 5 parameters of bert: cls.predictions"):
         expand_checkpoint(tmp_path / "small", tmp_path / "grown", targets={"layers": 3})
+
+
+@pytest.mark.parametrize("strategy", ["pad", "clone"])
+def test_contacts_are_read_from_the_attention_of_old_heads(strategy):
+    """ESM's regression on all attention maps: what it says of a protein stays, whatever layers and heads are new."""
+    model = tiny("esm")
+    grown, report = expand_model(model, strategy=strategy, hidden_size=48, heads=8, layers=4)
+    assert report.passed
+    ids = batch(model)["input_ids"]
+    for each in (model, grown.eval()):
+        each.set_attn_implementation("eager")
+    before, after = (each.esm.predict_contacts(ids, torch.ones_like(ids)) for each in (model, grown))
+    assert before.std() > 0
+    assert torch.allclose(before, after, atol=1e-6)
+
+
+def test_a_stored_rotary_table_is_carried_and_keeps_the_head_size(tmp_path):
+    """ESM's files hold the table; transformers 5 writes its name with a star, older ones once a layer."""
+    model = tiny("esm")
+    with torch.no_grad():
+        model.esm.rotary_embeddings.inv_freq.copy_(model.esm.rotary_embeddings.inv_freq.half())
+    model.save_pretrained(tmp_path / "small")
+    expand_checkpoint(str(tmp_path / "small"), tmp_path / "grown", targets={"layers": 3, "hidden_size": 48})
+    grown = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "grown")
+    assert torch.equal(grown.esm.rotary_embeddings.inv_freq, model.esm.rotary_embeddings.inv_freq)
+    with pytest.raises(ExpansionError, match="head_dim: 12: esm with position_embedding_type: rotary keeps the"):
+        expand_model(model, hidden_size=48, heads=4)
+    assert expand_model(tiny("esm", position_embedding_type="absolute"), hidden_size=48, heads=4)[1].passed

@@ -29,8 +29,9 @@ def refused(*arguments):
 @pytest.mark.parametrize(("size", "message"), [
     (("--vocab-size", 3_000_000_000), "vocab_size: 3000000000 is more than any model has; at most 100,000,000"),
     (("--layers", 1_000_000), "layers: 1000000 is more than any model has; at most 10,000"),
+    (("--hidden-size", 6_000_000), "hidden_size: 6000000 is more than any model has; at most 262,144"),
     (("--hidden-size", 42 * 10**18), "hidden_size: 42000000000000000000 is more than any model has"),
-    (("--hidden-size", 6_000_000, "--vocab-size", 16_000_000), "are free there"),
+    (("--hidden-size", 200_000, "--vocab-size", 90_000_000), "are free there"),
     (("--layers", 0), "layers: 0 is smaller than the model's 2"),
     (("--layers", -3), "layers: -3 is smaller than the model's 2"),
     (("--layers", 3, "--verify", "some"), "expand --verify: full, quick or none, not 'some'"),
@@ -61,7 +62,10 @@ def test_folders_that_are_no_checkpoint_are_named(tmp_path):
     out = tmp_path / "out"
     assert "there is no such folder" in refused(tmp_path / "nothing", out, "--layers", 3)
     assert "no config.json in this folder" in refused(tmp_path / "empty", out, "--layers", 3)
-    assert "is an adapter" in refused(tmp_path / "adapter", out, "--layers", 3)
+    assert "is an adapter, not a model" in refused(tmp_path / "adapter", out, "--layers", 3)
+    tiny("llama").config.save_pretrained(tmp_path / "adapter")
+    assert "holds an adapter beside the model" in refused(tmp_path / "adapter", out, "--layers", 3)
+    assert not out.exists()
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_mentioned(folder):
@@ -72,7 +76,12 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_mentioned(folder):
 
 
 def test_what_belongs_to_a_checkpoint_is_carried_along(folder):
-    names = ["LICENSE", "preprocessor_config.json", "additional_chat_templates/tool.jinja", "tokenizer_config.json"]
+    names = [
+        "README.md", "LICENSE", "LICENSE.txt", "NOTICE", "preprocessor_config.json", "processor_config.json",
+        "video_preprocessor_config.json", "generation_config.json", "chat_template.jinja", "chat_template.json",
+        "additional_chat_templates/tool.jinja", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "vocab.json", "merges.txt", "spiece.model", "tekken.json", "qwen.tiktoken",
+    ]  # fmt: skip
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(f"{{}} {name}")
@@ -92,7 +101,7 @@ def test_levels_of_verification(folder, tmp_path):
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("family", ["glm4_moe", "gemma4_text"])
+@pytest.mark.parametrize("family", ["deepseek_v3", "falcon_h1"])
 def test_a_family_without_a_table_is_refused(tmp_path, family):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     assert "there is no family for model_type" in refused(tmp_path, tmp_path / "out", "--layers", 3)

@@ -48,4 +48,5 @@ FAMILY = Family(
     fixed_head=True,
     gated=False,
     requires={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
+    axis_requires={"head_dim": {"scale_attn_weights": True}},
 )

@@ -53,6 +53,7 @@ FAMILY = Family(
     gated=False,
     follows={"word_embed_proj_dim": "hidden_size"},
     requires={"do_layer_norm_before": True, "_remove_final_layer_norm": False},
+    axis_requires={"hidden_size": {"layer_norm_elementwise_affine": True}},  # no gain could undo the wider norm
     position_rows=2,
     init_key="init_std",
 )
