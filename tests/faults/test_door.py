@@ -68,7 +68,7 @@ def test_a_file_has_a_largest_size(tmp_path, read):
 
 def test_the_deepest_value_is_read():
     text = "x: " + "[" * 49 + "]" * 49
-    assert parse_yaml(text, "here", Yaml).lines == {("x",): 1}
+    assert set(parse_yaml(text, "here", Yaml).lines.values()) == {1}
     with pytest.raises(InputError, match="here:1: not valid YAML: more than 50 levels"):
         parse_yaml(text.replace("[]", "[[]]"), "here", Yaml)
 

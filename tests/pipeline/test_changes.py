@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -119,3 +121,15 @@ def test_free_keys_are_fields_of_training_arguments():
     from lifelong.train.arguments import check_train_section
 
     assert check_train_section(dict.fromkeys([*BATCH, *(key for keys in FREE.values() for key in keys)])) == []
+
+
+def test_a_stage_of_shares_that_was_killed_goes_on_to_the_same_bits(cards, tmp_path):
+    data = data_of(cards)
+    data["stages"][0]["together_with"] = {str(cards / "farm.yaml"): "30%"}
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(parse_recipe(data), tmp_path / "run", Dies(0, 6))
+    for out in ("run", "whole"):
+        run_recipe(parse_recipe(data), tmp_path / out)
+    assert all(torch.equal(value, weights(tmp_path / "whole")[k]) for k, value in weights(tmp_path / "run").items())
+    history = json.loads((tmp_path / "run/stages/00-sea/history.json").read_text())
+    assert history["tokens_by_domain"] == {"sea": 45 * 32, "farm": 19 * 32}
