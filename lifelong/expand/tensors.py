@@ -103,9 +103,8 @@ class Draw:
 def _quantiles(dtype: torch.dtype, std: float) -> np.ndarray[Any, np.dtype[np.int16]]:
     """The bits of 65,536 equally probable normal values."""
     levels = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
-    values: np.ndarray[Any, np.dtype[np.int16]] = (
-        (torch.special.ndtri(levels) * std).to(dtype).view(torch.int16).numpy()
-    )
+    drawn = (torch.special.ndtri(levels) * std).to(dtype)
+    values: np.ndarray[Any, np.dtype[np.int16]] = drawn.view(torch.int16).numpy()
     return values
 
 

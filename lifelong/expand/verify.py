@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, V tokens of the old vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -173,8 +173,9 @@ def verify(
     runs = runs_of(plan, held=is_held(large, torch.float64), language_model=is_language_model)
     if level == "quick":
         runs = {"tokens": plain}
-    befores = small.logits(ids_BT, torch.float64, runs)
-    afters = exact.logits(ids_BT, torch.float64, runs, doubled_blocks(mapping, small, grown.blocks))
+    with _one_thread() if level == "quick" else nullcontext():
+        befores = small.logits(ids_BT, torch.float64, runs)
+        afters = exact.logits(ids_BT, torch.float64, runs, doubled_blocks(mapping, small, grown.blocks))
     worst = {name: largest_difference(befores[name], afters[name]) for name in runs}
     before, after = befores["tokens"], afters["tokens"]
     tolerance = TOLERANCE * max(1.0, float(before.abs().max()))
@@ -188,6 +189,17 @@ def verify(
         notes=(*report.notes, _listed(worst, cache=runs["tokens"] is last_cached)),
     )
     return report if level == "quick" else _with_formats(report, small, grown, before, ids_BT, tell)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Blocks of rows times a few tokens: threads gain little, and on a busy machine mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _with_formats(
