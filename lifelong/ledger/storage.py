@@ -106,7 +106,8 @@ def storage_message(error: BaseException, folder: Path | None) -> str | None:
     is_refused = number in (errno.EACCES, errno.EPERM)
     what, cure = UNREADABLE if is_refused and name is not None and _is_unreadable(name) else REASONS[number]
     where = f" ({name})" if name else ""
-    free = f"; {free_bytes(folder):,} bytes are free" if number in FULL and folder is not None else ""
+    written = Path(os.fsdecode(name)) if name else folder
+    free = f"; {free_bytes(written):,} bytes are free" if number in FULL and written is not None else ""
     return f"{what}{where}{free}. {cure[0].upper()}{cure[1:]}"
 
 

@@ -225,10 +225,14 @@ class ShardedCorpus:
         self._made += 1
         if self._made % _PRUNE_EVERY == 0:
             prune_shards(self.cache_dir, cache_limit())
-        with _alone(folder):
-            facts = {"domain": self.domain.name, "split": "train"}
-            write_once(folder, documents, self.encoder, settings, facts=facts, tell=self._tell)
-            os.utime(folder)  # when it was last of use: what is oldest goes first
+        try:
+            with _alone(folder):
+                facts = {"domain": self.domain.name, "split": "train"}
+                write_once(folder, documents, self.encoder, settings, facts=facts, tell=self._tell)
+                os.utime(folder)  # when it was last of use: what is oldest goes first
+        except OSError as error:
+            error.filename = error.filename or str(self.cache_dir)  # not the disk of the run, which is suspected
+            raise
         return folder
 
     def __getstate__(self) -> dict[str, Any]:

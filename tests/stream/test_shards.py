@@ -1,5 +1,6 @@
 """A large corpus is read in pieces: which documents a piece holds, the order, and what stays the same."""
 
+import errno
 import gzip
 import json
 import pickle
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifelong.errors import InputError
+from lifelong.ledger.storage import storage_message
 from lifelong.stream import shards
 from lifelong.stream.cards.documents import Tally, read_documents, read_piece
 from lifelong.stream.cards.domain import load_domain
@@ -234,3 +236,13 @@ def test_the_cache_keeps_what_was_used_last(corpus_of, tmp_path, monkeypatch):
     monkeypatch.setenv("LIFELONG_CACHE_LIMIT", "much")
     with pytest.raises(InputError, match="LIFELONG_CACHE_LIMIT: a size like 20GB, not 'much'"):
         corpus_of().begin()
+
+
+def test_a_full_disk_is_one_message_that_names_the_cache(corpus_of, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards, "write_once", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        corpus_of().begin()
+    assert "cache/shards" in storage_message(caught.value, None)
