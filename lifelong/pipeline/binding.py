@@ -54,8 +54,8 @@ def extended_recipe(ledger: Ledger, domain: str, tokens: str | int | None, overr
     return recipe
 
 
-def amend_recipe(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
-    """Take another recipe for the stages to come, if it is another one and it may be.
+def amend_recipe(ledger: Ledger, existing: Recipe, recipe: Recipe) -> str:
+    """Take another recipe for the stages to come, if it is another one and it may be; returns what that has dropped.
 
     What changes no figure goes into a stage that has begun; after any other change the stage restarts.
 
@@ -64,12 +64,13 @@ def amend_recipe(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
     """
     done = len(ledger.stages)
     if existing.fingerprint == recipe.fingerprint:
-        return
+        return ""
     different = binding_changes(existing, recipe)
     if done == len(recipe.stages) and not different:
-        return  # nothing is left to train
+        return ""  # nothing is left to train
     if different == ["evaluate.tokens"] and recipe.evaluate.tokens == "auto":
-        return  # what was held out stays: the folder was begun when 100k was the default, or with a figure of its own
+        # what was held out stays: the folder was begun when 100k was the default, or with a figure of its own
+        return ""
     if not can_amend(ledger, different):
         raise InputError(
             f"run folder {str(ledger.out)!r} belongs to another recipe; different: {', '.join(different)}. "
@@ -78,13 +79,15 @@ def amend_recipe(ledger: Ledger, existing: Recipe, recipe: Recipe) -> None:
     check_recipe(recipe, start=done, config=last_config(ledger))
     if not different:
         put_in_force(ledger, recipe)
-    elif done or keeps_beginning(existing, recipe, different):
+        return ""
+    if done or keeps_beginning(existing, recipe, different):
         ledger.clear_work_dir()
         put_in_force(ledger, recipe)
     else:
         ledger.restart()
         write_text(ledger.folder.recipe, recipe.to_yaml())
         remember_allowed(outside_names(recipe))
+    return f"the recipe has changed ({', '.join(different)}): stage {done} begins again"
 
 
 def put_in_force(ledger: Ledger, recipe: Recipe) -> None:
@@ -98,16 +101,16 @@ def last_config(ledger: Ledger) -> Any:
     return None if not ledger.stages else load_config(ledger.folder.model(ledger.stages[-1].name))
 
 
-def bind_recipe(ledger: Ledger, recipe: Recipe) -> None:
-    """Bind a run folder to its recipe, or to another one that it may change to.
+def bind_recipe(ledger: Ledger, recipe: Recipe) -> str:
+    """Bind a run folder to its recipe, or to another one that it may change to; returns what that has dropped.
 
     Raises:
         InputError: the folder belongs to another recipe; names the keys that differ.
     """
     folder = ledger.folder
     if folder.recipe.exists():
-        amend_recipe(ledger, read_recipe_file(folder.path), recipe)
-        return
+        return amend_recipe(ledger, read_recipe_file(folder.path), recipe)
     write_sealed(folder.environment, environment())
     write_text(folder.recipe, recipe.to_yaml())
     remember_allowed(outside_names(recipe))
+    return ""

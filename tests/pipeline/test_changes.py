@@ -133,3 +133,18 @@ def test_a_stage_of_shares_that_was_killed_goes_on_to_the_same_bits(cards, tmp_p
     assert all(torch.equal(value, weights(tmp_path / "whole")[k]) for k, value in weights(tmp_path / "run").items())
     history = json.loads((tmp_path / "run/stages/00-sea/history.json").read_text())
     assert history["tokens_by_domain"] == {"sea": 45 * 32, "farm": 19 * 32}
+
+
+class Notes(RunObserver):
+    def __init__(self):
+        self.notes = []
+
+    def noted(self, text):
+        self.notes.append(text)
+
+
+def test_steps_that_a_change_drops_are_told(cards, tmp_path):
+    killed(cards, tmp_path / "run")
+    observer = Notes()
+    run_recipe(parse_recipe(data_of(cards, seed=4)), tmp_path / "run", observer)
+    assert observer.notes[0] == "the recipe has changed (seed): stage 0 begins again"
