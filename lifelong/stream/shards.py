@@ -334,7 +334,7 @@ def pieces_read(needed: float, total: int) -> int:
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the lock of a shard; the kernel takes it back when its owner dies."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("wb") as file:
+    with (folder.parent / f".{folder.name}-lock").open("wb") as file:
         with contextlib.suppress(OSError):  # a file system without locks: the work is done twice, with one result
             fcntl.flock(file, fcntl.LOCK_EX)
         try:

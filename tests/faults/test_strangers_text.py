@@ -150,7 +150,7 @@ def test_a_domain_that_is_being_added_leaves_nothing_beside_the_cards(tmp_path, 
     (tmp_path / "x.txt").write_text("a text\n\n" * 90)
     seen = []
 
-    def killed(domain, tokenizer):
+    def killed(domain, tokenizer, **_):
         seen.extend(tmp_path.glob("domains/*"))
         raise KeyboardInterrupt
 
