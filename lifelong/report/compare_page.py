@@ -195,7 +195,7 @@ def comparison_verdict(comparison: Comparison) -> str:
 
 def verdict_sentences(comparison: Comparison) -> list[str]:
     """The sentences of the verdict, the most important one first."""
-    sentences = []
+    sentences, priced = [], ""
     for name in VERDICT_METRICS:
         estimates = comparison.metrics.get(name, ())
         best = next((i for i, estimate in enumerate(estimates) if estimate.best), None)
@@ -214,9 +214,9 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
             if chosen:
                 parts.append(f"{words}: {', '.join(chosen)}")
         lead = f"{info.title}: {comparison.groups[best].label} is {'lowest' if info.lower_is_better else 'highest'}"
-        sentences.append(
-            f"{lead} ({figure(estimates[best])} {info.unit}){_price(comparison, best)}; {'; '.join(parts)}."
-        )
+        price = "" if priced else _price(comparison, best)  # once, in the headline
+        priced = priced or comparison.groups[best].label
+        sentences.append(f"{lead} ({figure(estimates[best])} {info.unit}){price}; {'; '.join(parts)}.")
     equal = [
         info_of(name).title
         for name in VERDICT_METRICS
@@ -226,7 +226,8 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     ]
     if equal:
         sentences.append(f"{' and '.join(equal)}: the same in every run.")
-    return [sentence for sentence in (*sentences, _seeds_sentence(comparison), _cost_sentence(comparison)) if sentence]
+    cost = _cost_sentence(comparison, said=priced)
+    return [sentence for sentence in (*sentences, _seeds_sentence(comparison), cost) if sentence]
 
 
 def _seeds_sentence(comparison: Comparison) -> str:
@@ -245,14 +246,14 @@ def _price(comparison: Comparison, best: int) -> str:
     return f" for {own / min(known)[0]:.2f} times the FLOPs of {min(known)[1]}"
 
 
-def _cost_sentence(comparison: Comparison) -> str:
-    """How much more the most expensive group took, where it is worth a word."""
+def _cost_sentence(comparison: Comparison, said: str) -> str:
+    """How much more the most expensive group took, where it is worth a word; not of one of which it was said."""
     means = [
         (e.mean, group.label)
         for e, group in zip(comparison.metrics.get("total_flops", ()), comparison.groups, strict=False)
         if e.mean
     ]
-    if len(means) < 2 or max(means)[0] <= min(means)[0] * (1 + EQUAL_COST):
+    if len(means) < 2 or max(means)[0] <= min(means)[0] * (1 + EQUAL_COST) or max(means)[1] == said:
         return ""
     return f"{max(means)[1]} took {max(means)[0] / min(means)[0]:.2f} times the FLOPs of {min(means)[1]}."
 

@@ -84,5 +84,6 @@ def test_the_headline_says_what_the_lowest_loss_was_paid_with():
     text = comparison_verdict(compare_runs([*cheap, *dear]))
     assert "AP: dear is lowest" in text.split(";")[0]
     assert "for 1.90 times the FLOPs of cheap" in text.split(";")[0]
+    assert text.count("times the FLOPs") == 1
     swapped = [taking(one, 1e12) for one in dear]
     assert "times the FLOPs" not in comparison_verdict(compare_runs([*cheap, *swapped]))
