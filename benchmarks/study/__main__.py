@@ -86,7 +86,8 @@ def run_parts(parts: dict[str, Part], out: Path, args: argparse.Namespace) -> No
         metrics = figures["metrics"]
         print(
             f"{figures['part']:10} {figures['arm']:34} seed {figures['seed']:3}  AP {metrics['ap']:7.2f}  "
-            f"forgetting {metrics.get('forgetting', 0.0):+.3f}  {figures['flops'] / 1e12:.3f} TFLOP  {figures['seconds']:.0f} s",
+            f"forgetting {metrics.get('forgetting', 0.0):+.3f}  {figures['flops'] / 1e12:.3f} TFLOP  "
+            f"{figures['seconds']:.0f} s",
             flush=True,
         )
     if "main" in parts and "ours" in parts["main"].arms:
