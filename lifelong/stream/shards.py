@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -32,7 +31,7 @@ from lifelong.stream.cards.domain import Domain
 from lifelong.stream.cards.pieces import PIECE_BYTES, Pieces
 from lifelong.stream.ordering import key_of, permuted
 from lifelong.stream.shard_cache import cache_limit, prune_shards, shards_folder
-from lifelong.stream.tokenize import block_settings, settings_hash, write_once
+from lifelong.stream.tokenize import block_settings, manifest_of, settings_hash, write_once
 from lifelong.stream.tokenizers.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -103,6 +102,11 @@ class ShardedCorpus:
         """Of the tokenizer."""
         return Encoder(self.tokenizer)
 
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What decides the blocks of every piece; to hash a tokenizer for each would take longer than to read it."""
+        return block_settings(self.domain, self.encoder, self.sequence_length, "")
+
     def begin(self) -> None:
         """Make the first window, and tell of it; of what is made later training tells.
 
@@ -159,8 +163,9 @@ class ShardedCorpus:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what has been read: content of the shards, tokenizer and settings."""
-        return hashlib.sha256(" ".join(store.fingerprint for store in self._planned()).encode()).hexdigest()
+        """SHA-256 of what is planned to be read, wherever it lies: content of the shards, tokenizer and settings."""
+        content = [manifest_of(store)["blocks_sha256"] for store in self._planned()]
+        return settings_hash({**self._settings, "source": content})
 
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
@@ -208,7 +213,7 @@ class ShardedCorpus:
     def _folder(self, number: int) -> tuple[Path, dict[str, Any]]:
         """Of a piece's blocks, and what decides them."""
         source = settings_hash({"piece": self.pieces.key(number), "options": self.domain.options})
-        settings = block_settings(self.domain, self.encoder, self.sequence_length, source)
+        settings = {**self._settings, "source": source}
         name = settings_hash(settings)
         return self.cache_dir / name[:2] / name[:32], settings
 
@@ -237,7 +242,7 @@ class ShardedCorpus:
 
     def __getstate__(self) -> dict[str, Any]:
         # loaders that are started anew have no callbacks and no threads of another process
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("encoder", "_executor", "_read")}
+        kept = {name: value for name, value in self.__dict__.items() if name != "encoder"}
         return {**kept, "_ahead": {}, "_executor": None, "_read": None, "_tell": _silent, "_owner": -1}
 
 

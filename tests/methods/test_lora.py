@@ -14,19 +14,11 @@ from lifelong.files import read_json
 from lifelong.lm.checkpoint import cast_weights, load_model
 from lifelong.pipeline import run_recipe
 from lifelong.recipe import parse_recipe
-from tests.support import WORDS, Dies, recipe_data, tiny_checkpoint, write_domain
+from tests.support import Dies, recipe_data, tiny_checkpoint
 from tests.trajectories.runs import comparable
 
 GROWTH = {"layers": 3, "hidden_size": 36, "heads": 3}
 IDS = torch.arange(20).view(2, 10) * 7 % 320
-
-
-@pytest.fixture(scope="module")
-def cards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cards")
-    for name in WORDS:
-        write_domain(folder, name)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Runs over corpora that are read in pieces: the same bits after a kill, with or without a cache."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_copy_of_the_text_elsewhere_goes_on_and_another_text_does_not(big, tmp
     with pytest.raises(ZeroDivisionError):
         run_recipe(recipe, tmp_path / "run", Dies(0, 4))
     for path in here.glob("*.jsonl"):
-        path.write_bytes(path.read_bytes())  # another time
+        os.utime(path, (1, 1))  # another time
     with pytest.raises(ZeroDivisionError):
         run_recipe(recipe, tmp_path / "run", Dies(0, 8))
     with (here / "sea.train.jsonl").open("a") as file:

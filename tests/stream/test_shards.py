@@ -3,6 +3,7 @@
 import errno
 import gzip
 import json
+import os
 import pickle
 import random
 
@@ -21,6 +22,7 @@ from lifelong.stream.cards.domain import load_domain
 from lifelong.stream.cards.pieces import Pieces
 from lifelong.stream.shard_cache import prune_shards
 from lifelong.stream.shards import ShardedCorpus
+from lifelong.stream.tokenizers.encoding import Encoder
 
 
 def card(folder, files, name="big", **keys):
@@ -246,3 +248,22 @@ def test_a_full_disk_is_one_message_that_names_the_cache(corpus_of, monkeypatch)
     with pytest.raises(OSError, match="No space left") as caught:
         corpus_of().begin()
     assert "cache/shards" in storage_message(caught.value, None)
+
+
+def test_a_fingerprint_is_of_the_text_wherever_it_lies_and_a_tokenizer_is_hashed_once(
+    tmp_path, small_pieces, tokenizer, monkeypatch
+):
+    hashed = []
+    real = Encoder.fingerprint.fget
+    monkeypatch.setattr(Encoder, "fingerprint", property(lambda self: hashed.append(1) or real(self)))
+    given = {"sequence_length": 16, "num_blocks": 60, "seed": 3, "stage": 1}
+    found = []
+    for place, seed in (("one", 0), ("two", 0), ("other", 1)):
+        (tmp_path / place).mkdir()
+        write_jsonl(tmp_path / place / "a.jsonl", texts(900, seed=seed))
+        os.utime(tmp_path / place / "a.jsonl", (len(found), len(found)))
+        corpus = ShardedCorpus.of(card(tmp_path / place, ["a.jsonl"]), tokenizer, cache_dir=tmp_path / place, **given)
+        found.append(corpus.fingerprint)
+        corpus.close()
+    assert found[0] == found[1] != found[2]
+    assert len(hashed) == 3

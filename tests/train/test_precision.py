@@ -18,19 +18,11 @@ from lifelong.pipeline import extend_run, run_recipe
 from lifelong.recipe import parse_recipe
 from lifelong.records import RunObserver
 from lifelong.train.stochastic_adamw import CHUNK, StochasticAdamW
-from tests.support import WORDS, Dies, recipe_data, tiny_checkpoint, write_domain
+from tests.support import Dies, recipe_data, tiny_checkpoint
 from tests.trajectories.runs import comparable
 
 LLAMA = {"family": "llama", "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 24}
 GROWTH = {"layers": 2, "hidden_size": 24, "heads": 3}
-
-
-@pytest.fixture(scope="module")
-def cards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cards")
-    for name in WORDS:
-        write_domain(folder, name)
-    return folder
 
 
 @pytest.fixture(scope="module")
