@@ -23,7 +23,8 @@ class DomainLoss:
     """Held-out loss of one model on one domain.
 
     `document_nats` and `document_tokens` hold the same sums per held-out document, in order, so that a
-    confidence interval over documents can be computed without running the model again.
+    confidence interval over documents can be computed without running the model again. Where they are fewer than the
+    documents that `tokens` counts, only these were read, and `nats` is what they say of all (`estimated_loss`).
     """
 
     domain: str
@@ -33,6 +34,16 @@ class DomainLoss:
     document_nats: tuple[float, ...] = ()
     document_tokens: tuple[int, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every document was read and kept its sums."""
+        return sum(self.document_tokens) == self.tokens
+
+    @property
+    def tokens_read(self) -> int:
+        """Predicted tokens of the documents that were read; fewer than `tokens` where the rest is estimated."""
+        return sum(self.document_tokens) or self.tokens
 
     @property
     def nats_per_token(self) -> float:

@@ -10,13 +10,17 @@ from pydantic import field_validator
 from lifelong.schema import Count, PositiveCount, Section
 
 AUTO_SHARE = 1 / 7  # of the arithmetic of training
+BETWEEN_SHARE = 1 / 50  # of the arithmetic of a stage
 FEWEST_TOKENS, MOST_TOKENS = 4_000, 100_000
+FEWEST_BETWEEN = 3_000
 
 
 class EvaluateSection(Section):
     """Held-out evaluation after every stage; `probes` small ones on a log-spaced schedule during a stage.
 
-    `tokens` are those of a domain; `auto` takes as many, up to 100k, as cost a seventh of what is trained.
+    `tokens` are those of a domain; `auto` takes as many, up to 100k, as cost a seventh of what is trained, and reads
+    them whole before the first stage and after the last. After a stage between, what a full reading says since then is
+    estimated from so many that they cost a fiftieth of the stage.
     `chat: off` leaves out the prompts that a base with a chat template answers before and after every stage.
 
     Attributes:
@@ -55,3 +59,14 @@ class EvaluateSection(Section):
             return self.tokens
         affordable = 3 * AUTO_SHARE * sum(stage_tokens) / (len(stage_tokens) + 1) / num_domains
         return max(FEWEST_TOKENS, min(MOST_TOKENS, int(affordable)))
+
+    def tokens_between(self, stage_tokens: int, num_domains: int) -> int | None:
+        """Held-out tokens of a domain after a stage between the first and the last; None: all of them.
+
+        Args:
+            stage_tokens: budget of the stage.
+            num_domains: that are measured after it.
+        """
+        if self.tokens != "auto":
+            return None
+        return max(FEWEST_BETWEEN, int(3 * BETWEEN_SHARE * stage_tokens / num_domains))

@@ -260,7 +260,7 @@ def loss_matrix(
         initial=row(initial, "nats_per_token"),
         nats_per_token=tuple(row(group, "nats_per_token") for group in losses),
         bits_per_byte=tuple(row(group, "bits_per_byte") for group in losses),
-        tokens=tuple(row(group, "tokens") for group in losses),
+        tokens=tuple(row(group, "tokens_read") for group in losses),
         initial_bits_per_byte=row(initial, "bits_per_byte"),
         watched=names,
         watched_initial=row(watched[0], "nats_per_token", names) if names else (),

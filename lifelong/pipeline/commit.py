@@ -97,7 +97,7 @@ def loss_row(losses: Sequence[DomainLoss]) -> dict[str, dict[str, float]]:
         loss.domain: {
             "nats_per_token": loss.nats_per_token,
             "bits_per_byte": loss.bits_per_byte,
-            "tokens": loss.tokens,
+            "tokens": loss.tokens_read,
         }
         for loss in losses
     }

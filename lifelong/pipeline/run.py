@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lifelong.evaluate.perplexity import evaluate_domain
+from lifelong.evaluate.perplexity import estimated_loss, evaluate_domain
 from lifelong.ledger.folder import StageFolder
 from lifelong.ledger.history import write_losses
 from lifelong.ledger.ledger import Ledger
@@ -93,11 +93,26 @@ class Run:
         plain = Collator.for_tokenizer(self.tokenizer, self.recipe.objective, self.recipe.sequence_length, seed)
         return plain if self.merged is None else DomainCollator.of(plain, self.merged.domains, self.columns)
 
-    def evaluate(self, model: PreTrainedModel) -> list[DomainLoss]:
-        """Held-out loss of every measured domain, on the accelerator where there is one with room for the model."""
+    def evaluate(
+        self, model: PreTrainedModel, read_before: Callable[[Heldout], tuple[int, DomainLoss] | None] = lambda _: None
+    ) -> list[DomainLoss]:
+        """Held-out loss of every measured domain, on the accelerator where there is one with room for the model.
+
+        Args:
+            model: that is measured.
+            read_before: of a domain that is not to be read whole: how many documents are read, and its last whole
+                reading.
+        """
         if not self.recipe.train.get("use_cpu"):
             to_accelerator(model)
-        return [self.evaluate_one(model, self.heldout(name)) for name in self.measured]
+        losses = []
+        for heldout in map(self.heldout, self.measured):
+            shortened = read_before(heldout)
+            found = shortened and estimated_loss(
+                self.evaluate_one(model, heldout.first(shortened[0])), whole=shortened[1]
+            )
+            losses.append(found or self.evaluate_one(model, heldout))
+        return losses
 
     def write_losses(self, folder: StageFolder, losses: Sequence[DomainLoss]) -> None:
         """Keep what `evaluate` gave: a row of the loss matrix, and one of the watched domains where there are any."""

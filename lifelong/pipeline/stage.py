@@ -166,10 +166,10 @@ class Stage:
 
     @cached_property
     def reference_losses(self) -> list[tuple[DomainLoss, ...]]:
-        """Every loss from which a budget may count: of the initial model, of committed stages, of watched domains."""
+        """Every loss from which a budget may count, oldest first, those of watched domains included."""
         run, records = self.context.ledger.folder, self.context.ledger.records
         folders = [*(run.stage(record.name) for record in records), self.work]
-        paths = [path for folder in folders for path in (folder.losses, folder.watched, folder.losses_before)]
+        paths = [path for folder in folders for path in (folder.losses_before, folder.losses, folder.watched)]
         return [read_losses(path) for path in paths if path.is_file()]
 
     @cached_property

@@ -280,10 +280,20 @@ class Recipe(Section):
         return self
 
     @property
+    def measured(self) -> set[str]:
+        """Cards of the domains that are evaluated."""
+        return {*(stage.domain for stage in self.stages), *(self.watch or ())}
+
+    @property
     def evaluation_tokens(self) -> int:
         """Held-out tokens of every domain that is measured."""
-        measured = {*(stage.domain for stage in self.stages), *(self.watch or ())}
-        return self.evaluate.tokens_per_domain([stage.tokens for stage in self.stages], len(measured))
+        return self.evaluate.tokens_per_domain([stage.tokens for stage in self.stages], len(self.measured))
+
+    def tokens_between(self, index: int) -> int | None:
+        """Held-out tokens of a domain after stage `index`; None after the last, and where most would be read anyway."""
+        fewer = self.evaluate.tokens_between(self.stages[index].tokens, len(self.measured))
+        last = index == len(self.stages) - 1
+        return None if last or fewer is None or 2 * fewer > self.evaluation_tokens else fewer
 
     @property
     def watches_nothing(self) -> bool:

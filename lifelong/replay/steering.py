@@ -72,11 +72,17 @@ def first_weights(inputs: ReplayInputs, memory: ReplayMemory) -> dict[str, float
 
 def budget_reference(inputs: ReplayInputs, domain: str) -> float:
     """Nats per token of a domain at its best so far, on the documents that a probe reads."""
+    count = len(inputs.heldouts[domain].head(inputs.probe_tokens))
     best = min(
-        (loss for row in inputs.references for loss in row if loss.domain == domain),
+        # a row in which fewer documents were read, before there was a budget, says nothing of those of a probe
+        (
+            loss
+            for row in inputs.references
+            for loss in row
+            if loss.domain == domain and len(loss.document_nats) >= count
+        ),
         key=lambda loss: loss.nats_per_token,
     )
-    count = len(inputs.heldouts[domain].head(inputs.probe_tokens))
     return sum(best.document_nats[:count]) / sum(best.document_tokens[:count])
 
 

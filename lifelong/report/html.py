@@ -31,6 +31,7 @@ from lifelong.report.verdict import (
     metric_rows,
     next_step,
     phase_costs,
+    reading_note,
     verdict,
 )
 from lifelong.report.view import Cell, Table, render, table
@@ -68,6 +69,7 @@ def page(history: RunHistory, matrix: Mapping[str, Any] | None = None) -> str:
         watched=heat_map(watched, entry_intervals(history, watched) if fits_figures(watched) else (), "watched")
         if watched.domains
         else None,
+        reading=reading_note(history),
         life=life_chart(history) if history.stages else None,
         metrics=metrics_tables(metrics, intervals),
         expectations=expectations_table(history, metrics),

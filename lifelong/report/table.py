@@ -24,6 +24,7 @@ from lifelong.report.verdict import (
     metric_rows,
     perplexity_of,
     phase_costs,
+    reading_note,
     verdict,
 )
 
@@ -88,6 +89,8 @@ def matrix_table(history: RunHistory, matrix: LossMatrix | None = None, *, with_
     table.add_column("after")
     for name in matrix.domains:
         table.add_column(name, justify="right")
+    if matrix is history.matrix and (note := reading_note(history)):
+        table.caption = f"{caption}\n{note}"
     for label, row in zip(("initial", *matrix.stages), cells(matrix), strict=True):
         line = []
         for cell in row:

@@ -65,13 +65,35 @@ def resampled_rows(history: RunHistory, resamples: int = RESAMPLES, seed: int = 
     found = {}
     for domain in dict.fromkeys((*history.matrix.domains, *history.matrix.watched)):
         by_row = [next((loss for loss in row if loss.domain == domain), None) for row in rows]
-        tokens = next((loss.document_tokens for loss in by_row if loss is not None and loss.document_tokens), ())
+        tokens = document_tokens(history).get(domain, ())
         if not tokens or not sum(tokens):
             continue
         weights_SN = _draws(domain, len(tokens), resamples, seed)
         tokens_S = np.maximum(weights_SN @ np.asarray(tokens, dtype=np.float64), 1.0)
-        columns = [_sums(loss, tokens, weights_SN) / tokens_S for loss in by_row]
+        columns: list[Floats] = []
+        whole, on_whole = None, np.full(resamples, np.nan)  # the last row in which every document was read
+        for loss in by_row:
+            if loss is not None and whole is not None and 0 < len(loss.document_tokens) < len(tokens):
+                columns.append(on_whole + _difference(loss, whole, weights_SN))
+                continue
+            columns.append(_sums(loss, tokens, weights_SN) / tokens_S)
+            if loss is not None and loss.document_tokens == tokens:
+                whole, on_whole = loss, columns[-1]
         found[domain] = np.stack(columns, axis=1)
+    return found
+
+
+def _difference(loss: DomainLoss, whole: DomainLoss, weights_SN: Floats) -> Floats:
+    """What a row of fewer documents differs by from an earlier whole one, on those of them that were drawn, `[S]`."""
+    count = len(loss.document_tokens)
+    if loss.document_tokens != whole.document_tokens[:count]:
+        return np.full(len(weights_SN), np.nan)
+    drawn_SN = weights_SN[:, :count]
+    nats = np.asarray(loss.document_nats) - np.asarray(whole.document_nats[:count])
+    tokens_S = drawn_SN @ np.asarray(loss.document_tokens, dtype=np.float64)
+    # where none of them was drawn, as it was measured
+    measured = nats.sum() / max(sum(loss.document_tokens), 1)
+    found: Floats = np.where(tokens_S > 0, drawn_SN @ nats / np.maximum(tokens_S, 1.0), measured)
     return found
 
 
@@ -233,8 +255,11 @@ def _sums(loss: DomainLoss | None, tokens: tuple[int, ...], weights_SN: Floats) 
 
 def document_tokens(history: RunHistory) -> dict[str, tuple[int, ...]]:
     """Domain -> predicted tokens of each held-out document; without domains that kept no such sums."""
-    rows = history.measured_losses
-    return {loss.domain: loss.document_tokens for row in rows for loss in row if loss.document_tokens}
+    kept: dict[str, tuple[int, ...]] = {}
+    for loss in (loss for row in history.measured_losses for loss in row if loss.document_tokens):
+        if len(loss.document_tokens) > len(kept.get(loss.domain, ())):
+            kept[loss.domain] = loss.document_tokens
+    return kept
 
 
 def _bytes_per_token(history: RunHistory) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,6 +73,24 @@ def cells(matrix: LossMatrix) -> list[list[Cell]]:
                 best[column] = min(value, best.get(column, math.inf), base.get(column, math.inf))
         rows.append(line)
     return rows
+
+
+def reading_note(history: RunHistory) -> str:
+    """Which entries of the matrix are estimates from fewer documents; empty where none is."""
+    rows = zip(history.matrix.stages, history.measured_losses[1:], strict=True)
+    read = [(stage, loss) for stage, row in rows for loss in row if loss.tokens_read < loss.tokens]
+    if not read:
+        return ""
+    stages = list(dict.fromkeys(stage for stage, _ in read))
+    after = stages[0] if len(stages) == 1 else f"{len(stages)} stages, {stages[0]} to {stages[-1]},"
+    part, whole = (
+        f"{statistics.median_low(counts):,}"
+        for counts in zip(*((one.tokens_read, one.tokens) for _, one in read), strict=True)
+    )
+    return (
+        f"After {after} the domains that a stage did not learn and that have no budget were read in part (about {part} of "
+        f"{whole} tokens each): their figures are the last whole reading and the difference from it on this part."
+    )
 
 
 def decision(history: RunHistory) -> str:

@@ -23,7 +23,16 @@ from lifelong.report.html import page
 from lifelong.report.latex import latex_table
 from lifelong.report.model_card import model_card
 from lifelong.report.uncertainty import metric_intervals
-from lifelong.report.verdict import budget_rows, cells, check_expectations, decision, metric_rows, phase_costs, verdict
+from lifelong.report.verdict import (
+    budget_rows,
+    cells,
+    check_expectations,
+    decision,
+    metric_rows,
+    phase_costs,
+    reading_note,
+    verdict,
+)
 from lifelong.report.view import markdown_safe
 
 
@@ -96,6 +105,8 @@ def markdown(history: RunHistory) -> str:
     lines += ["Held-out perplexity (rise over the domain's best so far, in nats):", "", *_matrix_lines(history.matrix)]
     if history.matrix.watched:
         lines += ["", "Watched, never trained on:", "", *_matrix_lines(history.matrix.watched_matrix)]
+    if note := reading_note(history):
+        lines += ["", markdown_safe(note)]
     lines += generated_lines(history)
     lines += ["", "| metric | value | unit |", "|---|---:|---|"]
     lines += [f"| {row.title} | {row.value} | {row.unit} |" for row in metric_rows(metrics)]

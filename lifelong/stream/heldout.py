@@ -57,8 +57,12 @@ class Heldout:
         for index in range(len(self)):
             reached += len(self.ids(index)) - 1
             if reached >= tokens:
-                return Heldout(self.path, index + 1)
+                return self.first(index + 1)
         return self
+
+    def first(self, num_documents: int) -> Heldout:
+        """The first documents."""
+        return Heldout(self.path, num_documents)
 
     @property
     def domain(self) -> str:

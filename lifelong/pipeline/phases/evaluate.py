@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from time import monotonic
 
 from transformers import PreTrainedModel
@@ -18,7 +19,10 @@ from lifelong.lm.flops import forward_flops_per_token
 from lifelong.pipeline.phases.phase import Phase, PlannedTokens
 from lifelong.pipeline.stage import Stage
 from lifelong.recipe.recipe import Recipe
-from lifelong.records import Cost
+from lifelong.records import Cost, DomainLoss
+from lifelong.stream.heldout import Heldout
+
+FEWEST_DOCUMENTS = 5
 
 
 class Evaluate(Phase):
@@ -42,18 +46,22 @@ class Evaluate(Phase):
     def cost(self, stage: Stage, model: PreTrainedModel) -> Iterator[tuple[str, Cost]]:
         """One pass over the held-out text."""
         forward = forward_flops_per_token(model, stage.recipe.sequence_length, stage.recipe.objective)
-        tokens = sum(loss.tokens for loss in stage.losses)
+        tokens = sum(loss.tokens_read for loss in stage.losses)
         yield self.name, Cost(0, tokens * forward, 0.0, read_json(stage.work.seconds(self.name)))
 
     def planned(self, recipe: Recipe, index: int) -> PlannedTokens:
         """All domains after every stage, and before the first; those that are watched too."""
-        domains = len({*(stage.domain for stage in recipe.stages), *(recipe.watch or ())})
-        return PlannedTokens(evaluated=recipe.evaluation_tokens * domains * (2 if index == 0 else 1))
+        domains, fewer = len(recipe.measured), recipe.tokens_between(index)
+        whole = (
+            domains if fewer is None else min(domains, len({Path(recipe.stages[index].domain).stem, *recipe.budget}))
+        )
+        tokens = recipe.evaluation_tokens * (whole + (domains if index == 0 else 0))
+        return PlannedTokens(evaluated=tokens + (fewer or 0) * (domains - whole))
 
 
 def _measure(stage: Stage, model: PreTrainedModel, folder: StageFolder) -> None:
     context, started = stage.context, monotonic()
-    losses = context.evaluate(model)
+    losses = context.evaluate(model, lambda heldout: _read_before(stage, heldout))
     seconds = monotonic() - started
 
     def written() -> None:
@@ -70,6 +78,20 @@ def _measure(stage: Stage, model: PreTrainedModel, folder: StageFolder) -> None:
         context.write_losses(folder, losses)
 
     distributed.run_on_main_process(written)
+
+
+def _read_before(stage: Stage, heldout: Heldout) -> tuple[int, DomainLoss] | None:
+    """Documents of a domain that are read after this stage, and its last whole reading; None: all are read.
+
+    What the stage learned is read whole, and what has a budget, which is decided on; a handful of documents says too
+    little of the others.
+    """
+    tokens, name = stage.recipe.tokens_between(stage.index), heldout.domain
+    if tokens is None or name in {domain.name for domain in stage.domains} or name in stage.recipe.budget:
+        return None
+    count = max(FEWEST_DOCUMENTS, len(heldout.head(tokens)))
+    whole = [loss for row in stage.reference_losses for loss in row if loss.domain == name and loss.is_whole]
+    return (count, whole[-1]) if whole and count < len(heldout) else None
 
 
 def _check_budget(stage: Stage) -> None:
