@@ -55,7 +55,12 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON as `write_text` does; numbers keep all their digits, so that what is read back is bitwise the same."""
-    write_text(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
 
 
 def read_json(path: Path) -> Any:

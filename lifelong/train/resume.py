@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,61 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lifelong.errors import CorruptionError, InputError
-from lifelong.files import read_json, remove_tree, sync_tree, write_json
+from lifelong.files import json_text, read_json, remove_tree, sync_tree, write_text
 from lifelong.ledger.folder import CheckpointFolder
 from lifelong.methods._method import Method
 
 
-def write_state(folder: Path, state: Mapping[str, Any], methods: Sequence[Method]) -> None:
-    """Complete a checkpoint: written last, a checkpoint without this file was cut short and is passed over."""
-    checkpoint = CheckpointFolder(folder)
-    save_methods(methods, checkpoint.methods)
-    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of Trainer's that nobody reads
-    sync_tree(folder)  # a power cut must not leave the state file without what it vouches for
-    write_json(checkpoint.state, {"sizes": _sizes(folder), **state})
+class CheckpointWriter:
+    """Completes checkpoints beside training: waits for the disk, writes the state of the phase, removes older ones.
+
+    The state is written last: a checkpoint without it was cut short and is passed over.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the disk still works on the last checkpoint."""
+        return self._running is not None and not self._running.done()
+
+    def complete(self, folder: Path, state: Mapping[str, Any], methods: Sequence[Method], *, kept: int) -> None:
+        """Begin to complete a checkpoint that all processes have written their parts of.
+
+        Args:
+            folder: of the checkpoint.
+            state: of the phase; read before this returns.
+            methods: whose own state belongs to it; likewise.
+            kept: how many of the newest checkpoints are left when this one is whole.
+        """
+        self.wait()
+        checkpoint = CheckpointFolder(folder)
+        save_methods(methods, checkpoint.methods)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of Trainer's that nobody reads
+        text = json_text({"sizes": _sizes(folder), **state})
+
+        def finish() -> None:
+            sync_tree(folder)  # a power cut must not leave the state file without what it vouches for
+            write_text(checkpoint.state, text)
+            _remove_outdated(folder, kept)
+
+        self._running = self._pool.submit(finish)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is whole.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
+
+    def close(self) -> None:
+        """Let the last checkpoint become whole if it can, whatever has ended the training; a failure is not told."""
+        self._pool.shutdown()
 
 
 def read_state(checkpoint: Path, sharding: str | None, methods: Sequence[Method]) -> dict[str, Any]:
@@ -42,9 +86,10 @@ def read_state(checkpoint: Path, sharding: str | None, methods: Sequence[Method]
     return state
 
 
-def remove_outdated(folder: Path, kept: int) -> None:
-    """Leave only the newest checkpoints of a phase."""
-    for outdated in _checkpoints(folder)[:-kept]:
+def _remove_outdated(newest: Path, kept: int) -> None:
+    """Leave so many checkpoints of a phase, the newest whole one included; the next may be being written already."""
+    checkpoints = _checkpoints(newest.parent)
+    for outdated in checkpoints[: checkpoints.index(newest) + 1][:-kept]:
         remove_tree(outdated)
 
 

@@ -33,7 +33,7 @@ from lifelong.records import TrainPoint
 from lifelong.train.counters import TokenCounter
 from lifelong.train.optimizer import rounding_optimizer
 from lifelong.train.phase import PhaseLog, TrainingInputs
-from lifelong.train.resume import last_complete_checkpoint, read_state, remove_outdated, write_state
+from lifelong.train.resume import CheckpointWriter, last_complete_checkpoint, read_state
 
 SECONDS_BETWEEN_SAVES = 120.0
 SAVING_SHARE = 0.02
@@ -70,6 +70,7 @@ class StageTrainer(transformers.Trainer):  # type: ignore[misc]
         for callback in self.callback_handler.callbacks:
             if phase.tracker_dir is not None and getattr(callback, "logging_dir", "") is None:
                 callback.logging_dir = str(phase.tracker_dir)  # beside the stages: the checkpoints' folder is removed
+        self.checkpoints = CheckpointWriter()
         self.add_callback(_StageCallback(self))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -280,7 +281,10 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         # what a clock or a signal says in one process has to happen in all of them, at the same step
         self.step_ended = time.monotonic()
         due = max(SECONDS_BETWEEN_SAVES, self.save_seconds / SAVING_SHARE)
-        late = distributed.is_main_process() and self.step_ended - self.last_saved > due
+        late = False
+        if not trainer.checkpoints.is_busy:
+            trainer.checkpoints.wait()  # what has failed beside training ends it
+            late = distributed.is_main_process() and self.step_ended - self.last_saved > due
         late, stopped = (bool(flag) for flag in distributed.summed([late, trainer.phase.stop.requested]))
         trainer.phase.stop.requested = stopped
         if state.global_step < state.max_steps and (late or stopped):
@@ -289,15 +293,14 @@ class _StageCallback(TrainerCallback):  # type: ignore[misc]
         return control
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        """Written last: a checkpoint without this file was cut short and is passed over."""
+        """Add what Trainer does not save; the disk is not waited for."""
         trainer = self.trainer
         phase_state = trainer.phase_state()
         distributed.barrier()  # every process has written its part of the checkpoint
         if not distributed.is_main_process():
             return
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        write_state(folder, phase_state, trainer.phase.methods)
-        remove_outdated(folder.parent, trainer.checkpoints_kept)
+        trainer.checkpoints.complete(folder, phase_state, trainer.phase.methods, kept=trainer.checkpoints_kept)
         self.last_saved = time.monotonic()
         self.save_seconds = self.last_saved - self.step_ended  # Trainer has written its part since
 
@@ -319,6 +322,7 @@ def run_training_phase(model: PreTrainedModel, args: transformers.TrainingArgume
         backend = args.torch_compile_backend if args.torch_compile else None
         with loss_head(model, phase.objective), fused_tiles(backend):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        trainer.checkpoints.wait()
     except (pickle.UnpicklingError, RuntimeError) as error:
         # Trainer reads its state with weights_only: anything but a plain tensor is refused, never run
         if checkpoint is None or not (isinstance(error, pickle.UnpicklingError) or "PytorchStreamReader" in str(error)):
@@ -329,6 +333,7 @@ def run_training_phase(model: PreTrainedModel, args: transformers.TrainingArgume
             "resumes from the previous checkpoint, or restarts the stage"
         ) from None
     finally:
+        trainer.checkpoints.close()
         phase.stop.deferred = False
     if phase.stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; saved")

@@ -1,14 +1,18 @@
 """What a step needs once is done once, and a save no more often than it can be afforded."""
 
+import concurrent.futures
+import errno
+import threading
 import time
 
 import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
+from lifelong.files import read_json
 from lifelong.inherit import loss_head
 from lifelong.methods._method import Method
-from lifelong.train import stage_trainer
+from lifelong.train import resume, stage_trainer
 from lifelong.train.arguments import training_arguments
 from lifelong.train.phase import TrainingInputs
 from lifelong.train.stage_trainer import StageTrainer
@@ -74,3 +78,37 @@ def test_a_save_waits_until_it_is_a_fiftieth_of_the_time(seconds, saves, tmp_pat
     state, control = TrainerState(global_step=1, max_steps=4), TrainerControl()
     callback.on_step_end(None, state, control)
     assert control.should_save is saves
+
+
+def test_a_checkpoint_becomes_whole_beside_training(tmp_path, monkeypatch):
+    slow, folder = threading.Event(), tmp_path / "checkpoint-3"
+    for name in ("checkpoint-1", "checkpoint-3", "checkpoint-9"):  # the last is being written
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_bytes(b"weights")
+    monkeypatch.setattr(resume, "sync_tree", lambda _: slow.wait(5))
+    writer, state = resume.CheckpointWriter(), {"curve": [1]}
+    writer.complete(folder, state, [], kept=1)
+    state["curve"].append(2)  # training goes on
+    assert writer.is_busy
+    assert (tmp_path / "checkpoint-1").is_dir()
+    slow.set()
+    writer.wait()
+    assert not (tmp_path / "checkpoint-1").exists()
+    assert resume.last_complete_checkpoint(tmp_path) == folder
+    assert read_json(folder / "stage_state.json")["curve"] == [1]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "checkpoint-1").mkdir()
+    monkeypatch.setattr(resume, "sync_tree", full)
+    trainer = trainer_of(tmp_path, Pull())
+    trainer.checkpoints.complete(tmp_path / "checkpoint-1", {}, [], kept=1)
+    concurrent.futures.wait([trainer.checkpoints._running])
+    with pytest.raises(OSError, match="No space left"):
+        stage_trainer._StageCallback(trainer).on_step_end(
+            None, TrainerState(global_step=1, max_steps=4), TrainerControl()
+        )
+    trainer.checkpoints.close()
