@@ -302,6 +302,50 @@ def regime_table(part: str, reference: str) -> str:
     return table([*heads, f"against `{reference}`", "TFLOP"], rows)
 
 
+def passes_tables(part: str, reference: str) -> str:
+    """Loss on the new text by number of passes, then every kind with the number that validation text chooses."""
+    kinds: dict[str, dict[int, list[Row]]] = {}
+    for arm, rows in read(part).items():
+        kind, _, passes = arm.rpartition(", ")
+        kinds.setdefault(kind, {})[int(passes.split()[0])] = rows
+    if not kinds:
+        return ""
+    heads = ["new text, nats (rise on the base's)", *(f"{passes} passes" for passes in next(iter(kinds.values())))]
+    rise = rise_of_base("released")
+    by_passes = [
+        [f"`{kind}`", *(
+            f"{statistics.fmean(map(tested_new, rows)):.3f} ({statistics.fmean(map(rise, rows)):+.3f})"
+            for rows in found.values()
+        )]
+        for kind, found in kinds.items()
+    ]  # fmt: skip
+    chosen = {
+        kind: [min(rows, key=lambda row: row["nats_per_token"][-1][0]) for rows in zip(*found.values(), strict=True)]
+        for kind, found in kinds.items()
+    }
+    new, kept = (against(chosen, reference, value) for value in (tested_new, rise))
+    merged = against(chosen, reference, tested_mean("merged"))
+    best = [
+        [
+            f"`{kind}`",
+            ", ".join(row["arm"].rpartition(", ")[2].split()[0] for row in rows),
+            spread(list(map(tested_new, rows))),
+            new[kind],
+            spread(list(map(rise, rows)), sign=True),
+            kept[kind],
+            spread(list(map(tested_mean("merged"), rows))),
+            merged[kind],
+        ]
+        for kind, rows in chosen.items()
+    ]
+    against_it = f"against `{reference}`"
+    return f"{table(heads, by_passes)}\n" + table(
+        ["passes chosen", "of every seed", "new text", against_it, "rise on the base's", against_it,
+         "mean, best merge", against_it],
+        best,
+    )  # fmt: skip
+
+
 def adaptation_table() -> str:
     """Loss on the new and the old domain by size of the corpus."""
     rows = []
@@ -399,6 +443,7 @@ def write_page(out: Path) -> None:
         "TUNING": short_table("tuning"),
         "CONVERGED": short_table("converged"),
         "NO_OLD_TEXT": regime_table("no-old-text", "KI on the new text, alpha .5"),
+        "LITTLE_TEXT": passes_tables("little-text", "plain"),
         "ADAPTATION": adaptation_table(),
         "STEPS": steps_table(),
         "FRONT": front_table(),

@@ -11,6 +11,7 @@ from typing import Any
 
 from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
+from lifelong.evaluate.settings import autocast_dtype
 from lifelong.evaluate.source import ModelSource, find_source
 from lifelong.ledger.history import read_losses
 from lifelong.ledger.ledger import read_records
@@ -33,6 +34,7 @@ class EvaluationSettings:
     sequence_length: int
     objective: str
     split: str
+    autocast: str | None = None
 
     @classmethod
     def of(
@@ -55,7 +57,7 @@ class EvaluationSettings:
                 f"evaluate: --objective is clm or mlm ({objective!r}), --split valid or test ({split!r}), --tokens a "
                 f"number like 100k ({tokens!r}), --sequence-length at least 8 ({length})"
             )
-        return cls(count, length, objective, split)
+        return cls(count, length, objective, split, autocast_dtype(own.get("precision"), recipe.get("train", {})))
 
 
 def evaluate_cards(
@@ -108,7 +110,7 @@ def evaluate_heldouts(
     return [
         evaluate_domain(
             model, heldout, objective=settings.objective, sequence_length=settings.sequence_length,
-            pad_id=pad_id(tokenizer), mask_id=kind.mask_id(tokenizer),
+            pad_id=pad_id(tokenizer), mask_id=kind.mask_id(tokenizer), autocast=settings.autocast,
         )
         for heldout in heldouts
     ]  # fmt: skip

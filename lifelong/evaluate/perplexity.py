@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +79,7 @@ def evaluate_domain(
     pad_id: int,
     mask_id: int | None = None,
     batch_tokens: int = 8192,
+    autocast: str | None = None,
 ) -> DomainLoss:
     """Held-out loss of one domain; sums in float64, no logits kept.
 
@@ -91,6 +93,7 @@ def evaluate_domain(
         pad_id: fills a batch up; never attended to nor predicted.
         mask_id: for mlm, what hides a token.
         batch_tokens: tokens of a batch; windows of similar length go together.
+        autocast: name of the dtype of products under autocast; None for the weights as they are.
 
     Raises:
         InputError: the held-out split predicts no token at all.
@@ -105,10 +108,12 @@ def evaluate_domain(
     nats = np.zeros(len(parts))
     training = model.training
     model.eval()
+    device = next(model.parameters()).device.type
     batches = list(window_batches(order, parts, batch_tokens))
     for place, counts in distributed.turns(len(batches)):
         batch = batches[place]
-        found = _window_nats(model, [parts[number] for number in batch], objective, pad_id)
+        with torch.autocast(device, getattr(torch, autocast)) if autocast else nullcontext():
+            found = _window_nats(model, [parts[number] for number in batch], objective, pad_id)
         if counts:
             nats[batch] = found
     nats = distributed.summed(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -23,6 +23,9 @@ class EvaluateSection(Section):
     estimated from so many that they cost a fiftieth of the stage.
     `chat: off` leaves out the prompts that a base with a chat template answers before and after every stage.
 
+    `precision: autocast` evaluates as `train.bf16` or `train.fp16` trains, faster on accelerators made for it; all of a
+    run is measured in the same.
+
     Attributes:
         tokens: held-out tokens of every domain, or auto.
         split: the split of the cards that is held out.
@@ -30,6 +33,7 @@ class EvaluateSection(Section):
         probe_tokens: held-out tokens of a domain in a probe.
         samples: texts that the model continues for every domain, before and after.
         chat: auto or off.
+        precision: weights (the weights as they are held) or autocast.
     """
 
     tokens: Literal["auto"] | PositiveCount = "auto"
@@ -38,12 +42,13 @@ class EvaluateSection(Section):
     probe_tokens: PositiveCount = 4_000
     samples: Count = 1
     chat: Literal["auto", "off"] | None = None
+    precision: Literal["weights", "autocast"] | None = None
 
-    @field_validator("chat")
+    @field_validator("chat", "precision")
     @classmethod
-    def _auto_is_the_default(cls, value: str | None) -> str | None:
+    def _default_is_unsaid(cls, value: str | None) -> str | None:
         # a recipe that does not say is written as before, so that its fingerprint stays what it was
-        return None if value == "auto" else value
+        return None if value in ("auto", "weights") else value
 
     def tokens_per_domain(self, stage_tokens: Sequence[int], num_domains: int) -> int:
         """Held-out tokens of a domain.
@@ -70,3 +75,10 @@ class EvaluateSection(Section):
         if self.tokens != "auto":
             return None
         return max(FEWEST_BETWEEN, int(3 * BETWEEN_SHARE * stage_tokens / num_domains))
+
+
+def autocast_dtype(precision: str | None, train: Mapping[str, Any]) -> str | None:
+    """Name of the dtype that `evaluate.precision: autocast` evaluates in; `train` is the section of the recipe."""
+    if precision != "autocast":
+        return None
+    return "bfloat16" if train.get("bf16") else "float16" if train.get("fp16") else None

@@ -165,6 +165,7 @@ class FederatedSilo:
                 sequence_length=self.recipe.sequence_length,
                 pad_id=pad_id(self.tokenizer),
                 mask_id=objective_of(self.recipe.objective).mask_id(self.tokenizer),
+                autocast=self.recipe.evaluation_autocast,
             )
             figures = {"nats": loss.nats, "tokens": loss.tokens, "bytes": loss.bytes, "seconds": loss.seconds}
             self._note("evaluate", order, figures)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lifelong.errors import InputError
 from lifelong.evaluate.perplexity import evaluate_domain
+from lifelong.evaluate.settings import autocast_dtype
 from lifelong.files import write_sealed
 from lifelong.ledger.folder import RunFolder
 from lifelong.ledger.history import read_losses
@@ -45,6 +46,7 @@ def interpolation_front(
     heldouts = [heldout for heldout in heldouts if heldout.domain in measured]
     tokenizer = load_tokenizer(folder.model(ends.record.name))
     objective = objective_of(str(recipe.get("objective", "clm")))
+    autocast = autocast_dtype(recipe.get("evaluate", {}).get("precision"), recipe.get("train", {}))
     if not recipe.get("train", {}).get("use_cpu"):
         to_accelerator(ends.model)
     points = []
@@ -53,7 +55,7 @@ def interpolation_front(
         losses = [
             evaluate_domain(
                 model, heldout, objective=objective.name, sequence_length=int(recipe["sequence_length"]),
-                pad_id=pad_id(tokenizer), mask_id=objective.mask_id(tokenizer),
+                pad_id=pad_id(tokenizer), mask_id=objective.mask_id(tokenizer), autocast=autocast,
             )
             for heldout in heldouts
         ]  # fmt: skip

@@ -133,4 +133,5 @@ class Run:
             sequence_length=self.recipe.sequence_length,
             pad_id=pad_id(self.tokenizer),
             mask_id=self.mask_id,
+            autocast=self.recipe.evaluation_autocast,
         )

@@ -28,7 +28,7 @@ from pydantic import (
 
 from lifelong.errors import UnknownNameError
 from lifelong.evaluate.facts.settings import FactsSection
-from lifelong.evaluate.settings import EvaluateSection
+from lifelong.evaluate.settings import EvaluateSection, autocast_dtype
 from lifelong.expand.settings import ExpandSection, Shape
 from lifelong.inherit.settings import InheritSection
 from lifelong.methods._settings import MethodSection
@@ -250,6 +250,12 @@ class Recipe(Section):
         return value
 
     @model_validator(mode="after")
+    def _autocasts(self) -> Recipe:
+        if self.evaluate.precision and self.evaluation_autocast is None:
+            raise ValueError("`evaluate.precision: autocast` is that of training; set `train.bf16` or `train.fp16`")
+        return self
+
+    @model_validator(mode="after")
     def _whole(self) -> Recipe:
         if self.model.family is not None and self.tokenizer is None:
             raise ValueError(
@@ -288,6 +294,11 @@ class Recipe(Section):
     def evaluation_tokens(self) -> int:
         """Held-out tokens of every domain that is measured."""
         return self.evaluate.tokens_per_domain([stage.tokens for stage in self.stages], len(self.measured))
+
+    @property
+    def evaluation_autocast(self) -> str | None:
+        """Name of the dtype of autocast that everything is evaluated under; None for the weights as they are."""
+        return autocast_dtype(self.evaluate.precision, self.train)
 
     def tokens_between(self, index: int) -> int | None:
         """Held-out tokens of a domain after stage `index`; None after the last, and where most would be read anyway."""
