@@ -54,11 +54,11 @@ LITTLE = 30_000
 
 
 def little(epochs: int) -> dict[str, Arm]:
-    """Arms that spend what reading the text so many times costs the plain one."""
+    """Arms that spend what reading the text so many times costs the plain one; where not said, weight decay is .1."""
     kinds = {
         "plain": (),
-        "weight decay .1": ("train.weight_decay=0.1",),
         "weight decay 1": ("train.weight_decay=1.0",),
+        "weight decay 3": ("train.weight_decay=3.0",),
         "KI .3": (KI % 0.3,),
         "replay .3": (REAL,),
         "replay .3 and KI .3": (REAL, KI % 0.3),
