@@ -54,6 +54,8 @@ def quiet_libraries() -> None:
         typer.echo("loading torch and transformers ...", err=True)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # a variable and no call: importing datasets, with pandas and pyarrow behind it, is left to those who read text
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # threads that spin while they wait cost a factor of ten on a machine whose cores are shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -61,10 +63,10 @@ def quiet_libraries() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
         warnings.filterwarnings("ignore")
         logging.getLogger("torch").setLevel(logging.ERROR)
-    import datasets
     import transformers
 
-    datasets.disable_progress_bars()
+    if "datasets" in sys.modules:  # it reads the variable when it is imported
+        sys.modules["datasets"].disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 

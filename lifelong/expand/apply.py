@@ -28,8 +28,23 @@ def expansion_map(plan: ExpansionPlan, model_class: Any) -> ExpansionMap:
     Raises:
         ExpansionError: the model is not a standard member of its family.
     """
-    small = empty_model(model_class, plan.source_config)
-    large = empty_model(grown_class(plan, model_class), plan.target_config)
+    return map_between(plan, *empty_models(plan, model_class))
+
+
+def empty_models(plan: ExpansionPlan, model_class: Any) -> tuple[Any, Any]:
+    """The models before and after, without weights."""
+    return (
+        empty_model(model_class, plan.source_config),
+        empty_model(grown_class(plan, model_class), plan.target_config),
+    )
+
+
+def map_between(plan: ExpansionPlan, small: Any, large: Any) -> ExpansionMap:
+    """The map of a plan from one model to another, which need no weights.
+
+    Raises:
+        ExpansionError: the model is not a standard member of its family.
+    """
     mapping = build_map(plan, small, large)
     check_position_functions(plan, small, large)
     return mapping
@@ -72,13 +87,14 @@ def grow(
     plan = plan if seed is None else replace(plan, seed=seed)
     weights = {name: value.cpu() for name, value in stored_tensors(model).items()}
     TableNames.of(model, plan.family)  # of this very model, whatever its class would have
-    mapping = expansion_map(plan, type(model))
+    small, large = empty_models(plan, type(model))
+    mapping = map_between(plan, small, large)
     grown = _with_weights(model, plan, mapping, weights)
     report = verify(
         plan,
         mapping,
-        ModelUnderTest(type(model), model.config, from_weights(weights)),
-        ModelUnderTest(type(grown), grown.config, from_weights(stored_tensors(grown))),
+        ModelUnderTest(small, from_weights(weights)),
+        ModelUnderTest(large, from_weights(stored_tensors(grown))),
     )
     grown = grown.to(next(model.parameters()).device).train(model.training)
     if optimizer is not None:

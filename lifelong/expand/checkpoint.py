@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lifelong.errors import InputError
-from lifelong.expand.apply import expansion_map, grown_class
+from lifelong.expand.apply import empty_models, grown_class, map_between
 from lifelong.expand.depth import Placement
 from lifelong.expand.lazy import checkpoint_class, empty_model, is_held, stored_shapes
 from lifelong.expand.mapping import ExpansionMap
@@ -35,7 +35,7 @@ from lifelong.expand.shards import (
     write_index,
 )
 from lifelong.expand.source import Source, open_source, source_config, source_folder, write_companions
-from lifelong.expand.verify import Level, ModelUnderTest
+from lifelong.expand.verify import Level, ModelUnderTest, count_parameters
 from lifelong.expand.verify import verify as compare
 from lifelong.expand.width import Strategy
 from lifelong.files import atomic_directory, remove_tree, write_json
@@ -76,11 +76,9 @@ def explain_expansion(
     (config, notes), sizes = source_config(str(source)), dict[str, Any](targets)
     plan = plan_expansion(config, mode=mode, approximate=approximate, strategy=strategy, placement=placement, **sizes)
     model_class = checkpoint_class(config, plan.family.objective)
-    mapping = expansion_map(plan, model_class)
-    counts = [
-        sum(value.numel() for value in empty_model(kind, settings).parameters())
-        for kind, settings in ((model_class, config), (grown_class(plan, model_class), plan.target_config))
-    ]
+    models = empty_models(plan, model_class)
+    mapping = map_between(plan, *models)
+    counts = [count_parameters(model) for model in models]
     return (
         "".join(f"{note}\n" for note in notes)
         + f"{plan.explain()}\nparameters: {counts[0]:,} -> {counts[1]:,} ({counts[1] / counts[0]:.2f}x, "
@@ -144,34 +142,35 @@ def expand_checkpoint(  # noqa: PLR0913  # as the command line has them
     )
     _check_room(plan, out)
     folder = source_folder(source)
-    old = open_source(folder, plan.family, config)
     notes = (*parts, *_vocabulary_notes(folder, plan))
-    mapping = expansion_map(plan, old.model_class)
     if source != str(folder) and Path(source).is_dir():
         notes = (f"{source} is a run: the model of its newest stage, {folder.parent.name}, was grown", *notes)
     tell = progress or (lambda _text, _fraction: None)
     report = None
     partial = out.with_name(f".{out.name}.partial")
-    try:
-        with atomic_directory(out) as partial:
-            _write_model(plan, mapping, old, partial, max_shard_bytes, tell)
-            write_companions(folder, partial, text_only=bool(parts))
-            report = _verify_written(plan, mapping, old, partial, verify, tell)
-            if old.left_out:
-                notes = (*notes, _listed(old.left_out))
-            report = replace(report, notes=(*report.notes, *notes))
-            report = replace(report, seconds=time.monotonic() - started)
-            if not report.passed:
-                raise _NotExactError
-            kept = dict(finish(partial, _token_rows(plan, mapping, old, partial))) if finish is not None else {}
-            report = replace(report, notes=(*report.notes, *kept.pop("notes", ())))
-            write_json(partial / "expansion.json", {**report.to_json(), **kept, "map": mapping.to_json()})
-    except _NotExactError:
-        pass
-    except OSError as error:
-        raise InputError(f"{str(out)!r} cannot be written: {error}") from None
-    finally:
-        remove_tree(partial)
+    with open_source(folder, plan.family, config) as old:
+        large = empty_model(grown_class(plan, type(old.empty)), plan.target_config)
+        mapping = map_between(plan, old.empty, large)
+        try:
+            with atomic_directory(out) as partial:
+                _write_model(plan, mapping, old, large, partial, max_shard_bytes, tell)
+                write_companions(folder, partial, text_only=bool(parts))
+                report = _verify_written(plan, mapping, old, type(large), partial, verify, tell)
+                if old.left_out:
+                    notes = (*notes, _listed(old.left_out))
+                report = replace(report, notes=(*report.notes, *notes))
+                report = replace(report, seconds=time.monotonic() - started)
+                if not report.passed:
+                    raise _NotExactError
+                kept = dict(finish(partial, _token_rows(plan, mapping, large, partial))) if finish is not None else {}
+                report = replace(report, notes=(*report.notes, *kept.pop("notes", ())))
+                write_json(partial / "expansion.json", {**report.to_json(), **kept, "map": mapping.to_json()})
+        except _NotExactError:
+            pass
+        except OSError as error:
+            raise InputError(f"{str(out)!r} cannot be written: {error}") from None
+        finally:
+            remove_tree(partial)
     assert report is not None, "a folder is verified before it is finished"
     return report
 
@@ -229,11 +228,16 @@ def _listed(left_out: tuple[str, ...]) -> str:
 
 
 def _write_model(
-    plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path, max_shard_bytes: int, tell: Progress
+    plan: ExpansionPlan,
+    mapping: ExpansionMap,
+    old: Source,
+    large: Any,
+    folder: Path,
+    max_shard_bytes: int,
+    tell: Progress,
 ) -> None:
     """Configuration and weights; the next parameters are made while one is written."""
-    large = grown_class(plan, old.model_class)
-    shapes = stored_shapes(empty_model(large, plan.target_config))
+    shapes = stored_shapes(large)
     first = next(iter(t.sources[0] for t in mapping.tensors.values() if t.sources))
     slots = []
     for name, shape in shapes.items():
@@ -246,7 +250,7 @@ def _write_model(
     _write_shards(mapping, old, [(folder / n, s) for n, s in zip(names, shards, strict=True)], tell)
     if len(shards) > 1:
         write_index(folder, list(zip(names, shards, strict=True)))
-    plan.target_config.architectures = [large.__name__]
+    plan.target_config.architectures = [type(large).__name__]
     plan.target_config.save_pretrained(folder)
 
 
@@ -261,7 +265,7 @@ def _write_shards(mapping: ExpansionMap, old: Source, shards: list[tuple[Path, l
         for block in _blocks(mapping, old, name):
             for slot in slots:
                 writer.write(slot, block, row)
-            row += len(block)
+            row += block.shape[0] if block.dim() else 1
         with lock:
             done += sum(slot.size for slot in slots)
             tell(f"grow {name}", done / total)
@@ -291,31 +295,34 @@ def _blocks(mapping: ExpansionMap, old: Source, name: str) -> Iterator[Tensor]:
     return iter([mapping.weight(name, {source: old.fetch(source) for source in sources})])
 
 
-def _token_rows(plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path) -> list[FileEntry]:
+def _token_rows(plan: ExpansionPlan, mapping: ExpansionMap, large: Any, folder: Path) -> list[FileEntry]:
     """Written parameters with a row for each token."""
     if plan.target_family.converted_files:
         raise InputError(
             f"--add-tokens-from: files of {plan.target_family.name} store other tensors than the model has"
         )
-    model = empty_model(grown_class(plan, old.model_class), plan.target_config)
-    parts = CheckpointReader(folder, plan.target_family, model).parts
+    with CheckpointReader(folder, plan.target_family, large) as reader:
+        parts = reader.parts
     return [parts[name][0][0] for name, tensor in mapping.tensors.items() if tensor.axes[0] == "vocab"]
 
 
 def _verify_written(
-    plan: ExpansionPlan, mapping: ExpansionMap, old: Source, folder: Path, level: Level | None, tell: Progress
+    plan: ExpansionPlan,
+    mapping: ExpansionMap,
+    old: Source,
+    model_class: Any,
+    folder: Path,
+    level: Level | None,
+    tell: Progress,
 ) -> ExpansionReport:
     """Compare the old model with what was written, read back as anyone would."""
-    config = load_config(folder)
-    large = grown_class(plan, old.model_class)
-    model = empty_model(large, config)
-    reader = CheckpointReader(folder, plan.target_family, model)
-    level = level or ("full" if is_held(model, torch.float64) else "quick")
-    return compare(
-        plan,
-        mapping,
-        ModelUnderTest(old.model_class, plan.source_config, old.fetch, old.rows),
-        ModelUnderTest(large, config, reader.fetch, reader.rows),
-        level=level,
-        progress=lambda text: tell(text, 1.0),
-    )
+    model = empty_model(model_class, load_config(folder))
+    with CheckpointReader(folder, plan.target_family, model) as reader:
+        return compare(
+            plan,
+            mapping,
+            ModelUnderTest(old.empty, old.fetch, old.rows),
+            ModelUnderTest(model, reader.fetch, reader.rows),
+            level=level or ("full" if is_held(model, torch.float64) else "quick"),
+            progress=lambda text: tell(text, 1.0),
+        )

@@ -238,7 +238,7 @@ def _check_source(
 ) -> None:
     """The old shape; rows of several sources add up, and a dense layer is one expert."""
     wanted = [axes[axis].size for axis in mapping.axes][-len(shape) :]
-    if list(shape[1:]) != wanted[1:] or (len(mapping.sources) == 1 and shape[0] != wanted[0]):
+    if list(shape[1:]) != wanted[1:] or (len(mapping.sources) == 1 and list(shape[:1]) != wanted[:1]):
         raise ExpansionError(
             f"family {family!r}: its table gives {name!r} the shape {wanted}, the model has {list(shape)}: a space "
             "or an axis of that entry is wrong (docs/how_to/add_a_family.md)"

@@ -49,7 +49,7 @@ class FileEntry:
 
 
 class CheckpointReader:
-    """The parameters of a safetensors folder by the names they have in the model.
+    """The parameters of a safetensors folder by the names they have in the model; a context that closes its files.
 
     Raises:
         InputError: a missing or broken file, or parameters that the model needs and the folder has not.
@@ -58,15 +58,33 @@ class CheckpointReader:
     def __init__(self, folder: Path, family: Family, model: Any) -> None:
         self.folder, self.family, self.shapes = folder, family, stored_shapes(model)
         self._open: dict[Path, BinaryIO] = {}
+        try:
+            self._find_parts(model)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; nothing can be read from then on."""
+        for file in self._open.values():
+            file.close()
+
+    def _find_parts(self, model: Any) -> None:
+        """Find every parameter of the model in the headers of the files."""
         self._prefix, self._own = body_prefix(model), str(model.base_model_prefix)
         tied = {self._standard(a): self._standard(b) for a, b in tied_names(model).items()}
-        shapes = self.shapes
         entries = {self._model_name(entry.key): entry for entry in self._entries()}
         aliases = {target: alias for alias, target in tied.items()}
         self.parts: dict[str, list[list[FileEntry]]] = {}
         used: set[str] = set()
         missing = []
-        for name, shape in shapes.items():
+        for name, shape in self.shapes.items():
             found = self._find(self._standard(name), shape, entries, aliases)
             if found is None:
                 missing.append(name)
@@ -75,7 +93,8 @@ class CheckpointReader:
             used |= {key for row in found for key in row}
         if missing:
             raise InputError(
-                f"checkpoint {str(folder)!r} lacks {len(missing)} parameters of {family.name}: {', '.join(missing[:5])}"
+                f"checkpoint {str(self.folder)!r} lacks {len(missing)} parameters of {self.family.name}: "
+                f"{', '.join(missing[:5])}"
             )
         self.left_out = sorted(
             key for key in entries if key not in used and key not in tied and not FORGOTTEN.search(key)
@@ -177,7 +196,7 @@ class CheckpointReader:
         for name, wanted in self.shapes.items():
             rows = self.parts[name]
             first = rows[0][0].shape
-            found = (sum(e.shape[0] for e in rows[0]), *first[1:])
+            found = (sum(e.shape[0] for e in rows[0]), *first[1:]) if first else ()
             found = (len(rows), *found) if len(wanted) > len(first) else found
             if found != wanted:
                 raise InputError(
@@ -257,11 +276,14 @@ def sharded(slots: Sequence[Slot], max_bytes: int) -> list[list[Slot]]:
     groups: dict[str, list[Slot]] = {}
     for slot in slots:
         groups.setdefault(slot.parameter, []).append(slot)
+    filled = 0
     for group in groups.values():
         size = sum(slot.size for slot in group)
-        if shards[-1] and sum(slot.size for slot in shards[-1]) + size > max_bytes:
+        if shards[-1] and filled + size > max_bytes:
             shards.append([])
+            filled = 0
         shards[-1] += group
+        filled += size
     return shards
 
 

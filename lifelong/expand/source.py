@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ COMPANIONS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint to grow: its model class and a function that gives its parameters."""
+    """A checkpoint to grow: its model without weights, and functions that give its parameters."""
 
-    model_class: Any
+    empty: Any
     fetch: Fetch
     rows: Rows
     dtype: Callable[[str], torch.dtype]
@@ -121,23 +121,25 @@ def source_folder(source: str) -> Path:
         raise InputError(f"checkpoint {source!r}: {' '.join(str(error).split())[:300]}") from None
 
 
-def open_source(folder: Path, family: Family, config: Any) -> Source:
-    """The weights of a checkpoint folder.
+@contextlib.contextmanager
+def open_source(folder: Path, family: Family, config: Any) -> Iterator[Source]:
+    """The weights of a checkpoint folder, which can be read inside.
 
     Raises:
         InputError: there are none, or they are not those of the configuration.
     """
-    model_class = checkpoint_class(config, family.objective)
+    empty = empty_model(checkpoint_class(config, family.objective), config)
     if not ((folder / WEIGHTS).exists() or (folder / INDEX).exists()):
         raise InputError(f"checkpoint {str(folder)!r}: has neither {WEIGHTS} nor {INDEX}")
     if not family.converted_files:
-        reader = CheckpointReader(folder, family, empty_model(model_class, config))
-        return Source(model_class, reader.fetch, reader.rows, reader.dtype, tuple(reader.left_out))
+        with CheckpointReader(folder, family, empty) as reader:
+            yield Source(empty, reader.fetch, reader.rows, reader.dtype, tuple(reader.left_out))
+        return
     with loading("checkpoint", folder):
-        model = model_class.from_pretrained(folder, dtype="auto", **SAFE)
+        model = type(empty).from_pretrained(folder, dtype="auto", **SAFE)
     weights = stored_tensors(model)
     rows: Rows = lambda name, start, stop: weights[name][start:stop]  # noqa: E731
-    return Source(model_class, from_weights(weights), rows, lambda name: weights[name].dtype)
+    yield Source(empty, from_weights(weights), rows, lambda name: weights[name].dtype)
 
 
 def write_companions(source: Path, out: Path, *, text_only: bool) -> None:

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from lifelong.expand.axes import MEAN, NEW, AxisMap
 
-AT_ONCE = 1 << 15
+AT_ONCE = 1 << 13
+TOGETHER = 4
+"""16-bit values that one place of the table of normal numbers holds."""
 SPLIT_SPREAD = 0.5
 """Standard deviation of the shares of clones: far enough from 1/n that shares of both signs occur."""
 
@@ -71,41 +73,57 @@ class Draw:
     def normal(self, shape: Sequence[int], dtype: torch.dtype, std: float = 1.0) -> Tensor:
         """Normal values; the same in float32 and float64 up to rounding.
 
-        16-bit ones are one of 65,536 quantiles each: that is finer than their format, and much faster.
+        16-bit ones are one of 65,536 quantiles each: that is finer than their format, and much faster. Four
+        neighbours of a row are drawn by one number; every row begins with a number of its own.
         """
         if dtype in (torch.bfloat16, torch.float16):
-            quantiles, bits = _quantiles(dtype, std), self._bits(math.prod(shape))
-            found = np.empty(len(bits), np.int16)
-            for start in range(0, len(bits), AT_ONCE):  # indices take four times the room of what they find
+            many, each = math.prod(shape[:1]), math.prod(shape[1:])
+            if not many * each:
+                return torch.empty(*shape, dtype=dtype)
+            table, words = _quantiles(dtype, std), _words(each)
+            raw: np.ndarray[Any, np.dtype[np.uint64]] = self.generator.bit_generator.random_raw(many * words)
+            places = raw.view(np.uint16)
+            found = np.empty(len(places), np.int64)
+            for start in range(0, len(places), AT_ONCE):  # indices take four times the room that they have here
                 part = slice(start, start + AT_ONCE)
-                np.take(quantiles, bits[part], out=found[part], mode="wrap")
-            return torch.from_numpy(found).view(dtype).view(*shape)
+                np.take(table, places[part], out=found[part], mode="wrap")
+            return torch.from_numpy(found).view(dtype).view(many, -1)[:, :each].reshape(*shape)
         drawn = self.generator.standard_normal(tuple(shape), dtype=np.float32)
         return torch.from_numpy(np.asarray(drawn)).to(dtype).mul_(std)
 
-    def _bits(self, count: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
-        """16 bits each; four of them are one raw number of the generator, which saves half of the time."""
-        if count % 4:
-            return self.generator.integers(0, 1 << 16, count, dtype=np.uint16)
-        raw: np.ndarray[Any, np.dtype[np.uint64]] = self.generator.bit_generator.random_raw(count // 4)
-        return raw.view(np.uint16)
-
-    def skip(self, count: int, dtype: torch.dtype) -> None:
-        """Go on behind `count` values; of 16-bit ones, behind a multiple of four."""
+    def skip(self, many: int, each: int, dtype: torch.dtype) -> None:
+        """Go on behind `many` rows of `each` values."""
         if dtype in (torch.bfloat16, torch.float16):
-            self.generator.bit_generator.random_raw(count // 4, output=False)
+            self.generator.bit_generator.random_raw(many * _words(each), output=False)
             return
+        count = many * each
         for start in range(0, count, AT_ONCE):
             self.generator.standard_normal(min(AT_ONCE, count - start), dtype=np.float32)
 
 
+def _words(values: int) -> int:
+    """Numbers of 64 bits that a row of 16-bit values takes."""
+    return -(-values // (4 * TOGETHER))
+
+
 @cache
-def _quantiles(dtype: torch.dtype, std: float) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """The bits of 65,536 equally probable normal values."""
+def _quantiles(dtype: torch.dtype, std: float) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The bits of 65,536 equally probable normal values, each beside three others that follow from its place."""
     levels = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     drawn = (torch.special.ndtri(levels) * std).to(dtype)
     values: np.ndarray[Any, np.dtype[np.int16]] = drawn.view(torch.int16).numpy()
-    return values
+    places = [np.arange(1 << 16, dtype=np.uint16)]
+    for _ in range(TOGETHER - 1):
+        places.append(_scrambled(places[-1]))
+    return np.ascontiguousarray(values[np.stack(places, 1)]).view(np.int64).reshape(-1)
+
+
+def _scrambled(places: np.ndarray[Any, np.dtype[np.uint16]]) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """Another order of all places, without a pattern that can be seen: shifts and odd factors can be undone."""
+    for shift, factor in ((7, 0x9E3B), (5, 0x85EB), (9, 0xC2B3)):
+        places = (places ^ (places >> np.uint16(shift))) * np.uint16(factor)
+    scrambled: np.ndarray[Any, np.dtype[np.uint16]] = places ^ (places >> np.uint16(8))
+    return scrambled
 
 
 def grow_weight(mapping: TensorMap, sources: Sequence[Tensor], axes: Sequence[AxisMap], seed: int) -> Tensor:
@@ -163,14 +181,16 @@ def grow_rows(
     """
     working = _working_dtype(mapping, axes, dtype)
     counts = _drawn(axes)
-    if not _has_own_rows(mapping, axes) or (working.itemsize == 2 and not _can_be_cut(counts)):
+    if not _has_own_rows(mapping, axes):
         return None
     draws = [Draw.of(seed, mapping.name) for _ in axes]
     for dim, (many, each) in enumerate(counts):
         for later in draws[dim + 1 :]:
-            later.skip(many * each, working)
+            later.skip(many, each, working)
     row_bytes = math.prod(len(axis.source) for axis in axes[1:]) * working.itemsize
     step = max(1, most_bytes // row_bytes)
+    if working == dtype and (pieces := _pieces(mapping, axes)) is not None:
+        return _moved(rows, *pieces, draws, mapping.std, dtype, step)
 
     def block(start: int, stop: int) -> Tensor:
         first = axes[0].rows(start, stop)
@@ -181,6 +201,88 @@ def grow_rows(
 
     total = len(axes[0].source)
     return (block(start, min(start + step, total)) for start in range(0, total, step))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring coordinates of an axis that come from neighbouring old ones, from `source` on, or are all new."""
+
+    start: int
+    stop: int
+    source: int
+    loud: bool
+
+    @property
+    def is_old(self) -> bool:
+        """Whether they come from old ones."""
+        return self.source >= 0
+
+    @property
+    def place(self) -> slice:
+        """Where they are."""
+        return slice(self.start, self.stop)
+
+
+def _pieces(mapping: TensorMap, axes: Sequence[AxisMap]) -> tuple[list[Piece], list[Piece]] | None:
+    """Rows and columns of a matrix by pieces; None where old entries are more than moved, or the pieces are many."""
+    if len(axes) != 2 or not is_plain(mapping, axes) or any(axis.pair is not None for axis in axes):
+        return None
+    if any(bool(((axis.fresh != 0) & (axis.fresh != 1))[axis.source == NEW].any()) for axis in axes):
+        return None
+    found = [_cut(axis) for axis in axes]
+    return (found[0], found[1]) if max(map(len, found)) <= MANY_RUNS else None
+
+
+def _cut(axis: AxisMap) -> list[Piece]:
+    loud = (axis.source == NEW) & (axis.fresh > 0)
+    goes_on = (axis.source.diff() == 1) & axis.is_old[:-1] | (axis.source.diff() == 0) & ~axis.is_old[1:]
+    goes_on &= loud[1:] == loud[:-1]
+    edges = [0, *((~goes_on).nonzero().flatten() + 1).tolist(), len(axis.source)]
+    return [Piece(low, high, int(axis.source[low]), bool(loud[low])) for low, high in itertools.pairwise(edges)]
+
+
+def _moved(
+    rows: Rows,
+    cut: list[Piece],
+    columns: list[Piece],
+    draws: Sequence[Draw],
+    std: float,
+    dtype: torch.dtype,
+    step: int,
+) -> Iterator[Tensor]:
+    """Blocks of a parameter whose old entries are only moved: what `_grown` makes, without its looks at every axis."""
+    for piece in cut:
+        for start in range(piece.start, piece.stop, step):
+            many = min(step, piece.stop - start)
+            if piece.is_old:
+                first = piece.source + start - piece.start
+                yield _beside(rows(first, first + many), columns, draws[1], std)
+            elif piece.loud:
+                grown = draws[0].normal((many, columns[-1].stop), dtype, std)
+                for column in columns:
+                    if not column.is_old and not column.loud:
+                        grown[:, column.place] *= 0
+                yield grown
+            else:
+                yield torch.zeros((many, columns[-1].stop), dtype=dtype)
+
+
+def _beside(old: Tensor, columns: list[Piece], draw: Draw, std: float) -> Tensor:
+    """Old rows with their new columns."""
+    if len(columns) == 1 and columns[0].source == 0 and columns[0].stop == old.shape[1]:
+        return old
+    grown, used = torch.empty((len(old), columns[-1].stop), dtype=old.dtype), 0
+    new = draw.normal((len(old), sum(c.stop - c.start for c in columns if c.loud)), old.dtype, std)
+    for column in columns:
+        size = column.stop - column.start
+        if column.is_old:
+            grown[:, column.place] = old[:, column.source : column.source + size]
+        elif column.loud:
+            grown[:, column.place] = new[:, used : used + size]
+            used += size
+        else:
+            grown[:, column.place] = 0
+    return grown
 
 
 def _has_own_rows(mapping: TensorMap, axes: Sequence[AxisMap]) -> bool:
@@ -206,11 +308,6 @@ def _drawn(axes: Sequence[AxisMap]) -> list[tuple[int, int]]:
         counts.append((sizes[0], math.prod(sizes[1:])))
         rest[dim] -= int(new.sum())
     return counts
-
-
-def _can_be_cut(counts: Sequence[tuple[int, int]]) -> bool:
-    """Whether 16-bit random numbers, which are drawn by fours, can be drawn row by row."""
-    return all(each % 4 == 0 for _, each in counts)
 
 
 def is_plain(mapping: TensorMap, axes: Sequence[AxisMap]) -> bool:

@@ -19,7 +19,6 @@ from lifelong.expand.lazy import (
     Blocks,
     Fetch,
     Rows,
-    empty_model,
     filled_model,
     in_blocks,
     is_held,
@@ -41,23 +40,22 @@ NUM_SEQUENCES, NUM_TOKENS, NUM_CACHED, FEW_TOKENS, QUICK_TOKENS = 2, 24, 4, 8, 4
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """A model to compare: its class, configuration and functions that give its parameters, whole or by rows."""
+    """A model to compare: the model without weights, and functions that give its parameters, whole or by rows."""
 
-    model_class: Any
-    config: Any
+    empty: Any
     fetch: Fetch
     rows: Rows | None = None
 
     @property
     def blocks(self) -> Blocks | None:
         """Parameters by blocks of rows, where rows can be had."""
-        return None if self.rows is None else in_blocks(self.rows, empty_model(self.model_class, self.config))
+        return None if self.rows is None else in_blocks(self.rows, self.empty)
 
     def logits(
         self, ids_BT: Tensor, dtype: torch.dtype, runs: Mapping[str, Run], blocks: Blocks | None = None
     ) -> dict[str, Tensor]:
         """Logits of every run in `dtype`; float64 is float64 throughout."""
-        model = filled_model(self.model_class, self.config, self.fetch, dtype, blocks or self.blocks)
+        model = filled_model(type(self.empty), self.empty.config, self.fetch, dtype, blocks or self.blocks)
         with true_float64() if dtype == torch.float64 else nullcontext(), torch.no_grad():
             results = {name: run(model, ids_BT) for name, run in runs.items()}
         return results if dtype == torch.float64 else {name: value.float() for name, value in results.items()}
@@ -151,26 +149,25 @@ def verify(
     divergence counts the probability that new tokens take.
     """
     tell = progress or (lambda _text: None)
-    large = empty_model(grown.model_class, grown.config)
-    check_position_functions(plan, empty_model(small.model_class, small.config), large)
+    check_position_functions(plan, small.empty, grown.empty)
     report = ExpansionReport(
         family=plan.target_family.name,
         mode=plan.mode if not plan.approximations or plan.mode == "elle" else "approximate",
         source=dict(plan.source),
         target=dict(plan.target),
-        parameters_before=count_parameters(small),
-        parameters_after=count_parameters(grown),
+        parameters_before=count_parameters(small.empty),
+        parameters_after=count_parameters(grown.empty),
         notes=plan.approximations,
     )
     if level == "none":
         return replace(report, notes=(*report.notes, "logits were not compared (verify: none)"))
-    exact = ModelUnderTest(grown.model_class, grown.config, doubled(mapping, small.fetch))
+    exact = ModelUnderTest(grown.empty, doubled(mapping, small.fetch))
     ids_BT = random_tokens(plan)
     if level == "quick":
         ids_BT = ids_BT[:1, :QUICK_TOKENS]
     tell("verify float64")
-    is_language_model = small.model_class is model_class_of(small.config, plan.family.objective)
-    runs = runs_of(plan, held=is_held(large, torch.float64), language_model=is_language_model)
+    is_language_model = type(small.empty) is model_class_of(plan.source_config, plan.family.objective)
+    runs = runs_of(plan, held=is_held(grown.empty, torch.float64), language_model=is_language_model)
     if level == "quick":
         runs = {"tokens": plain}
     with _one_thread() if level == "quick" else nullcontext():
@@ -295,9 +292,9 @@ def doubled_blocks(mapping: ExpansionMap, small: ModelUnderTest, stored: Blocks 
     return blocks
 
 
-def count_parameters(contender: ModelUnderTest) -> int:
+def count_parameters(model: Any) -> int:
     """Parameters, counting shared ones once."""
-    return sum(value.numel() for value in empty_model(contender.model_class, contender.config).parameters())
+    return sum(value.numel() for value in model.parameters())
 
 
 def from_weights(weights: Mapping[str, Tensor]) -> Fetch:

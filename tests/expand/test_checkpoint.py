@@ -1,9 +1,11 @@
 """Growth from folder to folder: shards, refusals, and that nothing half-written is ever left."""
 
+import gc
 import json
 import os
 import re
 import signal
+import warnings
 
 import pytest
 import torch
@@ -296,3 +298,17 @@ def test_the_command_line_takes_every_option(folder):
     refused = CliRunner().invoke(app, ["expand", str(folder), str(out), "--layers", "4"])
     assert refused.exception.exit_code == 2
     assert "already exists" in str(refused.exception)
+
+
+def test_no_file_of_a_checkpoint_stays_open(tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "small")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", ResourceWarning)
+        expand_checkpoint(tmp_path / "small", tmp_path / "grown", targets={"layers": 3}, verify="quick")
+        (tmp_path / "small" / "config.json").write_text(
+            (tmp_path / "small" / "config.json").read_text().replace('"vocab_size": 61', '"vocab_size": 62')
+        )
+        with pytest.raises(InputError, match="shape"):
+            expand_checkpoint(tmp_path / "small", tmp_path / "again", targets={"layers": 3})
+        gc.collect()
+    assert not [str(warning.message) for warning in found if warning.category is ResourceWarning]
