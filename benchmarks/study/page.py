@@ -451,6 +451,9 @@ def write_page(out: Path) -> None:
         "MASKED": short_table("masked"),
         "DOWNSTREAM": downstream_table(),
     }
+    from benchmarks.study.horizon_tables import horizon_page
+
+    values |= horizon_page(pictures)
     text = READING.read_text()
     for name, value in values.items():
         text = text.replace("{{" + name + "}}", value.strip())
