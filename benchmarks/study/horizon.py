@@ -16,7 +16,7 @@ from benchmarks.study.arms import Arm, Part
 from lifelong.records import RunHistory
 
 DOMAINS = ("wiki", "news", "reviews", "bio", "cs")
-TOKENS = 10_000
+TOKENS = 6_000
 """Of every domain, whenever a run is read."""
 HORIZONS = (0.3, 0.6, 0.9, 1.2, 1.8, 2.4)
 """TFLOP of training."""
@@ -27,7 +27,7 @@ SIZES = {
 }
 """41,632, 104,400 and 261,312 parameters, of which 16k, 25k and 33k are the one table of input and output."""
 FLOPS_A_TOKEN = {"small": 297_984, "mid": 734_976, "large": 1_809_408}
-RATES = {"small": 6e-3, "mid": 6e-3, "large": 6e-3}
+RATES = {"small": 6e-3, "mid": 4e-3, "large": 3e-3}
 STEP = 8 * 128
 
 

@@ -42,7 +42,7 @@ def loss_table(part: str, kind: str, loss: Callable[[str, int], Callable[[Row], 
 
 def regret_table(part: str, loss: Callable[[str, int], Callable[[Row], float]] = mixed) -> str:
     """Loss above the best arm of the same seed, mean over seeds; the worst and the mean over horizons."""
-    if not (arms := whole(read(part))):
+    if not (arms := read(part)):
         return ""
     heads = ends(arms)
     regrets = regret(arms, len(heads), loss)
@@ -52,29 +52,26 @@ def regret_table(part: str, loss: Callable[[str, int], Callable[[Row], float]] =
         by_run = list(zip(*regrets[name], strict=True))
         rows.append([
             f"`{name}`",
+            str(len(arms[name])),
             *[f"{value:.3f}" for value in means],
             spread([max(found) for found in by_run]),
             spread([statistics.fmean(found) for found in by_run]),
         ])  # fmt: skip
-    return table(["arm \\ TFLOP", *heads, "worst", "mean"], rows)
+    return table(["arm \\ TFLOP", "seeds", *heads, "worst", "mean"], rows)
 
 
 def regret(
     arms: Values, places: int, loss: Callable[[str, int], Callable[[Row], float]] = mixed
 ) -> dict[str, list[list[float]]]:
-    """Arm -> horizon -> seed -> loss of the averaged weights above the lowest of all arms."""
+    """Arm -> horizon -> seed -> loss of the averaged weights above the lowest of the arms that have the seed."""
     found: dict[str, list[list[float]]] = {name: [] for name in arms}
     for place in range(places):
         values = {name: by_seed(rows, loss("mean", place)) for name, rows in arms.items()}
         for name, mine in values.items():
-            found[name].append([value - min(other[seed] for other in values.values()) for seed, value in mine.items()])
+            found[name].append(
+                [value - min(other[seed] for other in values.values() if seed in other) for seed, value in mine.items()]
+            )
     return found
-
-
-def whole(arms: Values) -> dict[str, Sequence[Row]]:
-    """Arms that have all seeds; only they can be compared with the best of a seed."""
-    most = max(map(len, arms.values()), default=0)
-    return {name: rows for name, rows in arms.items() if len(rows) == most}
 
 
 def paired_table(part: str, reference: str, loss: Callable[[str, int], Callable[[Row], float]] = mixed) -> str:
