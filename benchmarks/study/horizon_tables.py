@@ -75,12 +75,17 @@ def regret(
 
 
 def paired_table(part: str, reference: str, loss: Callable[[str, int], Callable[[Row], float]] = mixed) -> str:
-    """Difference to one arm at every horizon, paired over seeds."""
+    """Difference to one arm at every horizon, paired over the seeds that both have; no test where that is one."""
     if reference not in (arms := read(part)):
         return ""
     heads = ends(arms)
-    columns = [against(arms, reference, loss("mean", place)) for place in range(len(heads))]
-    rows = [[f"`{name}`", *[column.get(name, "") for column in columns]] for name in arms if name != reference]
+    rows = [[f"`{name}`"] for name in arms if name != reference]
+    for place in range(len(heads)):
+        value = loss("mean", place)
+        tested, base = against(arms, reference, value), by_seed(arms[reference], value)
+        for cells, name in zip(rows, (name for name in arms if name != reference), strict=True):
+            differences = [mine - base[seed] for seed, mine in by_seed(arms[name], value).items() if seed in base]
+            cells.append(tested.get(name) or ", ".join(f"{difference:+.3f}" for difference in differences))
     return table([f"arm − `{reference}` \\ TFLOP", *heads], rows)
 
 
