@@ -60,6 +60,7 @@ UNKNOWN_HORIZON = Part(
         "large": arm(("large",)),
         "grow twice": arm(TWICE),
         "grow once": arm(ONCE),
+        "grow to mid": arm(TWICE[:2]),
         "grow twice, ELLE's copies": arm(TWICE, how=", mode: elle"),
         "grow twice, clone": arm(TWICE, how=", strategy: clone"),
         "grow twice, pairs": arm(TWICE, how=", strategy: pairs"),
