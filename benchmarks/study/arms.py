@@ -31,6 +31,7 @@ class Part:
 
     `tested`: domains that the base, the last model and the best merge of the run (chosen on validation text) are
     measured on in the end, on their test splits.
+    `horizons`: the changes of every arm fix the tokens of all its stages, and losses are read after each of them.
     """
 
     arms: Mapping[str, Arm]
@@ -39,3 +40,4 @@ class Part:
     tokens: int = 160_000
     changes: tuple[str, ...] = ()
     tested: tuple[str, ...] = ()
+    horizons: bool = False

@@ -104,3 +104,26 @@ def growth_figure(curves: Mapping[str, Mapping[int, float]], path: Path) -> None
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     figure.savefig(path.with_suffix(".png"), dpi=110)
+
+
+def horizon_figure(curves: Mapping[str, Mapping[int, Sequence[float]]], flops: Sequence[float], path: Path) -> None:
+    """Differences to one arm against training TFLOP: the mean over seeds a line, every seed a dot."""
+    figure = new_figure(7.6, 4.2)
+    axes = figure.subplots()
+    colours = ("#0072B2", "#D55E00", "#8a8a8a", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
+    for (name, seeds), colour in zip(curves.items(), colours, strict=False):
+        for values in seeds.values():
+            axes.plot(flops, values, "o", ms=3, color=colour, alpha=0.6)
+        means = [sum(values) / len(seeds) for values in zip(*seeds.values(), strict=True)]
+        axes.plot(flops, means, "-", lw=1.4, color=colour, label=name)
+    axes.axhline(0, color="#444444", lw=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(flops, [f"{value:.2g}" for value in flops])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("training TFLOP", fontsize=8)
+    axes.set_ylabel("loss above mid, nats/token", fontsize=8)
+    axes.grid(color="#e4e4e4")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")

@@ -330,11 +330,11 @@ def passes_tables(part: str, reference: str) -> str:
             f"`{kind}`",
             ", ".join(row["arm"].rpartition(", ")[2].split()[0] for row in rows),
             spread(list(map(tested_new, rows))),
-            new[kind],
+            new.get(kind, ""),
             spread(list(map(rise, rows)), sign=True),
-            kept[kind],
+            kept.get(kind, ""),
             spread(list(map(tested_mean("merged"), rows))),
-            merged[kind],
+            merged.get(kind, ""),
         ]
         for kind, rows in chosen.items()
     ]
@@ -451,6 +451,9 @@ def write_page(out: Path) -> None:
         "MASKED": short_table("masked"),
         "DOWNSTREAM": downstream_table(),
     }
+    from benchmarks.study.horizon_tables import horizon_page
+
+    values |= horizon_page(pictures)
     text = READING.read_text()
     for name, value in values.items():
         text = text.replace("{{" + name + "}}", value.strip())

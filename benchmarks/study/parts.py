@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from benchmarks.study.arms import TUNING_SEEDS, Arm, Part
+from benchmarks.study.horizon import HORIZON
 from benchmarks.study.regimes import REGIMES
 
 TEACHERS = ("news", "reviews", "bio", "cs")
@@ -153,6 +154,7 @@ PARTS: dict[str, Part] = {
     "masked": MASKED,
     "prompts": PROMPTS,
     **REGIMES,
+    **HORIZON,
 }
 SCALABLE = ("tuning", "main", "final", "order")
 LARGE = (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.arms import RECIPES, Arm, Part
+from benchmarks.study.horizon import horizons
 from benchmarks.study.parts import TEACHERS
 
 
@@ -31,6 +32,7 @@ class Task:
     tokens: int
     changes: tuple[str, ...]
     tested: tuple[str, ...] = ()
+    horizons: bool = False
 
     @property
     def slug(self) -> str:
@@ -48,12 +50,14 @@ def tasks_of(part_name: str, part: Part, out: Path) -> list[Task]:
     known: dict[str, int] = json.loads(table.read_text()) if table.is_file() else {}
     budget = None
     for name, arm in part.arms.items():
-        if name not in known:
+        if part.horizons:
+            known[name] = part.tokens
+        elif name not in known:
             budget = budget or planned_flops(arm_recipe(part.reference, part.tokens, 0, part.changes))
             known[name] = tokens_at(arm, budget * arm.budget, part.tokens, part.changes)
     table.write_text(json.dumps(known, indent=1) + "\n")
     return [
-        Task(part_name, name, arm, seed, known[name], part.changes, part.tested)
+        Task(part_name, name, arm, seed, known[name], part.changes, part.tested, part.horizons)
         for seed in part.seeds
         for name, arm in part.arms.items()
     ]
@@ -114,6 +118,8 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
         ]
     if task.tested:
         figures["tested"] = tested(folder, task.tested)
+    if task.horizons:
+        figures["horizons"] = horizons(folder, history)
     path = figures_file(out, task)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from benchmarks.study import page, runs
 from benchmarks.study.arms import RECIPES, Arm
 from benchmarks.study.budget import arm_recipe, planned_flops, tokens_at
+from benchmarks.study.horizon import HORIZON, HORIZONS, STREAM_ENDS
 from benchmarks.study.parts import MAIN, PARTS, large
+from lifelong.plan import plan_recipe
 
 WORDS = ["".join(random.Random(seed).choices("abcdefghijklmnop", k=1 + seed % 7)) for seed in range(300)]
 
@@ -96,3 +99,13 @@ def test_every_arm_of_every_part_is_a_recipe(study: Path) -> None:
         small, big = arm_recipe(MAIN.arms[name], 1, 0), arm_recipe(arm, 1, 0, scaled.changes)
         assert [bool(stage.expand) for stage in small.stages] == [bool(stage.expand) for stage in big.stages]
         assert big.model.hidden_size == (768 if name == "final-size" else 512)
+
+
+@pytest.mark.parametrize(("name", "ends"), [("unknown-horizon", HORIZONS), ("horizon-stream", STREAM_ENDS)])
+def test_pieces_of_every_arm_end_at_the_horizons(study: Path, name: str, ends: tuple[float, ...]) -> None:
+    """What a token costs each size is what the plan says, so that arms are read at equal FLOPs, to a step a piece."""
+    part = HORIZON[name]
+    for arm in part.arms.values():
+        recipe = arm_recipe(arm, part.tokens, 0, (*part.changes, "tokenizer={train: {kind: bpe, vocab_size: 512}}"))
+        spent = list(accumulate(stage.flops for stage in plan_recipe(recipe).stages))
+        assert spent == pytest.approx([end * 1e12 for end in ends], rel=4e-3)
