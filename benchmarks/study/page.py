@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import figures
+from benchmarks.study import figures, real_model
 from benchmarks.study.parts import PARTS
+from benchmarks.study.settings import TABLES as SETTINGS_TABLES
 from lifelong.report.uncertainty import holm, t_interval, t_test
 
 HERE = Path(__file__).parent
@@ -346,6 +347,26 @@ def passes_tables(part: str, reference: str) -> str:
     )  # fmt: skip
 
 
+def settings_table(name: str) -> str:
+    """Arms that differ in a setting, each beside the first of its group: test losses and paired differences."""
+    known, rows = {**read("no-old-text"), **read("settings")}, []
+    values = (tested_new, rise_of_base("released"), tested_mean("released"))
+    for group in SETTINGS_TABLES[name]:
+        arms = {arm: known[arm] for arm in group if arm in known}
+        for arm, found in arms.items():
+            nats = [statistics.fmean(row["tested"]["released"][domain] for row in found) for domain in ("news", "bio")]
+            cells = [*[f"{value:.3f}" for value in nats], spread(list(map(values[1], found)), sign=True)]
+            cells += [f"{statistics.fmean(map(values[2], found)):.3f}"]
+            if arm == group[0] or group[0] not in arms:
+                cells += [""] * len(values)
+            else:
+                pair = {group[0]: arms[group[0]], arm: found}
+                cells += [against(pair, group[0], value).get(arm, "") for value in values]
+            rows.append([f"`{arm}`", *cells])
+    heads = ["arm", "news", "bio", "rise on stories", "mean of three", "learned, difference", "rise, difference"]
+    return table([*heads, "mean, difference"], rows)
+
+
 def adaptation_table() -> str:
     """Loss on the new and the old domain by size of the corpus."""
     rows = []
@@ -365,13 +386,11 @@ def steps_table() -> str:
     for row in found:
         nats = [f"{row[key]:.3f}" for key in ("teacher_nats", "plain", "taught")]
         saved = ["none" if row[key] is None else f"{row[key]:.1%}" for key in ("steps_saved", "flops_saved")]
-        rows.append([f"{row['temperature']:g}", f"{row['until']:g}", str(row["seed"]), *nats, *saved])
+        rows.append(["a cache" if row["cached"] else "beside", str(row["seed"]), *nats, *saved])
     if not rows:
         return ""
-    return table(
-        ["temperature", "until", "seed", "teacher, nats", "plain, nats", "taught, nats", "steps saved", "FLOPs saved"],
-        rows,
-    )
+    heads = ["teacher", "seed", "teacher, nats", "plain, nats", "taught, nats", "steps saved", "FLOPs saved"]
+    return table(heads, rows)
 
 
 def front_table() -> str:
@@ -444,6 +463,8 @@ def write_page(out: Path) -> None:
         "CONVERGED": short_table("converged"),
         "NO_OLD_TEXT": regime_table("no-old-text", "KI on the new text, alpha .5"),
         "LITTLE_TEXT": passes_tables("little-text", "plain"),
+        **{name: settings_table(name) for name in SETTINGS_TABLES},
+        "REAL_MODEL": table(real_model.HEADS, list(real_model.table_rows(read("real-model")))),
         "ADAPTATION": adaptation_table(),
         "STEPS": steps_table(),
         "FRONT": front_table(),

@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from benchmarks.study.arms import TUNING_SEEDS, Arm, Part
+from benchmarks.study.real_model import REAL_MODEL
 from benchmarks.study.regimes import REGIMES
+from benchmarks.study.settings import SETTINGS
 
 TEACHERS = ("news", "reviews", "bio", "cs")
 
@@ -153,6 +155,8 @@ PARTS: dict[str, Part] = {
     "masked": MASKED,
     "prompts": PROMPTS,
     **REGIMES,
+    "settings": SETTINGS,
+    "real-model": REAL_MODEL,
 }
 SCALABLE = ("tuning", "main", "final", "order")
 LARGE = (
