@@ -137,19 +137,21 @@ def arms_table(part: str, reference: str = "replay") -> str:
     )  # fmt: skip
 
 
+def difference(left: Mapping[int, float], right: Mapping[int, float]) -> str:
+    """Mean paired difference with its p-value, alone where there is one seed."""
+    test = t_test(left, right)
+    mean = statistics.fmean(left[seed] - right[seed] for seed in sorted(set(left) & set(right)))
+    return f"{mean:+.3f} (p {test[0]:.2g})" if test else f"{mean:+.3f}"
+
+
 def pairs_table(part: str, pairs: Sequence[tuple[str, str]]) -> str:
     """Paired differences between two arms: loss, forgetting, and what is learned of each new domain."""
     arms = read(part)
     rows = []
     for one, other in pairs:
         if one in arms and other in arms:
-            cells = []
-            for value in (log_ap, metric("forgetting"), metric("in_domain")):
-                left, right = by_seed(arms[one], value), by_seed(arms[other], value)
-                test = t_test(left, right)
-                shared = sorted(set(left) & set(right))
-                difference = statistics.fmean(left[seed] - right[seed] for seed in shared)
-                cells.append(f"{difference:+.3f} (p {test[0]:.2g})" if test else f"{difference:+.3f}")
+            values = (log_ap, metric("forgetting"), metric("in_domain"))
+            cells = [difference(by_seed(arms[one], value), by_seed(arms[other], value)) for value in values]
             rows.append([f"`{one}` − `{other}`", *cells])
     return table(
         ["nats/token, paired over seeds (p not corrected)", "loss after the stream", "forgetting", "in-domain loss"],
@@ -348,23 +350,23 @@ def passes_tables(part: str, reference: str) -> str:
 
 
 def settings_table(name: str) -> str:
-    """Arms that differ in a setting, each beside the first of its group: test losses and paired differences."""
+    """Arms that differ in a setting, each beside the first of its group, on the seeds that all of the group have."""
     known, rows = {**read("no-old-text"), **read("settings")}, []
     values = (tested_new, rise_of_base("released"), tested_mean("released"))
     for group in SETTINGS_TABLES[name]:
         arms = {arm: known[arm] for arm in group if arm in known}
-        for arm, found in arms.items():
+        shared = set.intersection(*({row["seed"] for row in found} for found in arms.values())) if arms else set()
+        for arm, runs in arms.items():
+            found = [row for row in runs if row["seed"] in shared]
             nats = [statistics.fmean(row["tested"]["released"][domain] for row in found) for domain in ("news", "bio")]
             cells = [*[f"{value:.3f}" for value in nats], spread(list(map(values[1], found)), sign=True)]
             cells += [f"{statistics.fmean(map(values[2], found)):.3f}"]
-            if arm == group[0] or group[0] not in arms:
-                cells += [""] * len(values)
-            else:
-                pair = {group[0]: arms[group[0]], arm: found}
-                cells += [against(pair, group[0], value).get(arm, "") for value in values]
-            rows.append([f"`{arm}`", *cells])
-    heads = ["arm", "news", "bio", "rise on stories", "mean of three", "learned, difference", "rise, difference"]
-    return table([*heads, "mean, difference"], rows)
+            for value in values:
+                pair = [by_seed([row for row in arms[one] if row["seed"] in shared], value) for one in (arm, group[0])]
+                cells.append("" if arm == group[0] else difference(*pair))
+            rows.append([f"`{arm}`", str(len(shared)), *cells])
+    heads = ["arm", "seeds", "news", "bio", "rise on stories", "mean of three"]
+    return table([*heads, "learned, difference", "rise, difference", "mean, difference"], rows)
 
 
 def adaptation_table() -> str:
