@@ -466,7 +466,9 @@ def write_page(out: Path) -> None:
         "NO_OLD_TEXT": regime_table("no-old-text", "KI on the new text, alpha .5"),
         "LITTLE_TEXT": passes_tables("little-text", "plain"),
         **{name: settings_table(name) for name in SETTINGS_TABLES},
-        "REAL_MODEL": table(real_model.HEADS, list(real_model.table_rows(read("real-model")))),
+        "REAL_MODEL": table(real_model.HEADS, rows)
+        if (rows := list(real_model.table_rows(read("real-model"))))
+        else "",
         "ADAPTATION": adaptation_table(),
         "STEPS": steps_table(),
         "FRONT": front_table(),
