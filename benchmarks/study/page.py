@@ -333,11 +333,11 @@ def passes_tables(part: str, reference: str) -> str:
             f"`{kind}`",
             ", ".join(row["arm"].rpartition(", ")[2].split()[0] for row in rows),
             spread(list(map(tested_new, rows))),
-            new[kind],
+            new.get(kind, ""),
             spread(list(map(rise, rows)), sign=True),
-            kept[kind],
+            kept.get(kind, ""),
             spread(list(map(tested_mean("merged"), rows))),
-            merged[kind],
+            merged.get(kind, ""),
         ]
         for kind, rows in chosen.items()
     ]
