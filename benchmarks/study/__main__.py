@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.study.arms import RECIPES, Arm, Part
 from benchmarks.study.parts import PARTS, SCALABLE, large
+from benchmarks.study.real_model import look
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,7 +24,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", nargs="*", choices=list(PARTS), default=list(PARTS))
+    every = [name for name in PARTS if name != "real-model" or "SMOLLM2" in os.environ]
+    parser.add_argument("--part", nargs="*", choices=list(PARTS), default=every)
     parser.add_argument("--only", nargs="*", default=[], help="names of arms")
     parser.add_argument("--seeds", nargs="*", type=int, help="other seeds than those of the part")
     parser.add_argument("--out", type=Path, help="folder of the runs; runs/study, or runs/study-large")
@@ -94,6 +96,8 @@ def run_parts(parts: dict[str, Part], out: Path, args: argparse.Namespace) -> No
         fronts(out)
     if "prompts" in parts:
         downstream(out)
+    if "real-model" in parts:
+        look(out)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ class Part:
     """Arms that are compared with each other, all at the FLOPs of the arm `reference` with `tokens` a stage.
 
     `tested`: domains that the base, the last model and the best merge of the run (chosen on validation text) are
-    measured on in the end, on their test splits.
+    measured on in the end, on their test splits; the search for that merge costs more than a short run, and is left out
+    without `merged`.
     `horizons`: the changes of every arm fix the tokens of all its stages, and losses are read after each of them.
     """
 
@@ -40,4 +41,5 @@ class Part:
     tokens: int = 160_000
     changes: tuple[str, ...] = ()
     tested: tuple[str, ...] = ()
+    merged: bool = True
     horizons: bool = False

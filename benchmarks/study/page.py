@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import figures
+from benchmarks.study import figures, real_model
 from benchmarks.study.parts import PARTS
+from benchmarks.study.settings import TABLES as SETTINGS_TABLES
 from lifelong.report.uncertainty import holm, t_interval, t_test
 
 HERE = Path(__file__).parent
@@ -136,19 +137,21 @@ def arms_table(part: str, reference: str = "replay") -> str:
     )  # fmt: skip
 
 
+def difference(left: Mapping[int, float], right: Mapping[int, float]) -> str:
+    """Mean paired difference with its p-value, alone where there is one seed."""
+    test = t_test(left, right)
+    mean = statistics.fmean(left[seed] - right[seed] for seed in sorted(set(left) & set(right)))
+    return f"{mean:+.3f} (p {test[0]:.2g})" if test else f"{mean:+.3f}"
+
+
 def pairs_table(part: str, pairs: Sequence[tuple[str, str]]) -> str:
     """Paired differences between two arms: loss, forgetting, and what is learned of each new domain."""
     arms = read(part)
     rows = []
     for one, other in pairs:
         if one in arms and other in arms:
-            cells = []
-            for value in (log_ap, metric("forgetting"), metric("in_domain")):
-                left, right = by_seed(arms[one], value), by_seed(arms[other], value)
-                test = t_test(left, right)
-                shared = sorted(set(left) & set(right))
-                difference = statistics.fmean(left[seed] - right[seed] for seed in shared)
-                cells.append(f"{difference:+.3f} (p {test[0]:.2g})" if test else f"{difference:+.3f}")
+            values = (log_ap, metric("forgetting"), metric("in_domain"))
+            cells = [difference(by_seed(arms[one], value), by_seed(arms[other], value)) for value in values]
             rows.append([f"`{one}` − `{other}`", *cells])
     return table(
         ["nats/token, paired over seeds (p not corrected)", "loss after the stream", "forgetting", "in-domain loss"],
@@ -346,6 +349,26 @@ def passes_tables(part: str, reference: str) -> str:
     )  # fmt: skip
 
 
+def settings_table(name: str) -> str:
+    """Arms that differ in a setting, each beside the first of its group, on the seeds that all of the group have."""
+    known, rows = {**read("no-old-text"), **read("settings")}, []
+    values = (tested_new, rise_of_base("released"), tested_mean("released"))
+    for group in SETTINGS_TABLES[name]:
+        arms = {arm: known[arm] for arm in group if arm in known}
+        shared = set.intersection(*({row["seed"] for row in found} for found in arms.values())) if arms else set()
+        for arm, runs in arms.items():
+            found = [row for row in runs if row["seed"] in shared]
+            nats = [statistics.fmean(row["tested"]["released"][domain] for row in found) for domain in ("news", "bio")]
+            cells = [*[f"{value:.3f}" for value in nats], spread(list(map(values[1], found)), sign=True)]
+            cells += [f"{statistics.fmean(map(values[2], found)):.3f}"]
+            for value in values:
+                pair = [by_seed([row for row in arms[one] if row["seed"] in shared], value) for one in (arm, group[0])]
+                cells.append("" if arm == group[0] else difference(*pair))
+            rows.append([f"`{arm}`", str(len(shared)), *cells])
+    heads = ["arm", "seeds", "news", "bio", "rise on stories", "mean of three"]
+    return table([*heads, "learned, difference", "rise, difference", "mean, difference"], rows)
+
+
 def adaptation_table() -> str:
     """Loss on the new and the old domain by size of the corpus."""
     rows = []
@@ -365,13 +388,11 @@ def steps_table() -> str:
     for row in found:
         nats = [f"{row[key]:.3f}" for key in ("teacher_nats", "plain", "taught")]
         saved = ["none" if row[key] is None else f"{row[key]:.1%}" for key in ("steps_saved", "flops_saved")]
-        rows.append([f"{row['temperature']:g}", f"{row['until']:g}", str(row["seed"]), *nats, *saved])
+        rows.append(["a cache" if row["cached"] else "beside", str(row["seed"]), *nats, *saved])
     if not rows:
         return ""
-    return table(
-        ["temperature", "until", "seed", "teacher, nats", "plain, nats", "taught, nats", "steps saved", "FLOPs saved"],
-        rows,
-    )
+    heads = ["teacher", "seed", "teacher, nats", "plain, nats", "taught, nats", "steps saved", "FLOPs saved"]
+    return table(heads, rows)
 
 
 def front_table() -> str:
@@ -444,6 +465,10 @@ def write_page(out: Path) -> None:
         "CONVERGED": short_table("converged"),
         "NO_OLD_TEXT": regime_table("no-old-text", "KI on the new text, alpha .5"),
         "LITTLE_TEXT": passes_tables("little-text", "plain"),
+        **{name: settings_table(name) for name in SETTINGS_TABLES},
+        "REAL_MODEL": table(real_model.HEADS, rows)
+        if (rows := list(real_model.table_rows(read("real-model"))))
+        else "",
         "ADAPTATION": adaptation_table(),
         "STEPS": steps_table(),
         "FRONT": front_table(),

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from benchmarks.study.arms import TUNING_SEEDS, Arm, Part
 from benchmarks.study.horizon import HORIZON
+from benchmarks.study.real_model import REAL_MODEL
 from benchmarks.study.regimes import REGIMES
+from benchmarks.study.settings import SETTINGS
 
 TEACHERS = ("news", "reviews", "bio", "cs")
 
@@ -155,6 +157,8 @@ PARTS: dict[str, Part] = {
     "prompts": PROMPTS,
     **REGIMES,
     **HORIZON,
+    "settings": SETTINGS,
+    "real-model": REAL_MODEL,
 }
 SCALABLE = ("tuning", "main", "final", "order")
 LARGE = (

@@ -32,6 +32,7 @@ class Task:
     tokens: int
     changes: tuple[str, ...]
     tested: tuple[str, ...] = ()
+    merged: bool = True
     horizons: bool = False
 
     @property
@@ -57,7 +58,7 @@ def tasks_of(part_name: str, part: Part, out: Path) -> list[Task]:
             known[name] = tokens_at(arm, budget * arm.budget, part.tokens, part.changes)
     table.write_text(json.dumps(known, indent=1) + "\n")
     return [
-        Task(part_name, name, arm, seed, known[name], part.changes, part.tested, part.horizons)
+        Task(part_name, name, arm, seed, known[name], part.changes, part.tested, part.merged, part.horizons)
         for seed in part.seeds
         for name, arm in part.arms.items()
     ]
@@ -117,7 +118,7 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
             [[point.domain, point.tokens, point.nats_per_token] for point in points] for points in history.probes
         ]
     if task.tested:
-        figures["tested"] = tested(folder, task.tested)
+        figures["tested"] = tested(folder, task.tested, task.merged)
     if task.horizons:
         figures["horizons"] = horizons(folder, history)
     path = figures_file(out, task)
@@ -130,7 +131,7 @@ def run_one(task: Task, out: Path) -> dict[str, Any]:
     return figures
 
 
-def tested(run: Path, domains: Sequence[str]) -> dict[str, Any]:
+def tested(run: Path, domains: Sequence[str], merged: bool) -> dict[str, Any]:
     """Test losses, nats/token, of the base, the run's last model and its best merge, which validation text chooses."""
     from lifelong.evaluate import evaluate
     from lifelong.lineage.search import search_merge
@@ -142,13 +143,11 @@ def tested(run: Path, domains: Sequence[str]) -> dict[str, Any]:
 
     recipe = read_recipe_file(run).to_plain()
     like = {"tokens": recipe["evaluate"]["tokens"], "sequence_length": recipe["sequence_length"]}
-    search = search_merge(run, recipe, run / "merged")
-    return {
-        "weights": list(search.best.weights),
-        "base": losses(run, "initial"),
-        "released": losses(run),
-        "merged": losses(run / "merged"),
-    }
+    found: dict[str, Any] = {"base": losses(run, "initial"), "released": losses(run)}
+    if merged:
+        found["weights"] = list(search_merge(run, recipe, run / "merged").best.weights)
+        found["merged"] = losses(run / "merged")
+    return found
 
 
 def _phases(stages: Sequence[Any]) -> dict[str, float]:

@@ -38,6 +38,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIFELONG_DATA", str(folder / "data"))
         patch.setenv("STUDY", str(folder))
+        patch.setenv("SMOLLM2", str(folder / "no-such-model"))
         runs.prepare(folder, teachers=False, vocab_size=400)
         yield folder
 
