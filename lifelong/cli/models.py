@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lifelong.cli.terminal import JsonOption, quiet_libraries, say, show
+from lifelong.cli.terminal import JsonOption, importing, quiet_libraries, say, show
 from lifelong.errors import InexactGrowthError, InputError
 
 
@@ -67,8 +67,9 @@ def expand(
         raise InputError(f"{str(out)!r} already exists; choose a new folder")
     # large pages: fresh memory costs a third of the time otherwise; torch reads this when it is imported
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    quiet_libraries()
-    from lifelong.expand import expand_checkpoint, explain_expansion
+    with importing():
+        quiet_libraries()
+        from lifelong.expand import expand_checkpoint, explain_expansion
 
     chosen: dict[str, Any] = {
         "mode": mode, "strategy": strategy, "placement": _layers(placement), "approximate": approximate,
