@@ -10,6 +10,8 @@
    old ones over the first 100 steps.
 
     LIFELONG_DATA=... python -m benchmarks.growth_training [--part strategies] [--steps 200] [--seeds 3]
+    LIFELONG_DATA=... python -m benchmarks.growth_training --part strategies --before 300 --steps 2000 --seeds 1 \
+        --arms "not grown" "pad, mapped" "pad, fresh"
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 import torch
 import transformers
 
@@ -58,6 +61,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--before", type=int, default=500, help="steps before growth, with --part strategies")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, metavar="ARM", help="; ".join(ARMS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/growth_training.json"))
     options = parser.parse_args()
     data = Path(
@@ -76,20 +81,32 @@ def main() -> None:
     )
     valid = valid[:200]
     exact = grow_to_shapes(model, valid)
-    curves = [train_arms(copy.deepcopy(model), train, valid, options.steps, seed) for seed in range(options.seeds)]
+    curves = [train_arms(copy.deepcopy(model), train, valid, options.steps, seed) for seed in seeds_of(options)]
     report(curves, options.steps)
     options.out.write_text(json.dumps({"exact": exact, "curves": curves}, indent=1) + "\n")
+
+
+def seeds_of(options: argparse.Namespace) -> range:
+    return range(options.first_seed, options.first_seed + options.seeds)
 
 
 def report(curves: list[dict[str, dict[int, float]]], steps: int) -> None:
     """Mean curves of all arms, and the deviation over seeds at their end."""
     looks = [look for look in LOOKS if look <= steps]
     means = {arm: {look: statistics.mean(curve[arm][look] for curve in curves) for look in looks} for arm in curves[0]}
-    deviations = {arm: statistics.pstdev([curve[arm][looks[-1]] for curve in curves]) for arm in curves[0]}
+    ends = {arm: [curve[arm][looks[-1]] for curve in curves] for arm in curves[0]}
     print(f"\nheld-out loss (nats a token) so many steps after growth, mean of {len(curves)} seeds")
     print(f"{'':32}" + "".join(f"{look:>8}" for look in looks) + "   +-")
     for arm, curve in means.items():
-        print(f"{arm:32}" + "".join(f"{curve[look]:8.4f}" for look in looks) + f"  {deviations[arm]:.4f}")
+        print(f"{arm:32}" + "".join(f"{curve[look]:8.4f}" for look in looks) + f"  {statistics.pstdev(ends[arm]):.4f}")
+    first = next((arm for arm in ends if arm == "pad, mapped"), next(iter(ends)))
+    print(f"\nat the end, less {first!r} of the same seed: every seed, mean, p of a paired t-test")
+    for arm, values in ends.items():
+        paired = [value - other for value, other in zip(values, ends[first], strict=True)]
+        p = scipy.stats.ttest_1samp(paired, 0).pvalue if len(paired) > 1 and arm != first else float("nan")
+        print(
+            f"{arm:32}" + "".join(f"{value:+9.4f}" for value in paired) + f"{statistics.mean(paired):+10.4f} {p:8.3f}"
+        )
 
 
 def rank_strategies(model: Any, tokenizer: Any, data: Path, options: argparse.Namespace) -> None:
@@ -101,7 +118,7 @@ def rank_strategies(model: Any, tokenizer: Any, data: Path, options: argparse.Na
     train = torch.stack(texts, 1).flatten(0, 1)  # in turns
     valid = torch.cat([windows(folder / f"{name}.valid.jsonl.gz", tokenizer, SHORT, 50) for name in DOMAINS])
     curves = []
-    for seed in range(options.seeds):
+    for seed in seeds_of(options):
         curves.append(strategy_arms(copy.deepcopy(model), train, valid, options, seed))
         options.out.with_name("growth_strategies.json").write_text(json.dumps(curves, indent=1) + "\n")
     report(curves, options.steps)
@@ -116,7 +133,7 @@ def strategy_arms(
     for batch in batches(train, order, 0, options.before, FEW):
         step(model, optimizer, batch)
     moments, curves = copy.deepcopy(optimizer.state_dict()), {}
-    for name in ARMS:
+    for name in options.arms:
         arm, new = copy.deepcopy(model), {}
         own = adam(arm)
         own.load_state_dict(moments)
