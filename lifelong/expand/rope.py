@@ -20,6 +20,10 @@ from lifelong.errors import ExpansionError
 from lifelong.expand.axes import NEW
 
 SEARCH_ULPS = 4
+OTHER_TYPES = (
+    "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+)  # fmt: skip
+"""Settings of llama3 and yarn, which transformers warns about in a table that has become longrope."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,8 @@ def _long_tables(config: Any, tables: list[dict[str, Any]], old: int, new: int, 
         # where short and long texts differ, or queries scale by it (Ministral 3); else no text is long
         switches = table["rope_type"] == "longrope" or "llama_4_scaling_beta" in table
         kept = table.get("original_max_position_embeddings") if switches else None
-        table.pop("partial_rotary_factor", None)
+        for key in ("partial_rotary_factor", *OTHER_TYPES):
+            table.pop(key, None)
         table |= {
             "rope_type": "longrope", "short_factor": _factors(pairs, *short, new),
             "long_factor": _factors(pairs, *long, new), "factor": 1.0, "attention_factor": short[0][1],

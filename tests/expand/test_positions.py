@@ -45,6 +45,11 @@ def test_scaled_rotary_tables_are_kept_far_beyond_the_maximum(rope_type, size):
     assert moved_on_a_long_text(model, grown) < 5e-6
 
 
+def test_a_table_that_becomes_longrope_keeps_no_settings_of_its_old_type():
+    grown, _ = expand_model(rotary("llama3"), head_dim=12)
+    assert not {"low_freq_factor", "high_freq_factor"} & set(grown.config.rope_parameters)
+
+
 @pytest.mark.parametrize(("size", "message"), [
     ({"head_dim": 16}, r"head_dim: 16: .*\(dynamic\).*the only exact size: 8"),
     ({"positions": 256}, r"positions: 256: .*\(dynamic\).*beyond 64 tokens; leave positions out"),
