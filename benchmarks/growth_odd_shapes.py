@@ -39,7 +39,14 @@ ROTARY = {
     "yarn, mscale": {**TABLES_OF["yarn"], "rope_type": "yarn", "mscale": 0.7, "mscale_all_dim": 0.9},
     "default": {},
 }
-MIX: dict[str, int] = {"hidden_size": 36, "heads": 6, "kv_heads": 3, "intermediate_size": 53, "layers": 3, "vocab_size": 70}
+MIX: dict[str, int] = {
+    "hidden_size": 36,
+    "heads": 6,
+    "kv_heads": 3,
+    "intermediate_size": 53,
+    "layers": 3,
+    "vocab_size": 70,
+}
 SEVEN = {
     "heads": 7,
     "kv_heads": 1,
