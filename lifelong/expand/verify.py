@@ -72,11 +72,11 @@ def answer(output: Any) -> Tensor:
 
 
 def other_answer(name: str) -> Run:
-    """A run that gives what else a model with another head answers; zero where it does not."""
+    """A run that gives what else a model with another head answers; empty where it does not."""
 
     def run(model: Any, ids_BT: Tensor) -> Tensor:
         value = getattr(model(input_ids=ids_BT), name, None)
-        return torch.zeros(1) if value is None else value
+        return torch.empty(0) if value is None else value
 
     return run
 
@@ -173,7 +173,7 @@ def verify(
     with _one_thread() if level == "quick" else nullcontext():
         befores = small.logits(ids_BT, torch.float64, runs)
         afters = exact.logits(ids_BT, torch.float64, runs, doubled_blocks(mapping, small, grown.blocks))
-    worst = {name: largest_difference(befores[name], afters[name]) for name in runs}
+    worst = {name: largest_difference(befores[name], afters[name]) for name in runs if befores[name].numel()}
     before, after = befores["tokens"], afters["tokens"]
     tolerance = TOLERANCE * max(1.0, float(before.abs().max()))
     moved: dict[str, Any] = divergence(before, after, ids_BT) if is_language_model else {}

@@ -42,7 +42,8 @@ def loading(what: str, source: str | Path, doing: str = "cannot be loaded") -> I
         raise
     # a foreign configuration can make transformers raise anything
     except Exception as error:
-        raise InputError(f"{name}: {_reason(Path(source), error) or f'{doing}: {_said(error)}'}") from error
+        absent = "" if Path(source).exists() else "there is no such folder, and from the hub: "
+        raise InputError(f"{name}: {_reason(Path(source), error) or f'{absent}{doing}: {_said(error)}'}") from error
 
 
 def check_folder(folder: Path, name: str) -> None:
