@@ -24,16 +24,16 @@ Row = Mapping[str, Any]
 
 
 def collect(out: Path) -> None:
-    """Copy what a study has measured into the repository."""
+    """Copy what a study has measured into the repository; runs of other seeds and arms that are there stay."""
     RESULTS.mkdir(exist_ok=True)
-    for name in PARTS:
-        rows = [json.loads(path.read_text()) for path in sorted((out / "figures").glob(f"{name}-*.json"))]
-        if rows:
-            order = list(PARTS[name].arms)
-            rows = sorted(
-                (row for row in rows if row["arm"] in order), key=lambda row: (order.index(row["arm"]), row["seed"])
-            )
-            (RESULTS / f"{name}.jsonl").write_text("".join(json.dumps(_rounded(row)) + "\n" for row in rows))
+    for name, part in PARTS.items():
+        found = [json.loads(path.read_text()) for path in sorted((out / "figures").glob(f"{name}-*.json"))]
+        path, order = RESULTS / f"{name}.jsonl", list(part.arms)
+        before = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() and found else []
+        rows = {(row["arm"], row["seed"]): _rounded(row) for row in (*before, *found) if row["arm"] in order}
+        kept = sorted(rows, key=lambda key: (order.index(key[0]), key[1]))
+        if found:
+            path.write_text("".join(json.dumps(rows[key]) + "\n" for key in kept))
     for name in ("fronts", "downstream", "steps_saved"):
         if (path := out / "figures" / f"{name}.jsonl").is_file():
             (RESULTS / path.name).write_text(path.read_text())

@@ -114,6 +114,7 @@ def draft_recipe(inputs: DraftInputs) -> str:
         *_stages(inputs, tokens),
         *_keeping(inputs, watch, fit, wants_teacher, len(domains), sum(count for count, _ in tokens)),
         *_training(inputs, config, fit, machine),
+        *_carrying(len(domains)),
         *_measuring(min(count for count, _ in tokens), len(named) + len(watch)),
     ]
     return "\n".join(lines) + "\n"
@@ -285,6 +286,13 @@ def _training(inputs: DraftInputs, config: Any, fit: Fit, machine: Machine) -> I
         yield f"  bf16: {str(machine.bfloat16).lower()}"
     else:
         yield "  use_cpu: true   # float32: most processors have no units for bfloat16"
+
+
+def _carrying(stages: int) -> Iterator[str]:
+    """Three seeds of the study: better in the mean by .03 nats (p .0006), worse on the last domain by .013."""
+    if stages > 1:
+        yield "# Adam's moments go on from stage to stage: less is forgotten, for 8 bytes a parameter on the disk."
+        yield "carry_optimizer: true"
 
 
 def _rate(inputs: DraftInputs, config: Any) -> tuple[float, str]:

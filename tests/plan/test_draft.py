@@ -36,6 +36,7 @@ def test_the_draft_is_a_recipe_that_plans_to_what_it_says(base, cards):
     assert (watch, budget) == ([str(cards / "sea.yaml")], {"sea": "2%"})
     assert recipe.replay is not None
     assert recipe.inherit is not None
+    assert recipe.carry_optimizer
     assert recipe.train["learning_rate"] == RATES["unknown"]
     assert "not in the checkpoint" in text
     memory = plan_recipe(recipe).stages[0].memory

@@ -85,7 +85,7 @@ def test_a_base_that_has_seen_it_all(tmp_path):
 
 def test_temperature_and_optimizer(tmp_path):
     (line,) = advice(("news", 10_000, 1_000), inherit={"temperature": 2.0})
-    assert "36 % of the steps saved against 16 %" in line
+    assert "keeps more: .057 nats of new text against .154" in line
     assert advice(("news", 10_000, 1_000), inherit={}) == []
     muon = {"train": {"optim": "muon"}}
     (line,) = advice(("news", 10_000, 1_000), model={"checkpoint": str(tmp_path)}, **muon)
