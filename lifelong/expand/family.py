@@ -149,7 +149,7 @@ def head_bias(*, tied_to: str | None = None) -> Parameter:
 
 
 def mlm_dense(*, bias: bool = False) -> Parameter:
-    """The dense layer between a masked-language model and its output embedding."""
+    """The dense layer between the last norm and the output embedding (BERT, ModernBERT's decoder)."""
     return Parameter("mlm_dense_bias", ("stream",)) if bias else Parameter("mlm_dense", ("stream",), "stream")
 
 

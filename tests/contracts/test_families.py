@@ -31,7 +31,8 @@ def test_a_family_file_is_a_table(family):
     assert module.FAMILY.name == family.replace("-", "_")
     logic = (ast.FunctionDef, ast.If, ast.For, ast.While, ast.Lambda, ast.comprehension, ast.IfExp)
     tree = ast.parse(inspect.getsource(module))
-    assert not [node for node in ast.walk(tree) if isinstance(node, logic)]
+    found = [ast.unparse(node).strip() for node in ast.walk(tree) if isinstance(node, logic)]
+    assert not found, f"a family file is a table: put {found} into layouts.py"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

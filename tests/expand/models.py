@@ -44,6 +44,8 @@ EXTRA = {
     "exaone4": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
     "ministral": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
     "cohere2": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "cwm": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 6},
+    "modernbert_decoder": {"layer_types": ["full_attention", "sliding_attention"], "local_attention": 12},
     "gpt_oss": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
     "qwen3_5": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},

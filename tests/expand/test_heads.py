@@ -17,6 +17,7 @@ CLASSES = {
     ),
     "roberta": ("Model", "ForSequenceClassification"),
     "modernbert": ("ForSequenceClassification",),
+    "modernbert-decoder": ("ForSequenceClassification",),
     "esm": ("Model", "ForTokenClassification"),
 }  # fmt: skip
 CASES = [(family, head) for family, heads in CLASSES.items() for head in heads]
