@@ -69,7 +69,7 @@ def test_growth(tokens, later, parameters, expected):
     assert len(lines) == len(expected)
     for line, text in zip(lines, expected, strict=True):
         assert text in line
-        assert "arXiv" in line or "docs/log.md" in line
+        assert "arXiv" in line or "docs/results.md" in line
 
 
 def test_a_base_that_has_seen_it_all(tmp_path):
