@@ -32,6 +32,7 @@ def arm(*changes: str) -> Arm:
 REAL_MODEL = Part(
     {
         "sequential": arm(),
+        "sequential, rate 1e-4": arm("train.learning_rate=1e-4"),
         "self-generated .5": arm(
             "replay={memory_tokens: 0, share: 0.5, generate: {tokens: 1024, length: 512, start: wiki}}", STORED
         ),
@@ -43,7 +44,7 @@ REAL_MODEL = Part(
     },
     seeds=(0,),
     reference=Arm("real-model"),
-    tokens=2_048,
+    tokens=4_096,
 )
 
 
