@@ -20,7 +20,7 @@ from torch import Tensor
 from lifelong.errors import InputError
 from lifelong.expand.apply import empty_models, grown_class, map_between
 from lifelong.expand.depth import Placement
-from lifelong.expand.lazy import checkpoint_class, empty_model, is_held, stored_shapes
+from lifelong.expand.lazy import body_prefix, checkpoint_class, empty_model, is_held, stored_shapes
 from lifelong.expand.mapping import ExpansionMap
 from lifelong.expand.plan import ExpansionPlan, plan_expansion
 from lifelong.expand.shape import estimated_parameters
@@ -237,12 +237,12 @@ def _write_model(
     tell: Progress,
 ) -> None:
     """Configuration and weights; the next parameters are made while one is written."""
-    shapes = stored_shapes(large)
+    shapes, prefix = stored_shapes(large), body_prefix(large)
     first = next(iter(t.sources[0] for t in mapping.tensors.values() if t.sources))
     slots = []
     for name, shape in shapes.items():
         sources = mapping.tensors[name].sources
-        slots += slots_of(plan.target_family, name, shape, old.dtype(sources[0] if sources else first))
+        slots += slots_of(plan.target_family, name, prefix, shape, old.dtype(sources[0] if sources else first))
     shards = sharded(slots, max_shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else [
         f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)

@@ -172,7 +172,7 @@ TASK_HEADS = {
     f"{name}.{kind}": role(bias=kind == "bias")
     for role, names in (
         (task_head, ("score", "classifier", "qa_outputs", "classifier.out_proj", "cls.seq_relationship")),
-        (mlm_dense, ("classifier.dense", "pre_classifier", "{base}.pooler.dense")),
+        (mlm_dense, ("classifier.dense", "pre_classifier", "dense", "{base}.pooler.dense")),
     )
     for name in names
     for kind in ("weight", "bias")
@@ -294,6 +294,10 @@ class Family:
             return f"{self.base}.{parameter}"
         inner = parameter.removeprefix(f"{prefix}.")
         return parameter if inner == parameter else f"{self.base}.{inner}"
+
+    def own_name(self, name: str, prefix: str) -> str:
+        """The inverse of `standard_name`, for a parameter of the body."""
+        return ".".join([*([prefix] if prefix else []), name.removeprefix(f"{self.base}.")])
 
     def match(self, parameter: str) -> tuple[str, int | None]:
         """The entry of the table that a parameter's name matches, and its layer.

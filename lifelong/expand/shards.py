@@ -255,9 +255,13 @@ class Slot:
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
 
-def slots_of(family: Family, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[Slot]:
-    """Storage slots of a parameter: as it is, or expert by expert as transformers does."""
-    rows = expert_keys(family, name, shape[0]) if len(shape) == 3 else []
+def slots_of(family: Family, name: str, prefix: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[Slot]:
+    """Storage slots of a parameter of a model whose body is called `prefix` (empty: bare).
+
+    One is stored as it is, or expert by expert as transformers does.
+    """
+    rows = expert_keys(family, family.standard_name(name, prefix), shape[0]) if len(shape) == 3 else []
+    rows = [[family.own_name(key, prefix) for key in row] for row in rows]
     if not rows:
         key = name
         for piece, stored in family.file_renames.items():

@@ -83,6 +83,20 @@ def test_a_grown_checkpoint_loads_without_this_package(family, tmp_path):
         assert torch.equal(grown.generate(ids[:1], **again), model.generate(ids[:1], **again))
 
 
+@pytest.mark.parametrize("family", one_of("heads", 4))
+def test_classifiers_and_bare_bodies_grow_where_transformers_has_them(family, tmp_path):
+    config = tiny(family).config
+    for auto in (transformers.AutoModel, transformers.AutoModelForSequenceClassification):
+        if type(config) not in auto._model_mapping:
+            continue
+        model = auto.from_config(config).eval()
+        small, large = (tmp_path / f"{auto.__name__}-{name}" for name in ("small", "large"))
+        model.save_pretrained(small)
+        assert expand_checkpoint(small, large, targets={"layers": 3, **wider(family)}, verify="full").passed
+        _, info = type(model).from_pretrained(large, output_loading_info=True)
+        assert not any(info.values())
+
+
 @pytest.mark.parametrize("family", one_of("same shape", 4))
 def test_the_same_shape_is_the_same_model(family):
     model = tiny(family)

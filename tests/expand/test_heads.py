@@ -18,6 +18,9 @@ CLASSES = {
     "roberta": ("Model", "ForSequenceClassification"),
     "modernbert": ("ForSequenceClassification",),
     "modernbert-decoder": ("ForSequenceClassification",),
+    "eurobert": ("ForSequenceClassification",),
+    "mixtral": ("Model", "ForSequenceClassification"),
+    "qwen3-next": ("Model",),
     "esm": ("Model", "ForTokenClassification"),
 }  # fmt: skip
 CASES = [(family, head) for family, heads in CLASSES.items() for head in heads]
