@@ -82,6 +82,7 @@ KEPT = (
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """One JSON object a line, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     partial.replace(path)
