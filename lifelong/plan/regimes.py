@@ -47,8 +47,8 @@ def regime_advice(
         yield (
             f"inherit.temperature {recipe.inherit.temperature:g}: at the same alpha 1 learns more and 2, the published "
             "value (arXiv 2105.13880), keeps more: .057 nats of new text against .154 of the base's without old text, "
-            "three seeds (docs/results.md, Settings); a small teacher of the domain saved 36 % of the steps at 1 and "
-            "16 % at 2, one seed (docs/log.md, 2026-11-21)"
+            "three seeds (docs/results.md, Settings); a small teacher of the domain saved 33 to 36 % of the steps at 1 "
+            "and, on one seed, 16 % at 2 (docs/log.md, 2026-11-21)"
         )
     sections = [recipe.train, *(stage.train for stage in recipe.stages)]
     if recipe.model.checkpoint is not None and any("muon" in str(part.get("optim")).lower() for part in sections):
