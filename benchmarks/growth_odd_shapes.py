@@ -122,8 +122,8 @@ def cases() -> Iterator[Case]:
     yield "1 layer, 1 head of 2 channels, 1 neuron", "llama", {
         "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 2, "hidden_size": 2, "intermediate_size": 1,
     }, {"layers": 30, "intermediate_size": 3, "heads": 4, "hidden_size": 8}  # fmt: skip
-    yield "refused by the page", "gpt2", {"scale_attn_weights": False}, {"hidden_size": 96, "heads": 4}
-    yield "refused by the page", "opt", {"layer_norm_elementwise_affine": False}, {"hidden_size": 60, "heads": 10}
+    yield "once refused or wrong", "gpt2", {"scale_attn_weights": False}, {"hidden_size": 96, "heads": 4}
+    yield "once refused or wrong", "opt", {"layer_norm_elementwise_affine": False}, {"hidden_size": 60, "heads": 10}
     longrope: dict[str, Any] = {
         "rope_type": "longrope",
         "rope_theta": 1e4,
@@ -132,11 +132,11 @@ def cases() -> Iterator[Case]:
     }
     phi3 = {"rope_parameters": longrope, "original_max_position_embeddings": 32, "hidden_size": 32}
     for wider in ({"positions": 400}, {"hidden_size": 36}, {"hidden_size": 64, "heads": 8}):
-        yield "refused by the page", "phi3", phi3, wider
+        yield "once refused or wrong", "phi3", phi3, wider
 
 
-def gaps(case: Case, folder: Path) -> tuple[float, float]:
-    """On short and on long texts."""
+def gaps(case: Case, folder: Path) -> tuple[float, float | None]:
+    """On short and on long texts; None where the model takes no long ones."""
     _, family, settings, sizes = case
     model = tiny(family, **settings).double()
     model.config.dtype = torch.float64
@@ -149,7 +149,7 @@ def gaps(case: Case, folder: Path) -> tuple[float, float]:
     runs = [plain, padded, *([cached] if model.can_generate() else [])]
     short = [gap(model, grown, run, ids_BT[:, :SHORT]) for run in runs]
     beyond = model.config.max_position_embeddings >= LONG or hasattr(model.config, "rope_parameters")
-    return max(short), gap(model, grown, plain, ids_BT) if beyond else 0.0
+    return max(short), gap(model, grown, plain, ids_BT) if beyond else None
 
 
 def loaded(folder: Path, model_class: Any) -> Any:
@@ -162,6 +162,7 @@ def loaded(folder: Path, model_class: Any) -> Any:
 
 @torch.no_grad()
 def gap(small: Any, grown: Any, run: Any, ids_BT: torch.Tensor) -> float:
+    """Largest difference of logits over the largest logit, in true float64."""
     with true_float64():
         before, after = (run(model, ids_BT) for model in (small, grown))
     return float((after[..., : before.shape[-1]] - before).abs().max() / before.abs().max())
@@ -190,7 +191,8 @@ def main() -> None:
     print("| what | cases | refused | short | long |\n|---|---:|---:|---:|---:|")
     for group, rows in found.items():
         grown = [row for row in rows if "refused" not in row]
-        worst = [f"{max(row[kind] for row in grown):.0e}" if grown else "-" for kind in ("short", "long")]
+        measured = [[row[kind] for row in grown if row[kind] is not None] for kind in ("short", "long")]
+        worst = [f"{max(gaps):.0e}" if gaps else "-" for gaps in measured]
         print(f"| {group} | {len(rows)} | {len(rows) - len(grown)} | {worst[0]} | {worst[1]} |")
     for rows in found.values():
         for row in rows:

@@ -297,7 +297,8 @@ class Family:
 
     def own_name(self, name: str, prefix: str) -> str:
         """The inverse of `standard_name`, for a parameter of the body."""
-        return ".".join([*([prefix] if prefix else []), name.removeprefix(f"{self.base}.")])
+        inner = name.removeprefix(f"{self.base}.")
+        return f"{prefix}.{inner}" if prefix else inner
 
     def match(self, parameter: str) -> tuple[str, int | None]:
         """The entry of the table that a parameter's name matches, and its layer.

@@ -83,6 +83,20 @@ def test_a_part_runs_to_its_figures_and_the_page(study: Path, monkeypatch: pytes
     assert (study / "docs" / "figures" / "study-arms.png").stat().st_size > 5_000
 
 
+def test_collected_runs_join_those_of_other_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later call that ran one seed replaces that seed and leaves the others where they are."""
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
+    (tmp_path / "figures").mkdir()
+    for seed, flops in ((1, 1.0), (0, 2.0), (1, 3.0)):
+        for old in (tmp_path / "figures").iterdir():
+            old.unlink()
+        row = {"part": "main", "arm": "replay", "seed": seed, "flops": flops}
+        (tmp_path / "figures" / f"main-replay-{seed}.json").write_text(json.dumps(row))
+        page.collect(tmp_path)
+    kept = [json.loads(line) for line in (tmp_path / "results" / "main.jsonl").read_text().splitlines()]
+    assert [(row["seed"], row["flops"]) for row in kept] == [(0, 2.0), (1, 3.0)]
+
+
 def test_every_arm_of_every_part_is_a_recipe(study: Path) -> None:
     """Names in the parts lead to files, and their changes to keys that exist; the large size changes no arm's kind."""
     for part in PARTS.values():

@@ -117,6 +117,12 @@ def test_a_damaged_configuration_is_one_message(checkpoint, changes):
         load_model(checkpoint, "clm")
 
 
+def test_a_checkpoint_that_is_not_here_is_said_to_be_no_folder(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LifelongError, match="checkpoint 'no-such-model': there is no such folder, and from the hub"):
+        load_model("no-such-model", "clm")
+
+
 def test_damaged_weights_are_one_message(checkpoint):
     (checkpoint / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(LifelongError, match="transformers cannot load it as clm"):
