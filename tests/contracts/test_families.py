@@ -8,6 +8,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from lifelong.expand import expand_checkpoint, expand_model, plan_expansion
 from lifelong.expand.family import Family, load_family
@@ -95,6 +96,10 @@ def test_classifiers_and_bare_bodies_grow_where_transformers_has_them(family, tm
         assert expand_checkpoint(small, large, targets={"layers": 3, **wider(family)}, verify="full").passed
         _, info = type(model).from_pretrained(large, output_loading_info=True)
         assert not any(info.values())
+        body = load_family(family.replace("-", "_")).base + "."
+        stored = [load_file(folder / "model.safetensors") for folder in (small, large)]
+        prefixed, also = ({name.startswith(body) for name in weights} for weights in stored)
+        assert prefixed == also, "tensors of a bare body have no prefix, and no others"
 
 
 @pytest.mark.parametrize("family", one_of("same shape", 4))
