@@ -79,6 +79,16 @@ MOMENTS = Part(
 )
 """Pieces from growth to growth, so that a fresh Adam comes with a growth and nowhere else."""
 
+LONG_ENDS = (0.3, 1.2, 2.4, 4.8)
+LONG = Part(
+    {
+        name: arm(sizes, recipe="horizon-long", ends=LONG_ENDS)
+        for name, sizes in {"mid": ("mid",), "large": ("large",), "grow twice": ("small", "mid", "large")}.items()
+    },
+    horizons=True,
+)
+"""The three that are near each other at 2.4 TFLOP, twice as far."""
+
 STREAM_ENDS = (0.48, 0.96, 1.44, 1.92, 2.4)
 STREAM = Part(
     {
@@ -114,6 +124,7 @@ RATES_TRIED = Part(
 
 HORIZON: dict[str, Part] = {
     "unknown-horizon": UNKNOWN_HORIZON,
+    "horizon-long": LONG,
     "horizon-moments": MOMENTS,
     "horizon-stream": STREAM,
     "horizon-rates": RATES_TRIED,

@@ -103,14 +103,24 @@ def horizon_page(pictures: Path) -> dict[str, str]:
             for name, rows in arms.items()
         }
         figures.horizon_figure(curves, flops, pictures / "study-unknown-horizon")
+    planes = {
+        name: [(row["metrics"]["in_domain"], row["metrics"]["forgetting"]) for row in rows]
+        for name, rows in read("horizon-stream").items()
+    }
+    if planes:
+        figures.plane_figure(
+            planes, "after its own stage, nats/token", "forgetting, nats/token", pictures / "study-horizon-stream"
+        )
     return {
         "HORIZON": loss_table("unknown-horizon", "mean"),
         "HORIZON_RAW": loss_table("unknown-horizon", "raw"),
         "HORIZON_REGRET": regret_table("unknown-horizon"),
         "HORIZON_PAIRED": paired_table("unknown-horizon", "mid"),
+        "HORIZON_LONG": loss_table("horizon-long", "mean"),
+        "HORIZON_LONG_PAIRED": paired_table("horizon-long", "mid"),
         "HORIZON_MOMENTS": loss_table("horizon-moments", "mean"),
-        "HORIZON_MOMENTS_RAW": loss_table("horizon-moments", "raw"),
         "HORIZON_STREAM": loss_table("horizon-stream", "mean", seen),
+        "HORIZON_STREAM_PAIRED": paired_table("horizon-stream", "mid", seen),
         "HORIZON_STREAM_REGRET": regret_table("horizon-stream", seen),
         "HORIZON_RATES": loss_table("horizon-rates", "mean"),
     }

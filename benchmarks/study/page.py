@@ -305,27 +305,37 @@ def regime_table(part: str, reference: str) -> str:
     return table([*heads, f"against `{reference}`", "TFLOP"], rows)
 
 
-def passes_tables(part: str, reference: str) -> str:
-    """Loss on the new text by number of passes, then every kind with the number that validation text chooses."""
+def by_passes(part: str) -> dict[str, dict[int, list[Row]]]:
+    """Kind of arm -> passes over the text -> runs."""
     kinds: dict[str, dict[int, list[Row]]] = {}
     for arm, rows in read(part).items():
         kind, _, passes = arm.rpartition(", ")
         kinds.setdefault(kind, {})[int(passes.split()[0])] = rows
-    if not kinds:
+    return kinds
+
+
+def chosen_passes(kinds: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, list[Row]]:
+    """Of every kind and seed the run with the number of passes that validation text chooses."""
+    return {
+        kind: [min(rows, key=lambda row: row["nats_per_token"][-1][0]) for rows in zip(*found.values(), strict=True)]
+        for kind, found in kinds.items()
+    }
+
+
+def passes_tables(part: str, reference: str) -> str:
+    """Loss on the new text by number of passes, then every kind with the number that validation text chooses."""
+    if not (kinds := by_passes(part)):
         return ""
     heads = ["new text, nats (rise on the base's)", *(f"{passes} passes" for passes in next(iter(kinds.values())))]
     rise = rise_of_base("released")
-    by_passes = [
+    losses = [
         [f"`{kind}`", *(
             f"{statistics.fmean(map(tested_new, rows)):.3f} ({statistics.fmean(map(rise, rows)):+.3f})"
             for rows in found.values()
         )]
         for kind, found in kinds.items()
     ]  # fmt: skip
-    chosen = {
-        kind: [min(rows, key=lambda row: row["nats_per_token"][-1][0]) for rows in zip(*found.values(), strict=True)]
-        for kind, found in kinds.items()
-    }
+    chosen = chosen_passes(kinds)
     new, kept = (against(chosen, reference, value) for value in (tested_new, rise))
     merged = against(chosen, reference, tested_mean("merged"))
     best = [
@@ -342,7 +352,7 @@ def passes_tables(part: str, reference: str) -> str:
         for kind, rows in chosen.items()
     ]
     against_it = f"against `{reference}`"
-    return f"{table(heads, by_passes)}\n" + table(
+    return f"{table(heads, losses)}\n" + table(
         ["passes chosen", "of every seed", "new text", against_it, "rise on the base's", against_it,
          "mean, best merge", against_it],
         best,
@@ -438,13 +448,14 @@ def write_page(out: Path) -> None:
     if main:
         order = sorted(main, key=lambda name: statistics.fmean(map(log_ap, main[name])))
         figures.arms_figure({name: main[name] for name in order}, pictures / "study-arms")
-    if regime := read("no-old-text"):
+    regimes = {"no-old-text": read("no-old-text")}
+    regimes |= {part: chosen_passes(by_passes(part)) for part in ("little-text", "more-text")}
+    for part, arms in regimes.items():
         planes = {
-            name: [(tested_new(row), rise_of_base("released")(row)) for row in rows] for name, rows in regime.items()
+            name: [(tested_new(row), rise_of_base("released")(row)) for row in rows] for name, rows in arms.items()
         }
-        figures.plane_figure(
-            planes, "new domains, nats/token", "rise on the base's text", pictures / "study-no-old-text"
-        )
+        if planes:
+            figures.plane_figure(planes, "new text, nats/token", "rise on the base's text", pictures / f"study-{part}")
     if points := fronts():
         figures.front_figure(points, "cs", pictures / "study-front")
     if curves := rises():
@@ -465,6 +476,7 @@ def write_page(out: Path) -> None:
         "CONVERGED": short_table("converged"),
         "NO_OLD_TEXT": regime_table("no-old-text", "KI on the new text, alpha .5"),
         "LITTLE_TEXT": passes_tables("little-text", "plain"),
+        "MORE_TEXT": passes_tables("more-text", "plain"),
         **{name: settings_table(name) for name in SETTINGS_TABLES},
         "REAL_MODEL": table(real_model.HEADS, rows)
         if (rows := list(real_model.table_rows(read("real-model"))))

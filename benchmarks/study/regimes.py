@@ -6,11 +6,14 @@ passes of a teacher are counted.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.study.arms import Arm, Part
 
 SELF = "replay={memory_tokens: 0, share: %s, generate: {tokens: %s}}"
 STORED = "inherit={teacher: memory, on: replay, alpha: 1.0, schedule: constant, temperature: 1.0}"
 REAL = "replay={memory_tokens: 120k, share: 0.3, proxy: {tinystories: 60k}}"
+MORE_REAL = "replay={memory_tokens: 400k, share: 0.3, proxy: {tinystories: 200k}}"
 KI = "inherit={teacher: previous, on: all, alpha: %s, schedule: constant, temperature: 1.0}"
 AVERAGE = ("train.lr_scheduler_type=null", "train.warmup_steps=null", "lr={policy: wsd, warmup: 5%, average: 20%}")
 
@@ -50,18 +53,18 @@ NO_OLD_TEXT = Part(
 """What the base knew is to be kept without a line of its text."""
 
 EPOCHS = (2, 4, 6, 8)
-LITTLE = 30_000
+LITTLE, MORE = 30_000, 100_000
 
 
-def little(epochs: int) -> dict[str, Arm]:
+def little(epochs: int, real: str) -> dict[str, Arm]:
     """Arms that spend what reading the text so many times costs the plain one; where not said, weight decay is .1."""
     kinds = {
         "plain": (),
         "weight decay 1": ("train.weight_decay=1.0",),
         "weight decay 3": ("train.weight_decay=3.0",),
         "KI .3": (KI % 0.3,),
-        "replay .3": (REAL,),
-        "replay .3 and KI .3": (REAL, KI % 0.3),
+        "replay .3": (real,),
+        "replay .3 and KI .3": (real, KI % 0.3),
     }
     return {
         f"{name}, {epochs} passes": Arm("little-text", changes, budget=epochs / EPOCHS[0])
@@ -70,11 +73,19 @@ def little(epochs: int) -> dict[str, Arm]:
 
 
 LITTLE_TEXT = Part(
-    {name: one for epochs in EPOCHS for name, one in little(epochs).items()},
+    {name: one for epochs in EPOCHS for name, one in little(epochs, REAL).items()},
     reference=Arm("little-text"),
     tokens=EPOCHS[0] * LITTLE,
     tested=("tinystories", "news"),
 )
 """Thirty thousand tokens of news, read two to eight times."""
 
-REGIMES = {"no-old-text": NO_OLD_TEXT, "little-text": LITTLE_TEXT}
+MORE_TEXT = replace(
+    LITTLE_TEXT,
+    arms={name: one for epochs in (2, 4, 8) for name, one in little(epochs, MORE_REAL).items()},
+    tokens=EPOCHS[0] * MORE,
+    changes=("stages.0.domain=benchmarks/study/recipes/cards/news-200kb.yaml",),
+)
+"""Three times as much of the same news, and of the stories."""
+
+REGIMES = {"no-old-text": NO_OLD_TEXT, "little-text": LITTLE_TEXT, "more-text": MORE_TEXT}
