@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.study.arms import RECIPES, Arm, Part
 from benchmarks.study.parts import PARTS, SCALABLE, large
 from benchmarks.study.real_model import look
+from lifelong.errors import did_you_mean
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -37,6 +38,9 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     out: Path = args.out or Path("runs/study-large" if args.size == "large" else "runs/study")
+    arms = {arm for name in args.part for arm in PARTS[name].arms}
+    if unknown := next((name for name in args.only if name not in arms), None):
+        parser.error(f"--only: {unknown!r} is no arm of {', '.join(args.part)}{did_you_mean(unknown, arms)}")
     parts = {name: chosen(name, args) for name in args.part}
     if parts:
         run_parts(parts, out, args)

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.study import page, runs
 from benchmarks.study.arms import RECIPES, Arm
 from benchmarks.study.budget import arm_recipe, planned_flops, tokens_at
-from benchmarks.study.horizon import HORIZON, HORIZONS, STREAM_ENDS
+from benchmarks.study.horizon import HORIZON, HORIZONS, LONG_ENDS, STREAM_ENDS
 from benchmarks.study.parts import MAIN, PARTS, large
 from lifelong.plan import plan_recipe
 
@@ -116,7 +116,9 @@ def test_every_arm_of_every_part_is_a_recipe(study: Path) -> None:
         assert big.model.hidden_size == (768 if name == "final-size" else 512)
 
 
-@pytest.mark.parametrize(("name", "ends"), [("unknown-horizon", HORIZONS), ("horizon-stream", STREAM_ENDS)])
+@pytest.mark.parametrize(
+    ("name", "ends"), [("unknown-horizon", HORIZONS), ("horizon-long", LONG_ENDS), ("horizon-stream", STREAM_ENDS)]
+)
 def test_pieces_of_every_arm_end_at_the_horizons(study: Path, name: str, ends: tuple[float, ...]) -> None:
     """What a token costs each size is what the plan says, so that arms are read at equal FLOPs, to a step a piece."""
     part = HORIZON[name]
