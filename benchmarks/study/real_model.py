@@ -1,4 +1,4 @@
-"""A picture from a real model: SmolLM2-135M-Instruct on three corpora, one seed, $SMOLLM2 names its folder.
+"""A picture from a real model: SmolLM2-135M-Instruct on three corpora, $SMOLLM2 names its folder.
 
 A second of one core is 43 tokens of training here, so that text is short, and everything that is measured after the
 runs is kept model by model: a call that is stopped goes on where it was.
@@ -128,8 +128,10 @@ HEADS = [
 def table_rows(rows: Mapping[str, Any]) -> Iterator[list[str]]:
     """The base, every arm as released, and the merges: test losses, rises of what is watched, answers."""
     base: dict[str, Any] = {}
+    runs = [(name, row) for name, found in rows.items() for row in found]
+    several = len({row["seed"] for _, row in runs}) > 1
     for kind in ("base", "released", "merged"):
-        for name, (row,) in rows.items():
+        for name, row in runs:
             found = row.get("tested", {}).get(kind)
             if found is None or (kind == "base" and base):
                 continue
@@ -139,11 +141,14 @@ def table_rows(rows: Mapping[str, Any]) -> Iterator[list[str]]:
                 f"`{name}`, {found['weight']:g} of the way from the base"
             )
             nats, chat = found["nats"], found["chat"]
-            cells = [
+            if several and kind != "base":
+                label += f", seed {row['seed']}"
+            cells = [label]
+            cells += [
                 f"{nats[domain]:.3f}" if kind == "base" else f"{nats[domain] - base['nats'][domain]:+.3f}"
                 for domain in WATCHED
             ]
             cells += [f"{nats[domain]:.3f}" for domain in LEARNED]
             cells += [f"{sum(nats.values()) / len(nats):.3f}"]
             cells += [f"{passed}/{asked}" for passed, asked in chat.values()]
-            yield [label, *cells, "" if kind == "base" else f"{row['flops'] / 1e12:.2f}"]
+            yield [*cells, "" if kind == "base" else f"{row['flops'] / 1e12:.2f}"]
