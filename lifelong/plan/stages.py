@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -374,14 +374,7 @@ def _notes(
 ) -> list[str]:
     """Notes on the assumptions of the plan."""
     notes = [f"{source} does not exist yet: planned from recipe {writer}" for source, writer in shapes.coming.items()]
-    hub = [card for card, reason in look.unread.items() if "hub" in reason and card != "tokenizer"]
-    if hub:
-        notes.append(f"text on the hub was not read: {', '.join(hub)}; its size on disk is that of the stages")
-    notes += [
-        f"{card}: was not read ({reason.splitlines()[0][:160]})"
-        for card, reason in look.unread.items()
-        if card not in hub
-    ]
+    notes += _unread_notes(look.unread)
     notes += [
         f"{fact.name}: of {quantity(fact.text_bytes, 'B')} of text {quantity(fact.read_bytes, 'B')} will be read, in "
         f"pieces from all over it, and tokenised while it trains, {fact.read_bytes * fact.encoding_seconds:,.0f} s of "
@@ -405,6 +398,20 @@ def _notes(
     if compiled:
         notes.append("torch_compile: activations are counted as without it; a compiled step keeps fewer")
     return notes
+
+
+def _unread_notes(unread: Mapping[str, str]) -> Iterator[str]:
+    """Which text was not read and why; cards whose reasons differ in file names alone have one note, with the first."""
+    hub = [card for card, reason in unread.items() if "hub" in reason and card != "tokenizer"]
+    if hub:
+        yield f"text on the hub was not read: {', '.join(hub)}; its size on disk is that of the stages"
+    alike: dict[str, dict[str, str]] = {}
+    for card, reason in unread.items():
+        if card not in hub:
+            line = reason.splitlines()[0]
+            alike.setdefault(" ".join(word for word in line.split() if "/" not in word), {})[card] = line
+    for lines in alike.values():
+        yield f"{', '.join(lines)}: {'was' if len(lines) == 1 else 'were'} not read ({next(iter(lines.values()))})"
 
 
 def _memory_notes(recipe: Recipe, stages: Sequence[PlannedStage]) -> Iterator[str]:
