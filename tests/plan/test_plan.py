@@ -372,6 +372,6 @@ def test_base_rate_of_a_run_that_is_there(cards, tmp_path):
 def test_text_that_cannot_be_read_is_one_note_with_its_reason_in_full(monkeypatch):
     """Five cards that need the same variable, and the tokenizer that would be trained on the first of them."""
     monkeypatch.delenv("LIFELONG_DATA", raising=False)
-    notes = [note for note in plan_recipe(load_recipe("small/unknown-horizon")).notes if "not read" in note]
+    notes = [note for note in plan_recipe("small/unknown-horizon", text=True).notes if "not read" in note]
     assert [note.partition(":")[0] for note in notes] == ["wiki, news, reviews, bio, cs", "tokenizer"]
     assert all(note.endswith("export LIFELONG_DATA=/path/to/folder)") for note in notes)
