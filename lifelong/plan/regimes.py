@@ -73,10 +73,10 @@ def _repetition(recipe: Recipe, stages: Sequence[Any], texts: Mapping[str, Corpu
                 continue
             yield (
                 f"stage {stage.index}: reads the {stats.tokens:,.0f} tokens of {Path(card).stem} {passes:.1f} times "
-                "without a teacher; in docs/results.md plain text is best at four passes (2.686 nats of 100k tokens, 2.729 "
-                "at eight), a teacher at 0.3 as good at eight and .46 nats less forgetful. Fewer tokens, or inherit: "
-                "{teacher: previous, on: all, alpha: 0.3, schedule: constant}; train.weight_decay at 10 times the usual "
-                "(for arXiv 2509.14786 it is 30) gave .015 more of the new text and forgot .33 more"
+                "without a teacher; in docs/results.md plain text is best at four passes (2.686 nats of 100k tokens, "
+                "2.729 at eight), a teacher at 0.3 as good at eight and .46 nats less forgetful. Fewer tokens, or "
+                "inherit: {teacher: previous, on: all, alpha: 0.3, schedule: constant}; train.weight_decay at 10 times "
+                "the usual (for arXiv 2509.14786 it is 30) gave .015 more of the new text and forgot .33 more"
             )
 
 
