@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import sys
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import page, runs
+from benchmarks.study.__main__ import main
 from benchmarks.study.arms import RECIPES, Arm
 from benchmarks.study.budget import arm_recipe, planned_flops, tokens_at
 from benchmarks.study.horizon import HORIZON, HORIZONS, LONG_ENDS, STREAM_ENDS
 from benchmarks.study.parts import MAIN, PARTS, large
+from benchmarks.study.real_model import table_rows
 from lifelong.plan import plan_recipe
 
 WORDS = ["".join(random.Random(seed).choices("abcdefghijklmnop", k=1 + seed % 7)) for seed in range(300)]
@@ -126,3 +129,33 @@ def test_pieces_of_every_arm_end_at_the_horizons(study: Path, name: str, ends: t
         recipe = arm_recipe(arm, part.tokens, 0, (*part.changes, "tokenizer={train: {kind: bpe, vocab_size: 512}}"))
         spent = list(accumulate(stage.flops for stage in plan_recipe(recipe).stages))
         assert spent == pytest.approx([end * 1e12 for end in ends], rel=4e-3)
+
+
+def test_an_arm_that_does_not_exist_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is run for it, and the nearest name is offered."""
+    monkeypatch.setattr(sys, "argv", ["study", "--part", "horizon-long", "--only", "mid", "grow twce"])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 2
+    assert "'grow twce' is no arm of horizon-long; did you mean 'grow twice'?" in capsys.readouterr().err
+
+
+def test_a_real_model_has_a_row_for_every_seed() -> None:
+    """The base stands once, and rises are against it whichever run measured it."""
+    chat = {"stops": [3, 4]}
+    base, moved = (dict.fromkeys(("wiki", "code", "news", "legal", "bio", "cs"), value) for value in (3.0, 3.5))
+    rows = {
+        "sequential": [
+            {
+                "seed": seed,
+                "flops": 1e12,
+                "tested": {kind: {"nats": nats, "chat": chat} for kind, nats in found.items()},
+            }
+            for seed, found in enumerate(({"base": base, "released": moved}, {"released": moved}))
+        ]
+    }
+    table = list(table_rows(rows))
+    assert [row[0] for row in table] == ["the base", "`sequential`, seed 0", "`sequential`, seed 1"]
+    assert [row[1] for row in table] == ["3.000", "+0.500", "+0.500"]
